@@ -1,0 +1,52 @@
+# The project's verbs. `make chat` and `make test` work on a machine with Python >= 3.11, make, git and a C++ compiler.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.edgellm-installed
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help install chat check test lint types contracts fast prove bench clean
+
+help:  ## these lines
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import llama_cpp' 2>/dev/null || \
+		echo "Building llama.cpp from source: about 10 minutes on two cores, once; pip's wheel cache keeps it."
+	@echo "Installing into $(VENV) ..."
+	@PIP="$(BIN)/python -m pip" sh scripts/install.sh
+	@touch $@
+
+install: $(STAMP)  ## make .venv and install edgellm into it
+
+chat: $(STAMP)  ## talk to the default model: make chat ARGS='--prompt "What is 23 * 17 + 4?"'
+	@$(BIN)/edgellm models pull --quiet smollm2-135m
+	@$(BIN)/edgellm chat $(ARGS)
+
+lint: $(STAMP)  ## format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## strict types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+contracts: $(STAMP)  ## who may import whom
+	$(BIN)/lint-imports
+
+fast: $(STAMP)  ## tests without the slow ones
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: lint types contracts fast  ## run before every commit; under two minutes
+
+test: $(STAMP)  ## everything
+	$(BIN)/edgellm models pull --quiet smollm2-135m
+	$(BIN)/python -m pytest
+
+prove: $(STAMP)  ## the full-size evidence: writes docs/evidence/
+	$(BIN)/edgellm models pull --quiet smollm2-135m
+	$(BIN)/python -m benchmarks.prove
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,162 @@
+"""edgellm: quantized language models on small machines, with a decode loop one can see into and steer.
+
+The front door. Names are imported on first use (PEP 562), so that `import edgellm` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "edgellm.runtime": ("Chat", "Runtime", "catalog", "doctor", "inspect", "load", "parse", "quantize"),
+    "edgellm.agent": ("AgentLimits", "ToolChoice"),
+    "edgellm.toolbox.tool": ("Tool", "ToolContext", "tool"),
+    "edgellm.toolbox.toolset": ("Toolset",),
+    "edgellm.toolbox.permission": ("Approval",),
+    "edgellm.sampling.stage": ("Rewind", "sampler"),
+    "edgellm.sampling.candidates": ("Candidates",),
+    "edgellm.sampling.spec": ("ChainSpec",),
+    "edgellm.types": (
+        "Distribution",
+        "Leg",
+        "LoadOptions",
+        "LoraAdapter",
+        "Message",
+        "Rows",
+        "Segment",
+        "Span",
+        "SpanKind",
+        "Step",
+        "ToolCall",
+        "ToolExample",
+        "ToolResult",
+        "ToolSpec",
+        "Usage",
+    ),
+    "edgellm.events": (
+        "ApprovalRequested",
+        "Event",
+        "Notice",
+        "PrefillProgress",
+        "ReasoningDelta",
+        "TextDelta",
+        "TokenDrawn",
+        "ToolApproved",
+        "ToolCallBroken",
+        "ToolCallDelta",
+        "ToolCallName",
+        "ToolCallReady",
+        "ToolCallStarted",
+        "ToolChoiceScored",
+        "ToolDenied",
+        "ToolFinished",
+        "ToolRunning",
+        "TurnFinished",
+    ),
+    "edgellm.errors": (
+        "Cancelled",
+        "ConfigError",
+        "ConstraintError",
+        "ContextFull",
+        "DecodeError",
+        "DownloadError",
+        "EdgeError",
+        "FormatError",
+        "ModelCorrupt",
+        "ModelNotFound",
+        "ModelUnsupported",
+        "OutOfMemory",
+        "PluginError",
+        "SamplerError",
+        "SessionError",
+        "TemplateError",
+        "ToolError",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME_OF.items() for name in names}
+
+__all__ = ["__version__", *_MODULE_OF]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    # Any: the table holds classes and functions of many types; type checkers read the block below.
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from edgellm.agent import AgentLimits, ToolChoice
+    from edgellm.errors import (
+        Cancelled,
+        ConfigError,
+        ConstraintError,
+        ContextFull,
+        DecodeError,
+        DownloadError,
+        EdgeError,
+        FormatError,
+        ModelCorrupt,
+        ModelNotFound,
+        ModelUnsupported,
+        OutOfMemory,
+        PluginError,
+        SamplerError,
+        SessionError,
+        TemplateError,
+        ToolError,
+    )
+    from edgellm.events import (
+        ApprovalRequested,
+        Event,
+        Notice,
+        PrefillProgress,
+        ReasoningDelta,
+        TextDelta,
+        TokenDrawn,
+        ToolApproved,
+        ToolCallBroken,
+        ToolCallDelta,
+        ToolCallName,
+        ToolCallReady,
+        ToolCallStarted,
+        ToolChoiceScored,
+        ToolDenied,
+        ToolFinished,
+        ToolRunning,
+        TurnFinished,
+    )
+    from edgellm.runtime import Chat, Runtime, catalog, doctor, inspect, load, parse, quantize
+    from edgellm.sampling.candidates import Candidates
+    from edgellm.sampling.spec import ChainSpec
+    from edgellm.sampling.stage import Rewind, sampler
+    from edgellm.toolbox.permission import Approval
+    from edgellm.toolbox.tool import Tool, ToolContext, tool
+    from edgellm.toolbox.toolset import Toolset
+    from edgellm.types import (
+        Distribution,
+        Leg,
+        LoadOptions,
+        LoraAdapter,
+        Message,
+        Rows,
+        Segment,
+        Span,
+        SpanKind,
+        Step,
+        ToolCall,
+        ToolExample,
+        ToolResult,
+        ToolSpec,
+        Usage,
+    )

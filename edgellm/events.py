@@ -1,0 +1,165 @@
+"""What a turn tells its reader: frozen events, in the order they happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgellm.types import FinishReason, Message, Step, ToolCall, ToolResult, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """`done` of `total` new tokens are in the KV cache."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDrawn:
+    """One token, as the sampler saw it. Only sent when the chat was opened with `trace` above 0."""
+
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of the model's reasoning."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallStarted:
+    """A call has begun. `index` counts calls within the turn, from 0."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallName:
+    """The name of call `index` is complete."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """More of the arguments of call `index`, as JSON text; all fragments joined are a valid JSON object."""
+
+    index: int
+    fragment: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallReady:
+    """Call `index` is complete and parsed. Its arguments are not yet checked against the tool."""
+
+    index: int
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallBroken:
+    """Call `index` began and does not parse. `raw` is what the model wrote; it was also sent as text."""
+
+    index: int
+    raw: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRequested:
+    """A call waits for somebody's yes."""
+
+    call: ToolCall
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolApproved:
+    """A call may run. `call` has the arguments as approved (they may have been edited)."""
+
+    call: ToolCall
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDenied:
+    """A call may not run; the model is told."""
+
+    call: ToolCall
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRunning:
+    """A tool has been started."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFinished:
+    """A tool has ended, well or not; `result.text` is what the model reads."""
+
+    call: ToolCall
+    result: ToolResult
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoiceScored:
+    """The `guided` strategy chose: a score (natural log) for each candidate; `chosen` None is a plain answer."""
+
+    scores: tuple[tuple[str, float], ...]
+    chosen: str | None
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the reader should know, which is not an error."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFinished:
+    """The turn is over. `text` is the whole answer; `messages` are all messages of the turn; `usage` its cost."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    messages: tuple[Message, ...] = ()
+    value: Any = None
+
+
+Event = (
+    PrefillProgress
+    | TokenDrawn
+    | TextDelta
+    | ReasoningDelta
+    | ToolCallStarted
+    | ToolCallName
+    | ToolCallDelta
+    | ToolCallReady
+    | ToolCallBroken
+    | ApprovalRequested
+    | ToolApproved
+    | ToolDenied
+    | ToolRunning
+    | ToolFinished
+    | ToolChoiceScored
+    | Notice
+    | TurnFinished
+)

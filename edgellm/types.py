@@ -1,0 +1,285 @@
+"""The vocabulary of values that all rooms speak: tokens, spans, messages, calls, distributions, usage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+FinishReason = Literal["eog", "length", "cancelled", "stop", "tool_call", "max_steps", "budget", "context_full"]
+Permission = Literal["auto", "ask", "deny"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class SpanKind(StrEnum):
+    """Who a stretch of the tape belongs to."""
+
+    SYSTEM = "system"
+    USER = "user"
+    TEXT = "text"
+    REASONING = "reasoning"
+    TOOL_CALL = "tool_call"
+    TOOL_RESULT = "tool_result"
+    GLUE = "glue"
+    PROMPT = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of rendered prompt text and its origin.
+
+    `is_template` is true for the template's own text: only there may a special token's
+    spelling become the control token. Everything else is content and stays text.
+    """
+
+    text: str
+    kind: SpanKind
+    is_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `[start, end)` of the tape that belong to one owner."""
+
+    kind: SpanKind
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One complete call. `arguments` is the parsed JSON object; `raw` the text the model wrote for it."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gave back. Failure is data: `is_ok` false and `text` is what the model reads.
+
+    `text` is exactly what is appended to the tape; `is_truncated` says that it was capped;
+    `duration_s` is wall time; `data` the value before it became text (not saved).
+    """
+
+    text: str
+    is_ok: bool = True
+    is_truncated: bool = False
+    duration_s: float = 0.0
+    data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation, a view of the tape."""
+
+    role: Role
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolExample:
+    """A worked example shown to small models: a request and the arguments that answer it."""
+
+    request: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """What the model and the runtime need to know of a tool: no code.
+
+    `parameters` is a JSON Schema (Draft 2020-12) of type object. `max_result_tokens` caps what
+    is appended to the tape. `timeout_s` is wall time.
+    """
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    permission: Permission = "ask"
+    timeout_s: float = 30.0
+    max_result_tokens: int = 1024
+    examples: tuple[ToolExample, ...] = ()
+
+    def to_openai(self) -> dict[str, Any]:
+        """The object chat templates expect: {"type": "function", "function": {...}}."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": self.description,
+                "parameters": self.parameters,
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """The top rows of a distribution at one point of the sampler chain, most probable first.
+
+    ids: int32 (n,); logits: float32 (n,); probs: float32 (n,), softmax over all rows that are left
+    at this point, so they sum to at most 1. `n_left` counts the rows left. `entropy_bits` is over
+    all rows left.
+    """
+
+    stage: str
+    ids: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    probs: NDArray[np.float32]
+    n_left: int
+    entropy_bits: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distribution:
+    """What the sampler saw for one token: `raw` rows, rows after each stage, and the draw.
+
+    `u` is the uniform number in [0, 1) used by the inverse CDF (nan where the draw was greedy or made
+    inside llama.cpp).
+    """
+
+    raw: Rows
+    stages: tuple[Rows, ...]
+    u: float
+
+    @property
+    def final(self) -> Rows:
+        """Rows the token was drawn from."""
+        return self.stages[-1] if self.stages else self.raw
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One token on its way out of the engine.
+
+    `piece` are the token's own bytes (special tokens included). `logprob` is the natural log of the raw
+    model probability, None where no tap was on or the token was forced. `position` is its index on the tape.
+    """
+
+    token: int
+    piece: bytes
+    position: int
+    is_eog: bool = False
+    is_control: bool = False
+    is_forced: bool = False
+    is_constrained: bool = False
+    logprob: float | None = None
+    distribution: Distribution | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One uninterrupted decode: from a prefill to the token that ended it.
+
+    `reused_tokens` were in the KV cache already; `rebuilt_tokens` had to be prefilled again because the
+    memory could not be cut; `forced_tokens` are decode_tokens that the grammar forced, unsampled.
+    """
+
+    prefill_tokens: int
+    reused_tokens: int
+    decode_tokens: int
+    forced_tokens: int = 0
+    rebuilt_tokens: int = 0
+    guided_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    finish_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Sums over the legs of a turn (or of a chat)."""
+
+    legs: tuple[Leg, ...] = ()
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens computed in prefill."""
+        return sum(leg.prefill_tokens for leg in self.legs)
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of the first leg that were in the KV cache already."""
+        return self.legs[0].reused_tokens if self.legs else 0
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens drawn or forced."""
+        return sum(leg.decode_tokens for leg in self.legs)
+
+    @property
+    def rebuilt_tokens(self) -> int:
+        """Tokens prefilled again because the memory could not be cut."""
+        return sum(leg.rebuilt_tokens for leg in self.legs)
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds spent in prefill."""
+        return sum(leg.prefill_s for leg in self.legs)
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds spent decoding and sampling."""
+        return sum(leg.decode_s for leg in self.legs)
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Tokens decoded per second; 0 where nothing was decoded."""
+        return self.decode_tokens / self.decode_s if self.decode_s > 0 else 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.legs + other.legs)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """A LoRA adapter file and its scale."""
+
+    path: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is loaded. A default is written here and nowhere else.
+
+    `n_ctx` 0 means the model's own length, at most 8192. `threads` 0 means picked for this machine.
+    `n_gpu_layers` is a count, "all" or "auto". `kv_type_k`, `kv_type_v`: f16, q8_0, q4_0 ...
+    (q-types for V need flash attention). `cpu_moe` is a count of layers whose experts stay on the CPU,
+    or "all"; `override_tensors` pins tensors by regular expression ("pattern=CPU").
+    """
+
+    n_ctx: int = 0
+    n_seq_max: int = 8
+    n_batch: int = 512
+    n_ubatch: int = 512
+    threads: int = 0
+    threads_batch: int = 0
+    n_gpu_layers: int | Literal["all", "auto"] = "auto"
+    devices: tuple[str, ...] = ()
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    cpu_moe: int | Literal["all"] = 0
+    override_tensors: tuple[str, ...] = ()
+    use_mmap: bool = True
+    use_mlock: bool = False
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    kv_type_k: str = "f16"
+    kv_type_v: str = "f16"
+    rope_scaling: Literal["model", "none", "linear", "yarn"] = "model"
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_orig_ctx: int = 0
+    lora: tuple[LoraAdapter, ...] = field(default_factory=tuple)
+    check_tensors: bool = False
