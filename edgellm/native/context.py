@@ -1,0 +1,241 @@
+"""A llama.cpp context: KV memory, batches, logits, state; every call's failure has a name."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.errors import ConfigError, DecodeError, OutOfMemory, SessionError
+from edgellm.native.library import captured_log, last_errors, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from edgellm.native.model import Model
+    from edgellm.types import LoadOptions
+
+_DEFAULT_CTX_LIMIT = 8192
+_ROPE = {"model": -1, "none": 0, "linear": 1, "yarn": 2}
+_FLASH = {"auto": -1, "off": 0, "on": 1}
+
+
+class DecodeStatus(Enum):
+    """What llama_decode said (llama.h)."""
+
+    DONE = 0
+    NO_ROOM = 1
+    ABORTED = 2
+    FAILED = -1
+
+
+def cache_type(name: str) -> int:
+    """The ggml_type of a KV cache type name such as "q8_0". Raises ConfigError naming the choices."""
+    llama = lib()
+    choices = ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+    if name not in choices:
+        raise ConfigError(f"KV cache type {name!r} is unknown.", hint=f"Choose one of {', '.join(choices)}.")
+    return int(getattr(llama, f"GGML_TYPE_{name.upper()}"))
+
+
+def usable_cores() -> int:
+    """Cores this process may use (affinity mask where the system has one)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Context:
+    """One llama_context. Owned by one thread; only `abort` may be called from another."""
+
+    def __init__(self, model: Model, options: LoadOptions, *, embeddings: bool = False) -> None:
+        llama = self._llama = lib()
+        self.model = model
+        params = llama.llama_context_default_params()
+        params.n_ctx = options.n_ctx or min(model.n_ctx_train or _DEFAULT_CTX_LIMIT, _DEFAULT_CTX_LIMIT)
+        params.n_seq_max = 1 if embeddings else options.n_seq_max
+        params.n_batch = min(options.n_batch, params.n_ctx)
+        params.n_ubatch = min(options.n_ubatch, params.n_batch)
+        cores = usable_cores()
+        params.n_threads = options.threads or cores
+        params.n_threads_batch = options.threads_batch or options.threads or cores
+        params.flash_attn_type = _FLASH[options.flash_attention]
+        params.type_k = cache_type(options.kv_type_k)
+        params.type_v = cache_type(options.kv_type_v)
+        params.rope_scaling_type = _ROPE[options.rope_scaling]
+        params.rope_freq_base = options.rope_freq_base
+        params.rope_freq_scale = options.rope_freq_scale
+        params.yarn_orig_ctx = options.yarn_orig_ctx
+        params.swa_full = True
+        params.kv_unified = True
+        params.no_perf = True
+        params.embeddings = embeddings
+        # ggml calls this after every graph node. A Python function would wait for the GIL each time, so a C
+        # function stands in: strlen of a two-byte buffer is 0 until byte 0 is set.
+        self._abort_flag = ctypes.create_string_buffer(2)
+        self._abort_callback = _abort_function(llama)
+        params.abort_callback = self._abort_callback
+        params.abort_callback_data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
+        with captured_log() as log:
+            self.pointer = llama.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise _context_error(last_errors(log), "".join(log), options)
+        self.memory = llama.llama_get_memory(self.pointer)
+        self.n_ctx: int = llama.llama_n_ctx(self.pointer)
+        self.n_batch: int = llama.llama_n_batch(self.pointer)
+        self.n_seq_max: int = llama.llama_n_seq_max(self.pointer)
+        self.n_threads: int = llama.llama_n_threads(self.pointer)
+        self._n_vocab = model.vocabulary.size
+        self._batch = _Batch(llama, self.n_batch, self.n_seq_max)
+        self._apply_adapters(model)
+
+    def _apply_adapters(self, model: Model) -> None:
+        adapters = model.adapters
+        if not adapters:
+            return
+        pointers = (self._llama.llama_adapter_lora_p_ctypes * len(adapters))(*(a for a, _ in adapters))
+        scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
+        if self._llama.llama_set_adapters_lora(self.pointer, pointers, len(adapters), scales) != 0:
+            raise ConfigError("llama.cpp refused the LoRA adapters.", hint="Load them one by one to find which.")
+
+    def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> DecodeStatus:
+        """Decodes rows of (token, position, sequence, wants_logits), at most n_batch of them.
+
+        After NO_ROOM the memory is as before; after ABORTED or FAILED part of the rows may remain in it, and the
+        caller must cut them.
+        """
+        self._batch.fill(rows)
+        status: int = self._llama.llama_decode(self.pointer, self._batch.value)
+        if status == 0:
+            return DecodeStatus.DONE
+        if status == 1:
+            return DecodeStatus.NO_ROOM
+        return DecodeStatus.ABORTED if status == 2 else DecodeStatus.FAILED
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Logits (n_vocab,) of a row of the last batch, zero-copy: valid until the next decode."""
+        pointer = self._llama.llama_get_logits_ith(self.pointer, row)
+        if not pointer:
+            raise DecodeError(f"llama.cpp holds no logits for batch row {row}.", hint="This is a bug: report it.")
+        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+
+    def abort(self) -> None:
+        """Makes a running decode stop within milliseconds. Safe from any thread."""
+        self._abort_flag[0] = b"\x01"
+
+    def clear_abort(self) -> None:
+        """Lets decodes run again."""
+        self._abort_flag[0] = b"\x00"
+
+    def remove(self, seq: int, start: int, end: int = -1) -> bool:
+        """Removes positions [start, end) of a sequence; false where the memory cannot be cut in part."""
+        return bool(self._llama.llama_memory_seq_rm(self.memory, seq, start, end))
+
+    def copy(self, source: int, target: int) -> None:
+        """Makes `target` share all positions of `source` (no computation)."""
+        self._llama.llama_memory_seq_cp(self.memory, source, target, -1, -1)
+
+    def position_range(self, seq: int) -> tuple[int, int]:
+        """(smallest, largest) position of a sequence in the memory; (-1, -1) where it is empty."""
+        return (
+            self._llama.llama_memory_seq_pos_min(self.memory, seq),
+            self._llama.llama_memory_seq_pos_max(self.memory, seq),
+        )
+
+    def state(self, seq: int) -> bytes:
+        """The memory of a sequence as bytes (llama_state_seq_get_data_ext)."""
+        size: int = self._llama.llama_state_seq_get_size_ext(self.pointer, seq, 0)
+        buffer = (ctypes.c_uint8 * size)()
+        written: int = self._llama.llama_state_seq_get_data_ext(self.pointer, buffer, size, seq, 0)
+        return bytes(memoryview(buffer)[:written])
+
+    def set_state(self, seq: int, data: bytes) -> None:
+        """Puts saved memory into a sequence. Raises SessionError where llama.cpp refuses it."""
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        with captured_log() as log:
+            read: int = self._llama.llama_state_seq_set_data_ext(self.pointer, buffer, len(data), seq, 0)
+        if read == 0:
+            raise SessionError(
+                f"llama.cpp refuses the saved KV state: {last_errors(log) or 'it does not fit this context'}.",
+                hint="It is rebuilt from the tape.",
+                log="".join(log),
+            )
+
+    def set_threads(self, decode: int, batch: int) -> None:
+        """Changes thread counts, from the next decode on."""
+        self._llama.llama_set_n_threads(self.pointer, decode, batch)
+        self.n_threads = decode
+
+    def embeddings(self, seq: int) -> NDArray[np.float32]:
+        """The pooled embedding (n_embd,) of a sequence, or raises DecodeError where the model gives none."""
+        pointer = self._llama.llama_get_embeddings_seq(self.pointer, seq)
+        if not pointer:
+            raise DecodeError("llama.cpp gave no embedding.", hint="Does the model have an embedding output?")
+        return np.ctypeslib.as_array(pointer, shape=(self.model.n_embd,)).copy()
+
+    def close(self) -> None:
+        """Frees the context. A second call does nothing."""
+        if self.pointer:
+            self._batch.free()
+            self._llama.llama_free(self.pointer)
+            self.pointer = None
+
+
+class _Batch:
+    """A llama_batch allocated once and filled by numpy views."""
+
+    def __init__(self, llama: Any, capacity: int, n_seq_max: int) -> None:
+        self._llama = llama
+        self.capacity = capacity
+        self.value = llama.llama_batch_init(capacity, 0, 1)
+        view = np.ctypeslib.as_array
+        self._token = view(self.value.token, shape=(capacity,))
+        self._pos = view(self.value.pos, shape=(capacity,))
+        self._logits = view(self.value.logits, shape=(capacity,))
+        view(self.value.n_seq_id, shape=(capacity,))[:] = 1
+        self._seq = [self.value.seq_id[i] for i in range(capacity)]
+
+    def fill(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+        n = len(rows)
+        if n > self.capacity:
+            raise ValueError(f"batch of {n} rows is larger than n_batch {self.capacity}")
+        self.value.n_tokens = n
+        for i, (token, position, seq, wants_logits) in enumerate(rows):
+            self._token[i] = token
+            self._pos[i] = position
+            self._seq[i][0] = seq
+            self._logits[i] = wants_logits
+
+    def free(self) -> None:
+        self._llama.llama_batch_free(self.value)
+
+
+def _abort_function(llama: Any) -> Any:
+    libc = ctypes.CDLL(None)
+    return ctypes.cast(libc.strlen, llama.ggml_abort_callback)
+
+
+def _context_error(reason: str, log: str, options: LoadOptions) -> Exception:
+    lowered = log.lower()
+    if "flash" in lowered and "v cache" in lowered:
+        return ConfigError(
+            f"kv_type_v={options.kv_type_v!r} needs flash attention: {reason}.",
+            hint='Set flash_attention="auto" or "on", or kv_type_v="f16".',
+            log=log,
+        )
+    if "alloc" in lowered or "memory" in lowered:
+        return OutOfMemory(
+            f"the context does not fit into memory: {reason}.",
+            hint="Ask for a smaller n_ctx or a smaller KV type (kv_type_k='q8_0').",
+            log=log,
+        )
+    return ConfigError(
+        f"llama.cpp cannot make a context: {reason or 'no reason given'}.",
+        hint="Check n_ctx, n_batch, KV types and flash attention.",
+        log=log,
+    )

@@ -1,0 +1,162 @@
+"""Tokens and their bytes: the model's vocabulary, and text made into tokens without forging control tokens."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from edgellm.native.library import lib
+from edgellm.types import SpanKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgellm.types import Segment
+
+_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
+_UNKNOWN = 1 << 0
+_FIRST_PIECE_BUFFER = 64
+
+
+class Vocabulary:
+    """The vocabulary of a loaded model. Token identity is an int id or bytes; `str` is for people."""
+
+    def __init__(self, pointer: Any) -> None:
+        # Any: an opaque llama_vocab pointer.
+        self.pointer = pointer
+        self._llama = lib()
+        self.size: int = self._llama.llama_vocab_n_tokens(pointer)
+        self.bos = self._id_or_none(self._llama.llama_vocab_bos(pointer))
+        self.eos = self._id_or_none(self._llama.llama_vocab_eos(pointer))
+        self.adds_bos: bool = bool(self._llama.llama_vocab_get_add_bos(pointer))
+        self._pieces: dict[int, bytes] = {}
+
+    @staticmethod
+    def _id_or_none(token: int) -> int | None:
+        return token if token >= 0 else None
+
+    def piece(self, token: int) -> bytes:
+        """The token's own bytes, special tokens included. Raises ValueError for an id outside the vocabulary."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._read_piece(token)
+        return piece
+
+    def _read_piece(self, token: int) -> bytes:
+        if not 0 <= token < self.size:
+            raise ValueError(f"token id {token} is outside the vocabulary of {self.size}")
+        size = _FIRST_PIECE_BUFFER
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n: int = self._llama.llama_token_to_piece(self.pointer, token, buffer, size, 0, True)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def text_of(self, tokens: Sequence[int]) -> bytes:
+        """The joined bytes of some tokens."""
+        return b"".join(map(self.piece, tokens))
+
+    def tokenize(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        `parse_special`: spellings of control tokens become those tokens (only for text that is trusted).
+        `add_special`: BOS/EOS are added where the model is configured so.
+        """
+        raw = text.encode("utf-8", "replace")
+        capacity = len(raw) + 8
+        while True:
+            buffer = (self._llama.llama_token * capacity)()
+            n: int = self._llama.llama_tokenize(
+                self.pointer, raw, len(raw), buffer, capacity, add_special, parse_special
+            )
+            if n >= 0:
+                return list(buffer[:n])
+            capacity = -n
+
+    def is_eog(self, token: int) -> bool:
+        """True for tokens that end a generation (llama_vocab_is_eog)."""
+        return bool(self._llama.llama_vocab_is_eog(self.pointer, token))
+
+    def is_control(self, token: int) -> bool:
+        """True for control tokens (llama_vocab_is_control)."""
+        return bool(self._llama.llama_vocab_is_control(self.pointer, token))
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Control tokens by spelling, the first id where a spelling occurs twice."""
+        attr = self._llama.llama_vocab_get_attr
+        found: dict[str, int] = {}
+        for token in range(self.size):
+            if attr(self.pointer, token) & (_CONTROL | _UNKNOWN):
+                spelling = self.piece(token).decode("utf-8", "replace")
+                if spelling:
+                    found.setdefault(spelling, token)
+        return found
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str] | None:
+        # Longest first: llama.cpp's tokenizer partitions text by special tokens in that order.
+        spellings = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, spellings))) if spellings else None
+
+    def encode(self, segments: Sequence[Segment]) -> list[tuple[int, SpanKind]]:
+        """Rendered segments as tokens, each with the owner of its first byte.
+
+        The text is tokenized jointly, as the model was trained; but a control token comes only from a
+        spelling that lies wholly inside template text. The same spelling in a content, or straddling
+        the border of one, stays plain text.
+        """
+        text = "".join(segment.text for segment in segments)
+        if not text:
+            return []
+        tokens: list[int] = []
+        pattern = self._special_pattern
+        matches = list(pattern.finditer(text)) if pattern else []
+        genuine = _spans_inside_template(segments, [match.span() for match in matches])
+        if all(genuine):
+            tokens = self.tokenize(text, parse_special=True)
+        else:
+            at = 0
+            for match, is_genuine in zip(matches, genuine, strict=True):
+                if is_genuine:
+                    tokens += self._plain_tokens(text[at : match.start()])
+                    tokens.append(self.special_tokens[match.group()])
+                    at = match.end()
+            tokens += self._plain_tokens(text[at:])
+        return list(zip(tokens, self._owners(tokens, segments), strict=True))
+
+    def _plain_tokens(self, text: str) -> list[int]:
+        return self.tokenize(text, parse_special=False) if text else []
+
+    def _owners(self, tokens: Sequence[int], segments: Sequence[Segment]) -> list[SpanKind]:
+        """The kind of the segment in which each token's first byte lies."""
+        ends: list[tuple[int, SpanKind]] = []
+        total = 0
+        for segment in segments:
+            total += len(segment.text.encode("utf-8", "replace"))
+            ends.append((total, segment.kind))
+        owners: list[SpanKind] = []
+        # A vocabulary that writes a space in front of the text shifts all bytes by that much.
+        excess = max(0, sum(len(self.piece(token)) for token in tokens) - total)
+        position = -excess
+        index = 0
+        for token in tokens:
+            while index < len(ends) - 1 and max(position, 0) >= ends[index][0]:
+                index += 1
+            owners.append(ends[index][1] if ends else SpanKind.GLUE)
+            position += len(self.piece(token))
+        return owners
+
+
+def _spans_inside_template(segments: Sequence[Segment], spans: list[tuple[int, int]]) -> list[bool]:
+    """For each character span of the joined text: does it lie wholly in the template's own text?"""
+    content: list[tuple[int, int]] = []
+    at = 0
+    for segment in segments:
+        if not segment.is_template and segment.text:
+            content.append((at, at + len(segment.text)))
+        at += len(segment.text)
+    return [all(end <= low or start >= high for low, high in content) for start, end in spans]
