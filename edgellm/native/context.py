@@ -75,6 +75,8 @@ class Context:
         params.kv_unified = True
         params.no_perf = True
         params.embeddings = embeddings
+        if embeddings and _pooling_of(model) in (None, "0"):
+            params.pooling_type = llama.LLAMA_POOLING_TYPE_MEAN
         # ggml calls this after every graph node. A Python function would wait for the GIL each time, so a C
         # function stands in: strlen of a two-byte buffer is 0 until byte 0 is set.
         self._abort_flag = ctypes.create_string_buffer(2)
@@ -101,7 +103,9 @@ class Context:
         pointers = (self._llama.llama_adapter_lora_p_ctypes * len(adapters))(*(a for a, _ in adapters))
         scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
         if self._llama.llama_set_adapters_lora(self.pointer, pointers, len(adapters), scales) != 0:
-            raise ConfigError("llama.cpp refused the LoRA adapters.", hint="Load them one by one to find which.")
+            raise ConfigError(
+                "llama.cpp refused the LoRA adapters.", hint="Load them one by one to find which."
+            )
 
     def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> DecodeStatus:
         """Decodes rows of (token, position, sequence, wants_logits), at most n_batch of them.
@@ -121,7 +125,9 @@ class Context:
         """Logits (n_vocab,) of a row of the last batch, zero-copy: valid until the next decode."""
         pointer = self._llama.llama_get_logits_ith(self.pointer, row)
         if not pointer:
-            raise DecodeError(f"llama.cpp holds no logits for batch row {row}.", hint="This is a bug: report it.")
+            raise DecodeError(
+                f"llama.cpp holds no logits for batch row {row}.", hint="This is a bug: report it."
+            )
         return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
 
     def abort(self) -> None:
@@ -213,6 +219,11 @@ class _Batch:
 
     def free(self) -> None:
         self._llama.llama_batch_free(self.value)
+
+
+def _pooling_of(model: Model) -> str | None:
+    architecture = model.metadata.get("general.architecture", "")
+    return model.metadata.get(f"{architecture}.pooling_type")
 
 
 def _abort_function(llama: Any) -> Any:

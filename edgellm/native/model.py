@@ -61,7 +61,9 @@ class Model:
         """
         llama = lib()
         if not path.is_file():
-            raise ModelNotFound(f"no model file at {path}.", hint="Check the path, or see: edgellm models list.")
+            raise ModelNotFound(
+                f"no model file at {path}.", hint="Check the path, or see: edgellm models list."
+            )
         was_stopped = False
 
         def on_progress(fraction: float, _user: object) -> bool:
@@ -93,7 +95,9 @@ class Model:
     def _load_adapters(self, options: LoadOptions) -> None:
         for lora in options.lora:
             if not Path(lora.path).is_file():
-                raise ConfigError(f"no LoRA adapter at {lora.path}.", hint="Check the path given for the adapter.")
+                raise ConfigError(
+                    f"no LoRA adapter at {lora.path}.", hint="Check the path given for the adapter."
+                )
             with captured_log() as log:
                 adapter = self._llama.llama_adapter_lora_init(self.pointer, str(lora.path).encode())
             if not adapter:

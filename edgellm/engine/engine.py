@@ -1,0 +1,250 @@
+"""The engine: one context, many sessions, one batch a step for all that wait for a token."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from edgellm.engine.session import Session
+from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, EdgeError
+from edgellm.native.context import Context, DecodeStatus
+from edgellm.native.library import captured_log, last_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from edgellm.native.model import Model
+    from edgellm.sampling.chain import Chain
+    from edgellm.types import LoadOptions
+
+# Fixed, not tuned while it runs: batch shapes move the last bits of the logits, and the same seed must give the
+# same text. 128 rows keep progress and cancellation lively on a board that prefills 60 tokens a second.
+PREFILL_CHUNK = 128
+
+
+class Engine:
+    """Owns a context and its sequences. Not for two threads at once: see `edgellm.engine_thread`."""
+
+    def __init__(self, model: Model, options: LoadOptions) -> None:
+        self.model = model
+        self.options = options
+        self.vocabulary = model.vocabulary
+        self.context = Context(model, options)
+        self._free_seqs = list(range(self.context.n_seq_max - 1, -1, -1))
+        self._sessions: list[Session] = []
+        self._clock = 0
+        self._branches = 0
+        self._use = threading.Lock()
+        self._abort_lock = threading.Lock()
+        self._running: tuple[Session, ...] = ()
+        self._kept: tuple[Session, ...] = ()
+
+    # -- sessions ---------------------------------------------------------------------------------
+
+    def session(self, chain: Chain) -> Session:
+        """A new session with an empty tape. It takes a sequence of the context when it first decodes."""
+        session = Session(self, chain, branch=self.next_branch())
+        self._sessions.append(session)
+        return session
+
+    def adopt(self, session: Session) -> None:
+        """Takes a session made by a fork into the engine's books."""
+        self._sessions.append(session)
+
+    def next_branch(self) -> int:
+        """A number that no session of this engine has had: part of each session's random draws."""
+        self._branches += 1
+        return self._branches - 1
+
+    def release(self, session: Session) -> None:
+        """Forgets a session and frees its sequence."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+        if session.seq is not None:
+            self.context.remove(session.seq, -1)
+            self._free_seqs.append(session.seq)
+            session.seq = None
+
+    def find_seq(self) -> int | None:
+        """A free sequence; the session that was idle longest is parked where there is none."""
+        if not self._free_seqs and not self._park_one():
+            return None
+        return self._free_seqs.pop()
+
+    def take_seq(self) -> int:
+        """A free sequence. Raises ConfigError where all of them are decoding."""
+        seq = self.find_seq()
+        if seq is None:
+            raise ConfigError(
+                f"all {self.context.n_seq_max} sequences of the context are decoding.",
+                hint="Load the model with a larger n_seq_max, or close a chat.",
+            )
+        return seq
+
+    @contextmanager
+    def kept(self, *sessions: Session) -> Iterator[None]:
+        """These sessions are not parked inside the block."""
+        before = self._kept
+        self._kept = (*before, *sessions)
+        try:
+            yield
+        finally:
+            self._kept = before
+
+    def touch(self, session: Session) -> None:
+        """Notes that a session was used just now."""
+        self._clock += 1
+        session.last_use = self._clock
+
+    def _park_one(self) -> bool:
+        """Moves the KV memory of the idle session unused for longest out of the context."""
+        idle = [s for s in self._sessions if s.seq is not None and s not in self._kept]
+        if not idle:
+            return False
+        session = min(idle, key=lambda s: s.last_use)
+        seq = session.park()
+        self._free_seqs.append(seq)
+        return True
+
+    # -- scratch sequences --------------------------------------------------------------------------
+
+    @contextmanager
+    def scratch(self, source: Session, count: int) -> Iterator[list[int]]:
+        """Sequences that share the memory of `source`, for scoring; gone after the block.
+
+        Gives at least one and at most `count`: what is free, after parking idle sessions.
+        """
+        with self.kept(source):
+            while len(self._free_seqs) < count and self._park_one():
+                pass
+        taken = [self._free_seqs.pop() for _ in range(min(count, len(self._free_seqs)))]
+        if not taken:
+            raise ConfigError(
+                "no sequence is free for scoring.",
+                hint="Load the model with a larger n_seq_max, or close a chat.",
+            )
+        try:
+            own = source.own_seq()
+            for seq in taken:
+                self.context.copy(own, seq)
+            yield taken
+        finally:
+            for seq in taken:
+                self.context.remove(seq, -1)
+            self._free_seqs += taken
+
+    # -- decoding -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Refuses a second thread while one is inside."""
+        if not self._use.acquire(blocking=False):
+            raise ConfigError(
+                "the engine is in use by another thread.",
+                hint="Use Chat.asend, or one thread for all chats of a runtime.",
+            )
+        try:
+            yield
+        finally:
+            self._use.release()
+
+    def step(self) -> None:
+        """Decodes one batch for every session that waits for a token and samples all of them.
+
+        A failure is stored in its own session, and raised by that session's `step`.
+        """
+        with self.in_use():
+            waiting = [session for session in self._sessions if session.is_waiting]
+            waiting.sort(key=lambda session: session.last_use)
+            batch = waiting[: self.context.n_seq_max]
+            with self.kept(*batch):
+                self._step(batch)
+
+    def _step(self, batch: Sequence[Session]) -> None:
+        ready: list[Session] = []
+        for session in batch:
+            try:
+                session.prepare_step()
+            except EdgeError as error:
+                session.fail_step(error)
+            else:
+                if session.is_waiting:
+                    ready.append(session)
+        pending = [session for session in ready if not session.has_logits]
+        if pending:
+            self._decode_pending(pending)
+        for session in ready:
+            if session.has_logits:
+                session.finish_step()
+
+    def _decode_pending(self, sessions: list[Session]) -> None:
+        """One decode for the pending tokens of all given sessions that fit into a batch."""
+        rows: list[tuple[int, int, int, bool]] = []
+        placed: list[tuple[Session, int]] = []
+        for session in sessions:
+            new = session.pending_rows()
+            if placed and len(rows) + len(new) > self.context.n_batch:
+                break  # the rest waits for the next step
+            rows += new
+            placed.append((session, len(rows) - 1))
+        batch = [session for session, _ in placed]
+        try:
+            self.decode(rows, batch)
+        except EdgeError as error:
+            for session in batch:
+                # Only the session that was cancelled is told; the others try again in their next step.
+                if not isinstance(error, Cancelled) or session.is_cancelled:
+                    session.fail_step(error)
+            return
+        for session, row in placed:
+            session.decoded(len(session.tape), logits=self.context.logits(row))
+
+    def decode(self, rows: Sequence[tuple[int, int, int, bool]], sessions: Sequence[Session]) -> None:
+        """Decodes rows of (token, position, sequence, wants_logits) on behalf of sessions.
+
+        On failure their memory is cut back to what it held before. Raises ContextFull, Cancelled, DecodeError.
+        """
+        with self._abort_lock:
+            if any(session.is_cancelled for session in sessions):
+                raise Cancelled("decoding was cancelled.")
+            self.context.clear_abort()
+            self._running = tuple(sessions)
+        try:
+            while True:
+                with captured_log() as log:
+                    status = self.context.decode(rows)
+                with self.kept(*sessions):
+                    if status is not DecodeStatus.NO_ROOM or not self._park_one():
+                        break
+        finally:
+            with self._abort_lock:
+                self._running = ()
+        if status is DecodeStatus.DONE:
+            return
+        for session in sessions:
+            session.restore_memory()
+        if status is DecodeStatus.ABORTED:
+            raise Cancelled("decoding was cancelled.")
+        if status is DecodeStatus.NO_ROOM:
+            raise ContextFull(
+                f"the context of {self.context.n_ctx} tokens has no room for {len(rows)} more.",
+                hint="Start a new chat, rewind, or load the model with a larger n_ctx.",
+            )
+        raise DecodeError(
+            f"llama.cpp failed to decode: {last_errors(log) or 'no reason given'}.",
+            hint="The tape is as before; try again, or reload the model.",
+            log="".join(log),
+        )
+
+    def abort(self, session: Session) -> None:
+        """Stops the running decode if it serves this session. Safe from any thread."""
+        with self._abort_lock:
+            if session in self._running:
+                self.context.abort()
+
+    def close(self) -> None:
+        """Frees the context and all sessions' chains. The weights stay."""
+        for session in list(self._sessions):
+            session.close()
+        self.context.close()
