@@ -1,6 +1,6 @@
-"""Tiny random GGUFs that llama.cpp loads and decodes: `build(path, arch="moe")` writes one in some milliseconds.
+"""Tiny random GGUFs that llama.cpp loads and decodes: `build(path, arch="moe")` takes milliseconds.
 
-Weights are seeded, so the same arguments give the same bytes. Sizes are a few hundred kB. The scale is chosen so
+Weights are seeded: the same arguments give the same bytes. Sizes are a few hundred kB. The scale is chosen so
 that the softmax is neither flat nor one-hot (logits of standard deviation about 2).
 """
 
@@ -27,7 +27,7 @@ CHATML = (
 )
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Each pair is two tokens that exist by then. The runs of spaces double up to 64 bytes: one token longer than the
+# Each word is merged letter by letter. The runs of spaces double up to 64 bytes: one token longer than the
 # 32 bytes that careless readers of pieces allow for.
 _WORDS = (
     " the",
@@ -169,7 +169,7 @@ def build(
 ) -> Path:
     """Writes a model and returns its path (the first part's, if split).
 
-    `quant` is F32, F16, Q8_0, Q4_0, Q4_1 ... (only matrices whose rows are multiples of 32 take it). `metadata`
+    `quant` is F32, F16, Q8_0, Q4_0 ... (only matrices whose rows are multiples of 32 take it). `metadata`
     adds or overrides keys: bool, int (uint32), float (float32), str, list. `split_max_tensors` above 0 writes
     `<stem>-00001-of-0000N.gguf` and its siblings.
     """
