@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 
@@ -66,9 +67,9 @@ REFUSED = [
     ("", "empty"),
     ("   ", "empty"),
     ("1 +", "complete"),
-    ("()", "complete"),
+    ("()", "allowed"),
     ("(1", "complete"),
-    ("1)", "no '('"),
+    ("1)", r"no '\('"),
     ("1 2", "Two numbers"),
     ("2(3 + 4)", "operator is missing"),
     ("(1)(2)", "operator is missing"),
@@ -119,7 +120,7 @@ REFUSED = [
     ("max(**2, 1)", "complete|allowed"),
     ("sin(1)(2)", "operator is missing"),
     ("1\x00+1", "means nothing"),
-    ("٣ + 1", None),
+    ("٣ + 1", "means nothing"),
     ("(" * 100_000, "characters"),
     ("(" * 499, "complete|deep"),
     ("-" * 499 + "1", "deep"),
@@ -133,8 +134,8 @@ def test_answers(expression: str, answer: str) -> None:
     assert format_number(evaluate(expression)) == answer
 
 
-@pytest.mark.parametrize(("expression", "reason"), REFUSED, ids=lambda value: str(value)[:30].encode("unicode_escape").decode())
-def test_refuses_in_words_and_at_once(expression: str, reason: str | None) -> None:
+@pytest.mark.parametrize(("expression", "reason"), REFUSED, ids=lambda value: ascii(value)[:30])
+def test_refuses_in_words_and_at_once(expression: str, reason: str) -> None:
     started = time.perf_counter()
     with pytest.raises(ToolError, match=reason):
         evaluate(expression)
@@ -153,7 +154,5 @@ def test_whole_numbers_are_exact(a: int, b: int) -> None:
 
 @given(st.text(alphabet="0123456789.,+-*/%^() eπ×÷=sqrtlogpimax", max_size=40))
 def test_any_text_gives_a_number_or_a_tool_error(expression: str) -> None:
-    try:
+    with contextlib.suppress(ToolError):
         assert isinstance(evaluate(expression), int | float)
-    except ToolError:
-        pass

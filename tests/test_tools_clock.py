@@ -29,7 +29,9 @@ def test_zones(name: str, text: str) -> None:
     assert describe(MOMENT.astimezone(find_zone(name))) == text
 
 
-@pytest.mark.parametrize("name", ["Mars/Base", "Europe", "../../etc/passwd", "/etc/localtime", "zone.tab", "\x00", "a" * 5000])
+@pytest.mark.parametrize(
+    "name", ["Mars/Base", "Europe", "../../etc/passwd", "/etc/localtime", "zone.tab", "\x00", "a" * 5000]
+)
 def test_unknown_zones_are_tool_errors(name: str) -> None:
     with pytest.raises(ToolError, match="No time zone is called"):
         find_zone(name)

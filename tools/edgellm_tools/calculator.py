@@ -1,11 +1,11 @@
-"""Arithmetic without `eval`: tokens, then Python's syntax tree, then a walk over the few nodes that are allowed.
+"""Arithmetic without `eval`: tokens, then Python's syntax tree, then a walk over the few nodes allowed.
 
-What is accepted beyond Python's own operators: `^` is power (nobody asks a calculator for xor), `×` `·` `÷` `−`
-`π` are their ASCII twins, `15% of 80` and `15% * 80` are per cent, a trailing `=` is dropped. `1,234` is a thousands
-separator outside the parentheses of a function, where a comma separates arguments.
+What is accepted beyond Python's own operators: `^` is power (nobody asks a calculator for xor); `×` `·` `÷`
+`−` `π` are their ASCII twins; `15% of 80` and `15% * 80` are per cent; a trailing `=` is dropped. `1,234` is
+a thousands separator outside the parentheses of a function, where a comma separates arguments.
 
-Bounds: 500 characters, 200 levels, integers of 4096 bits at any step. Whatever passes them takes well under a
-millisecond, so there is no clock to watch.
+Bounds: 500 characters, 200 levels, integers of 4096 bits at any step. Whatever passes them takes well under
+a millisecond, so there is no clock to watch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ast
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import edgellm
 
@@ -32,11 +33,11 @@ _TOKEN = re.compile(
     | (?P<name> [A-Za-z][A-Za-z0-9_]* )
     | (?P<operator> \*\* | // | [-+*/%^(),] )
     )""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
-_THOUSANDS = re.compile(r"\s*([1-9]\d{0,2}(?:,\d{3})+(?!\d)(?!,\d)(?:\.\d*)?)")
+_THOUSANDS = re.compile(r"\s*([1-9]\d{0,2}(?:,\d{3})+(?!\d)(?!,\d)(?:\.\d*)?)", re.ASCII)
 _PER_CENT = re.compile(r"\s*(?:of\b|\*(?!\*))")
-_TWINS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "−": "-", "–": "-", "π": " pi "})  # fmt: skip
+_TWINS = str.maketrans({**dict.fromkeys("×·⋅∗", "*"), **dict.fromkeys("−–", "-"), "÷": "/", "π": " pi "})
 
 
 def _sqrt(value: Number) -> Number:
@@ -69,7 +70,8 @@ def _whole(function: Callable[..., int], name: str) -> Callable[..., int]:
 
 
 # name -> (function, fewest arguments, most arguments)
-FUNCTIONS: dict[str, tuple[Callable[..., Number], int, int]] = {
+# Any: the builtins are generic; `_bounded` looks at what they gave.
+FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {
     "abs": (abs, 1, 1),
     "acos": (math.acos, 1, 1),
     "asin": (math.asin, 1, 1),
@@ -142,7 +144,7 @@ def _shown(expression: str) -> str:
 
 
 def _normalized(expression: str) -> str:
-    """The expression as Python source made of known tokens only; raises ToolError at the first that is not."""
+    """The expression as Python source made of known tokens only; raises ToolError at the first other."""
     text = expression.translate(_TWINS).strip().removesuffix("=").rstrip()
     if not text:
         raise edgellm.ToolError("The expression is empty.", hint="Write it like (23 * 17 + 4) / 2.")
@@ -169,7 +171,9 @@ def _normalized(expression: str) -> str:
             # Python refuses 007; people do not.
             tokens.append(number if number[1:2] in {*"xXbB"} else re.sub(r"^0+(?=\d)", "", number))
             if before == "number":
-                raise edgellm.ToolError(f"Two numbers in a row before {number!r}.", hint="Put an operator between.")
+                raise edgellm.ToolError(
+                    f"Two numbers in a row before {number!r}.", hint="Put an operator between."
+                )
             before = "number"
         elif name := match["name"]:
             if name.lower() not in FUNCTIONS and name.lower() not in CONSTANTS:
@@ -188,7 +192,9 @@ def _normalized(expression: str) -> str:
 def _operator(operator: str, before: str, tokens: list[str], call_parentheses: list[bool]) -> str:
     if operator == "(":
         if before in {"number", ")"} or before in CONSTANTS:
-            raise edgellm.ToolError("An operator is missing before '('.", hint="Write 2 * (3 + 4), not 2(3 + 4).")
+            raise edgellm.ToolError(
+                "An operator is missing before '('.", hint="Write 2 * (3 + 4), not 2(3 + 4)."
+            )
         call_parentheses.append(before in FUNCTIONS)
     elif operator == ")":
         if not call_parentheses:
@@ -230,7 +236,7 @@ def _value(node: ast.expr, depth: int) -> Number:
             # A loop, not a comprehension: one Python frame a level.
             values: list[Number] = []
             for argument in arguments:
-                values.append(_value(argument, depth + 1))  # noqa: PERF401
+                values.append(_value(argument, depth + 1))
             result = function(*values)
         case _:
             raise edgellm.ToolError("Only numbers, + - * / // % **, parentheses and functions are allowed.")
@@ -259,10 +265,10 @@ def _binary(operator: ast.operator, left: Number, right: Number) -> Number:
 
 
 def _power(base: Number, exponent: Number) -> Number:
-    if isinstance(base, int) and isinstance(exponent, int) and exponent > 0 and abs(base) > 1:
-        # The bound is looked at before the power is computed: 9**9**9 would fill the memory.
-        if (abs(base).bit_length() - 1) * exponent > MAX_BITS:
-            raise edgellm.ToolError(f"The power is too large: whole numbers may have {MAX_BITS} bits.")
+    is_whole = isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1
+    # The bound is looked at before the power is computed: 9**9**9 would fill the memory.
+    if is_whole and (abs(int(base)).bit_length() - 1) * exponent > MAX_BITS:
+        raise edgellm.ToolError(f"The power is too large: whole numbers may have {MAX_BITS} bits.")
     result = base**exponent
     if isinstance(result, complex):
         raise edgellm.ToolError("The power is not a real number.")

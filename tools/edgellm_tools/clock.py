@@ -25,7 +25,8 @@ def find_zone(name: str) -> tzinfo:
     known = sorted(zoneinfo.available_timezones())
     if not known:
         raise edgellm.ToolError(
-            "This machine has no time zone data.", hint="Install the tzdata package, or ask for the local time."
+            "This machine has no time zone data.",
+            hint="Install the tzdata package, or ask for the local time.",
         )
     folded = wanted.casefold()
     found = [zone for zone in known if zone.casefold() == folded]
