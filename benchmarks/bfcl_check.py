@@ -90,9 +90,9 @@ def schema_of(described: Mapping[str, Any]) -> dict[str, Any]:
             schema["properties"] = {name: schema_of(part) for name, part in value.items()}
         elif key == "items":
             schema["items"] = schema_of(value)
-        elif key in ("description", "required", "enum", "maximum", "minimum"):
-            schema[key] = value
-        elif key == "default" and isinstance(value, _PYTHON_TYPES.get(kind or "", object)):
+        elif key in ("description", "required", "enum", "maximum", "minimum") or (
+            key == "default" and isinstance(value, _PYTHON_TYPES.get(kind or "", object))
+        ):
             schema[key] = value
     return schema
 
