@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-FinishReason = Literal["eog", "length", "cancelled", "stop", "tool_call", "max_steps", "budget", "context_full"]
+FinishReason = Literal[
+    "eog", "length", "cancelled", "stop", "tool_call", "max_steps", "budget", "context_full"
+]
 Permission = Literal["auto", "ask", "deny"]
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -101,7 +103,7 @@ class ToolSpec:
     """What the model and the runtime need to know of a tool: no code.
 
     `parameters` is a JSON Schema (Draft 2020-12) of type object. `max_result_tokens` caps what
-    is appended to the tape. `timeout_s` is wall time.
+    is appended to the tape. `timeout_s` is wall time. `is_grantable` false: every call is asked for anew.
     """
 
     name: str
@@ -111,6 +113,7 @@ class ToolSpec:
     timeout_s: float = 30.0
     max_result_tokens: int = 1024
     examples: tuple[ToolExample, ...] = ()
+    is_grantable: bool = True
 
     def to_openai(self) -> dict[str, Any]:
         """The object chat templates expect: {"type": "function", "function": {...}}."""
