@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 _NAN = float("nan")
 
 
-@dataclass(frozen=True, slots=True)
-class StepContext:
-    """Where a token is drawn: its `position` on the tape, the branch's id, and the tape so far."""
+class _Step:
+    """Where a token is drawn."""
 
-    position: int
-    branch: int = 0
-    tokens: Sequence[int] = ()
+    __slots__ = ("branch", "position", "tokens")
+
+    def __init__(self, tokens: Sequence[int], branch: int) -> None:
+        self.tokens = tokens
+        self.branch = branch
+        self.position = len(tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Draw:
 class RewindRequest:
     """Stage `stage` asks to cut the tape back to `position` (`tokens` tokens less).
 
-    The chain forbids `ban` at that position by itself. After the cut, call `Chain.rewind`.
+    The chain forbids `ban` at that position by itself. After the cut, call `Chain.rewound`.
     """
 
     stage: str
@@ -129,19 +131,22 @@ class Chain:
         n_vocab: int,
         vocabulary: StageVocabulary | None = None,
         seed: int | None = None,
-        branch: int = 0,
     ) -> None:
         self.spec = ChainSpec.of(spec)
         written = self.spec.seed
         self.seed: int = written if written is not None else seed if seed is not None else secrets.randbits(32)
         self.n_vocab = n_vocab
         self._vocabulary = vocabulary
-        self._branch = branch
         self._buffer = CandidateBuffer(n_vocab)
         self._tap: Tap | None = None
         self._parts: list[_Native | _Reseeded | _Python] = []
         self._build()
         self._forget()
+
+    @classmethod
+    def build(cls, spec: ChainLike, vocabulary: StageVocabulary, *, seed: int | None = None) -> Chain:
+        """A chain for a model's vocabulary."""
+        return cls(spec, n_vocab=vocabulary.size, vocabulary=vocabulary, seed=seed)
 
     def _build(self) -> None:
         stages = list(self.spec.stages)
@@ -196,12 +201,13 @@ class Chain:
     def sample(
         self,
         logits: NDArray[np.float32],
-        context: StepContext,
         *,
+        tokens: Sequence[int] = (),
+        branch: int = 0,
         trace: int = 0,
         constraint: Constraint | None = None,
     ) -> Draw:
-        """Draw one token. logits: (n_vocab,), contiguous, not written to.
+        """Draw one token. logits: (n_vocab,), contiguous, not written to. tokens: the tape so far.
 
         `trace` above 0 adds a `Distribution` with that many rows a point; it never changes the token. With a
         `constraint` its mask comes before all stages; telling it of the token is the caller's. Raises
@@ -209,7 +215,7 @@ class Chain:
         """
         if len(logits) != self.n_vocab:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
-        buffer = self._buffer
+        step = _Step(tokens, branch)
         top: VocabularyTop | None = None
         taps: list[Rows] | None = None
         raw: Rows | None = None
@@ -220,17 +226,17 @@ class Chain:
             _check_logits(top.maximum)
             raw, log_total = tap.raw(logits, top, trace)
             taps = []
-        self._enter(logits, context, constraint, top, taps, trace)
+        self._enter(logits, step, constraint, top, taps, trace)
         needs_u = self._chooses_by == "dist" or self._python
-        u = uniform(self.seed, context.branch, context.position) if needs_u else _NAN
+        u = uniform(self.seed, step.branch, step.position) if needs_u else _NAN
         for part in self._parts:
             if isinstance(part, _Native):
                 self._run_native(part, taps, trace)
             elif isinstance(part, _Python):
-                self._run_python(part, context, u)
+                self._run_python(part, step, u)
                 self._tap_rows(part.name, taps, trace)
             else:
-                self._run_reseeded(part, context)
+                self._run_reseeded(part, step)
                 self._tap_rows(part.spec.name, taps, trace)
         token, u = self._choose(u)
         if raw is None or taps is None:
@@ -247,7 +253,7 @@ class Chain:
     def _enter(
         self,
         logits: NDArray[np.float32],
-        context: StepContext,
+        step: _Step,
         constraint: Constraint | None,
         top: VocabularyTop | None,
         taps: list[Rows] | None,
@@ -255,7 +261,7 @@ class Chain:
     ) -> None:
         """Fill the buffer with the rows that the first stage has to see."""
         buffer = self._buffer
-        banned = self._bans.get(context.position)
+        banned = self._bans.get(step.position)
         if constraint is None and not banned:
             if self._leading_k or (not self._parts and self._chooses_by == "greedy"):
                 # Rows that top_k would cut need not be written: the set it keeps is the same.
@@ -298,9 +304,9 @@ class Chain:
                 self._close_holes(part.leaves_holes, spec.name)
             self._tap_rows(spec.name, taps, trace)
 
-    def _run_reseeded(self, part: _Reseeded, context: StepContext) -> None:
+    def _run_reseeded(self, part: _Reseeded, step: _Step) -> None:
         own = part.args["seed"]
-        seed = derived_seed(self.seed if own is None else own, context.branch, context.position, "xtc")
+        seed = derived_seed(self.seed if own is None else own, step.branch, step.position, "xtc")
         args = {**part.args, "seed": native_seed(seed)}
         pointer = make_native(part.spec.name, args, n_vocab=self.n_vocab, seed=0)
         sampler = NativeSampler((part.spec.name,), (pointer,))
@@ -320,12 +326,12 @@ class Chain:
         if buffer.n < 1:
             raise SamplerError(f"sampler stage '{name}' left no token.", hint="Loosen its arguments.")
 
-    def _run_python(self, part: _Python, context: StepContext, u: float) -> None:
+    def _run_python(self, part: _Python, step: _Step, u: float) -> None:
         buffer = self._buffer
         view = Candidates(
             buffer,
             StageContext(
-                context.position, context.branch, self.seed, u, context.tokens, self._vocabulary
+                step.position, step.branch, self.seed, u, step.tokens, self._vocabulary
             ),
             part.name,
         )
@@ -377,7 +383,7 @@ class Chain:
         """Tell all stages of one token that was drawn or forced and is on the tape.
 
         A stage may answer with the wish to take tokens back: cut the tape to the request's `position`, then
-        call `rewind` with the tape that is left. Wishes that reach beyond the last `replay`, or that repeat a
+        call `rewound` with the tape that is left. Wishes that reach beyond the last `replay`, or that repeat a
         ban without effect, are dropped.
         """
         self._length += 1
@@ -445,7 +451,7 @@ class Chain:
                 except Exception as error:
                     raise _stage_error(part.name, error) from error
 
-    def rewind(self, tokens: Sequence[int]) -> None:
+    def rewound(self, tokens: Sequence[int]) -> None:
         """The tape was cut back to `tokens`: rebuild the stages' state from them.
 
         Bans at or before the cut stay (what they were made for stands in front of them); later ones go.
@@ -457,7 +463,7 @@ class Chain:
         self._drawn, self._bans = drawn, bans
 
     @property
-    def pending_tokens(self) -> int:
+    def lookback(self) -> int:
         """How many of the last tokens a stage may still take back; a reader's text should wait for them."""
         return max((int(part.pending()) for part in self._python if part.pending is not None), default=0)
 
@@ -470,7 +476,6 @@ class Chain:
         twin = Chain.__new__(Chain)
         twin.spec, twin.seed, twin.n_vocab = self.spec, self.seed, self.n_vocab
         twin._vocabulary, twin._buffer, twin._tap = self._vocabulary, self._buffer, self._tap
-        twin._branch = self._branch
         twin._choosing, twin._chooses_by, twin._leading_k = self._choosing, self._chooses_by, self._leading_k
         twin._parts = []
         for part in self._parts:
