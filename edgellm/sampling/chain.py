@@ -30,15 +30,13 @@ if TYPE_CHECKING:
 _NAN = float("nan")
 
 
-class _Step:
-    """Where a token is drawn."""
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """Where a token is drawn: its `position` on the tape, the branch's id, and the tape so far."""
 
-    __slots__ = ("branch", "position", "tokens")
-
-    def __init__(self, tokens: Sequence[int], branch: int) -> None:
-        self.tokens = tokens
-        self.branch = branch
-        self.position = len(tokens)
+    position: int
+    branch: int = 0
+    tokens: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class Draw:
 class RewindRequest:
     """Stage `stage` asks to cut the tape back to `position` (`tokens` tokens less).
 
-    The chain forbids `ban` at that position by itself. After the cut, call `Chain.rewound`.
+    The chain forbids `ban` at that position by itself. After the cut, call `Chain.rewind`.
     """
 
     stage: str
@@ -143,11 +141,6 @@ class Chain:
         self._build()
         self._forget()
 
-    @classmethod
-    def build(cls, spec: ChainLike, vocabulary: StageVocabulary, *, seed: int | None = None) -> Chain:
-        """A chain for a model's vocabulary."""
-        return cls(spec, n_vocab=vocabulary.size, vocabulary=vocabulary, seed=seed)
-
     def _build(self) -> None:
         stages = list(self.spec.stages)
         self._choosing = stages[-1]
@@ -201,13 +194,12 @@ class Chain:
     def sample(
         self,
         logits: NDArray[np.float32],
+        context: StepContext,
         *,
-        tokens: Sequence[int] = (),
-        branch: int = 0,
         trace: int = 0,
         constraint: Constraint | None = None,
     ) -> Draw:
-        """Draw one token. logits: (n_vocab,), contiguous, not written to. tokens: the tape so far.
+        """Draw one token. logits: (n_vocab,), contiguous, not written to.
 
         `trace` above 0 adds a `Distribution` with that many rows a point; it never changes the token. With a
         `constraint` its mask comes before all stages; telling it of the token is the caller's. Raises
@@ -215,7 +207,7 @@ class Chain:
         """
         if len(logits) != self.n_vocab:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
-        step = _Step(tokens, branch)
+        buffer = self._buffer
         top: VocabularyTop | None = None
         taps: list[Rows] | None = None
         raw: Rows | None = None
@@ -226,17 +218,17 @@ class Chain:
             _check_logits(top.maximum)
             raw, log_total = tap.raw(logits, top, trace)
             taps = []
-        self._enter(logits, step, constraint, top, taps, trace)
+        self._enter(logits, context, constraint, top, taps, trace)
         needs_u = self._chooses_by == "dist" or self._python
-        u = uniform(self.seed, step.branch, step.position) if needs_u else _NAN
+        u = uniform(self.seed, context.branch, context.position) if needs_u else _NAN
         for part in self._parts:
             if isinstance(part, _Native):
                 self._run_native(part, taps, trace)
             elif isinstance(part, _Python):
-                self._run_python(part, step, u)
+                self._run_python(part, context, u)
                 self._tap_rows(part.name, taps, trace)
             else:
-                self._run_reseeded(part, step)
+                self._run_reseeded(part, context)
                 self._tap_rows(part.spec.name, taps, trace)
         token, u = self._choose(u)
         if raw is None or taps is None:
@@ -253,7 +245,7 @@ class Chain:
     def _enter(
         self,
         logits: NDArray[np.float32],
-        step: _Step,
+        context: StepContext,
         constraint: Constraint | None,
         top: VocabularyTop | None,
         taps: list[Rows] | None,
@@ -261,7 +253,7 @@ class Chain:
     ) -> None:
         """Fill the buffer with the rows that the first stage has to see."""
         buffer = self._buffer
-        banned = self._bans.get(step.position)
+        banned = self._bans.get(context.position)
         if constraint is None and not banned:
             if self._leading_k or (not self._parts and self._chooses_by == "greedy"):
                 # Rows that top_k would cut need not be written: the set it keeps is the same.
@@ -304,9 +296,9 @@ class Chain:
                 self._close_holes(part.leaves_holes, spec.name)
             self._tap_rows(spec.name, taps, trace)
 
-    def _run_reseeded(self, part: _Reseeded, step: _Step) -> None:
+    def _run_reseeded(self, part: _Reseeded, context: StepContext) -> None:
         own = part.args["seed"]
-        seed = derived_seed(self.seed if own is None else own, step.branch, step.position, "xtc")
+        seed = derived_seed(self.seed if own is None else own, context.branch, context.position, "xtc")
         args = {**part.args, "seed": native_seed(seed)}
         pointer = make_native(part.spec.name, args, n_vocab=self.n_vocab, seed=0)
         sampler = NativeSampler((part.spec.name,), (pointer,))
@@ -326,12 +318,12 @@ class Chain:
         if buffer.n < 1:
             raise SamplerError(f"sampler stage '{name}' left no token.", hint="Loosen its arguments.")
 
-    def _run_python(self, part: _Python, step: _Step, u: float) -> None:
+    def _run_python(self, part: _Python, context: StepContext, u: float) -> None:
         buffer = self._buffer
         view = Candidates(
             buffer,
             StageContext(
-                step.position, step.branch, self.seed, u, step.tokens, self._vocabulary
+                context.position, context.branch, self.seed, u, context.tokens, self._vocabulary
             ),
             part.name,
         )
@@ -383,7 +375,7 @@ class Chain:
         """Tell all stages of one token that was drawn or forced and is on the tape.
 
         A stage may answer with the wish to take tokens back: cut the tape to the request's `position`, then
-        call `rewound` with the tape that is left. Wishes that reach beyond the last `replay`, or that repeat a
+        call `rewind` with the tape that is left. Wishes that reach beyond the last `replay`, or that repeat a
         ban without effect, are dropped.
         """
         self._length += 1
@@ -451,7 +443,7 @@ class Chain:
                 except Exception as error:
                     raise _stage_error(part.name, error) from error
 
-    def rewound(self, tokens: Sequence[int]) -> None:
+    def rewind(self, tokens: Sequence[int]) -> None:
         """The tape was cut back to `tokens`: rebuild the stages' state from them.
 
         Bans at or before the cut stay (what they were made for stands in front of them); later ones go.
@@ -463,7 +455,7 @@ class Chain:
         self._drawn, self._bans = drawn, bans
 
     @property
-    def lookback(self) -> int:
+    def pending_tokens(self) -> int:
         """How many of the last tokens a stage may still take back; a reader's text should wait for them."""
         return max((int(part.pending()) for part in self._python if part.pending is not None), default=0)
 
