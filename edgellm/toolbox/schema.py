@@ -37,7 +37,6 @@ class Parameter:
     members: tuple[Any, ...]
     schema: Schema
     is_required: bool
-    is_positional: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,6 @@ class Signature:
     parameters: tuple[Parameter, ...]
     schema: Schema
     has_context: bool
-    is_context_positional: bool = False
 
 
 def where(function: Callable[..., Any]) -> str:
@@ -69,6 +67,11 @@ def check_declaration(function: Callable[..., Any], name: str, *, is_method: boo
                 "a model cannot be told what goes there.",
                 hint="Name each argument, or take one list or dict.",
             )
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            raise ToolError(
+                f"Tool {name!r} ({where(function)}): parameter {parameter.name!r} cannot be given by name.",
+                hint="Remove the '/' from its signature.",
+            )
         if parameter.annotation is _MISSING:
             raise ToolError(
                 f"Tool {name!r} ({where(function)}): parameter {parameter.name!r} has no type hint.",
@@ -82,7 +85,7 @@ def read_signature(function: Callable[..., Any], name: str, *, is_method: bool) 
     hints = _hints(function, name)
     description, documented = read_docstring(inspect.getdoc(function) or "")
     parameters: list[Parameter] = []
-    has_context = is_context_positional = False
+    has_context = False
     for plain in _plain_parameters(function, name, is_method=is_method):
         hint = hints.get(plain.name, plain.annotation)
         if hint is ToolContext:
@@ -92,7 +95,6 @@ def read_signature(function: Callable[..., Any], name: str, *, is_method: bool) 
                     hint=f"Call it {CONTEXT_PARAMETER!r}.",
                 )
             has_context = True
-            is_context_positional = plain.kind is inspect.Parameter.POSITIONAL_ONLY
             continue
         try:
             parameters.append(_parameter(plain, hint, documented.get(plain.name, "")))
@@ -103,9 +105,7 @@ def read_signature(function: Callable[..., Any], name: str, *, is_method: bool) 
                 f"{reason.rstrip('.:')}.",
                 hint="Use str, int, float, bool, list, dict, Literal, Enum, dataclass, TypedDict or a pydantic model.",
             ) from error
-    return Signature(
-        description, tuple(parameters), _object_schema(parameters), has_context, is_context_positional
-    )
+    return Signature(description, tuple(parameters), _object_schema(parameters), has_context)
 
 
 def _plain_parameters(
@@ -178,9 +178,7 @@ def _parameter(plain: inspect.Parameter, hint: Any, documented: str) -> Paramete
         # A default that JSON cannot spell still works; the model only does not see it.
         with contextlib.suppress(TypeError, ValueError, NotImplementedError):
             schema = {**schema, "default": msgspec.to_builtins(plain.default, enc_hook=_encode_default)}
-    return Parameter(
-        plain.name, members, schema, is_required, plain.kind is inspect.Parameter.POSITIONAL_ONLY
-    )
+    return Parameter(plain.name, members, schema, is_required)
 
 
 def _object_schema(parameters: list[Parameter]) -> Schema:

@@ -137,14 +137,10 @@ class Tool(Generic[P, R]):
 
     def invoke(self, values: Mapping[str, Any], context: ToolContext) -> Any:
         """Calls the function with checked values; an async function gives its coroutine."""
-        positional: list[Any] = [] if self._bound_to is None else [self._bound_to]
+        positional = () if self._bound_to is None else (self._bound_to,)
         named = dict(values)
-        if self._schema is None:
-            for parameter in self.signature.parameters:
-                if parameter.is_positional and parameter.name in named:
-                    positional.append(named.pop(parameter.name))
-            if self.signature.has_context:
-                named[CONTEXT_PARAMETER] = context
+        if self._schema is None and self.signature.has_context:
+            named[CONTEXT_PARAMETER] = context
         return cast("Callable[..., Any]", self.function)(*positional, **named)
 
     @property
