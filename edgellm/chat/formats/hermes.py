@@ -1,0 +1,92 @@
+"""hermes: `<tool_call>` around a JSON object. Hermes 2 and 3, Qwen2.5, Qwen3, Granite 4 and many fine-tunes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgellm.chat.formats.json_call import JsonCallReader, grammar
+from edgellm.chat.formats.wire import Marks, WireFormat
+from edgellm.types import Message, Segment, SpanKind, ToolSpec
+
+_TURN = "<|im_start|>"
+_TURN_END = "<|im_end|>\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hermes(WireFormat):
+    """Calls as JSON between marks, one block each; the template describes the tools."""
+
+    id: ClassVar[str] = "hermes"
+    marks: ClassVar[Marks] = Marks(
+        call_open=("<tool_call>",),
+        call_close="</tool_call>",
+        between_calls="\n",
+        reasoning_open="<think>",
+        reasoning_close="</think>",
+        result_open="<tool_response>",
+        result_close="</tool_response>",
+    )
+
+    def reader(self, tools: Sequence[ToolSpec] = ()) -> JsonCallReader:
+        return JsonCallReader(self.marks.call_close)
+
+    def call_grammar(
+        self,
+        tools: Sequence[ToolSpec],
+        *,
+        lead: str = "",
+        many: bool = False,
+        special_ids: Mapping[str, int] | None = None,
+    ) -> str:
+        return grammar(
+            tools,
+            before=(self.marks.call_open[0], "\n"),
+            head_of={tool.name: _head(tool.name) for tool in tools},
+            after=("}\n", self.marks.call_close),
+            between=self.marks.between_calls,
+            lead=lead,
+            many=many,
+            special_ids=special_ids or {},
+        )
+
+    def render_call_head(self, name: str) -> str:
+        return f"{self.marks.call_open[0]}\n{_head(name)}"
+
+    def render_arguments(self, arguments: Mapping[str, Any]) -> str:
+        return json.dumps(arguments, ensure_ascii=False)
+
+    def render_call_tail(self, name: str) -> str:
+        return f"}}\n{self.marks.call_close}"
+
+    def suffix(self, template_source: str, tail: Sequence[Message]) -> tuple[Segment, ...] | None:
+        if _TURN not in template_source or any(message.tool_calls for message in tail):
+            return None
+        parts = [_glue(_TURN_END)]
+        for index, message in enumerate(tail):
+            if message.role != "tool":
+                kind = SpanKind.USER if message.role == "user" else SpanKind.SYSTEM
+                parts.append(_glue(f"{_TURN}{message.role}\n"))
+                parts.append(Segment(message.content, kind, False))
+                parts.append(_glue(_TURN_END))
+                continue
+            # Results of one turn share one user turn.
+            if index == 0 or tail[index - 1].role != "tool":
+                parts.append(_glue(f"{_TURN}user"))
+            parts.append(_glue(f"\n{self.marks.result_open}\n"))
+            parts.append(Segment(message.content, SpanKind.TOOL_RESULT, False))
+            parts.append(_glue(f"\n{self.marks.result_close}"))
+            if index + 1 == len(tail) or tail[index + 1].role != "tool":
+                parts.append(_glue(_TURN_END))
+        parts.append(_glue(f"{_TURN}assistant\n"))
+        return tuple(part for part in parts if part.text)
+
+
+def _head(name: str) -> str:
+    return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
+
+
+def _glue(text: str) -> Segment:
+    return Segment(text, SpanKind.GLUE, True)
