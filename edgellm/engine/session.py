@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.engine.session_file import SessionRecord, model_fingerprint, write_session
 from edgellm.engine.tape import Tape
 from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, SessionError
+from edgellm.sampling.chain import StepContext
 from edgellm.types import SpanKind, Step
 
 if TYPE_CHECKING:
@@ -161,8 +162,7 @@ class Session:
                 self._logits = logits_before if self._kv == length_before else None
 
     def _accept_prompt(self, start: int) -> None:
-        for token in self.tape.tokens[start:]:
-            self.chain.accept(token)
+        self.chain.replay(self.tape.tokens[start:])
 
     def extend(self, entries: Sequence[tuple[int, SpanKind]]) -> None:
         """`prefill` without progress."""
@@ -281,8 +281,7 @@ class Session:
         position = len(self.tape)
         draw = self.chain.sample(
             self._logits,
-            tokens=self.tape.tokens,
-            branch=self.branch,
+            StepContext(position, self.branch, self.tape.tokens),
             trace=self.trace,
             constraint=self.constraint,
         )
@@ -332,24 +331,23 @@ class Session:
         self.tape.append(step.token, SpanKind.TEXT)
         self._held.append(step)
         rewind = self.chain.accept(step.token)
-        if rewind is not None:
+        if rewind is not None and rewind.tokens <= len(self._held) and self.constraint is None:
             self._rewind_for_stage(rewind.tokens)
-        lookback = 0 if self.constraint is not None else self.chain.lookback
+        lookback = 0 if self.constraint is not None else self.chain.pending_tokens
         is_flush = bool(self._held) and self._held[-1].is_eog
         while self._held and (is_flush or len(self._held) > lookback):
             self._ready.append(self._held.popleft())
         self.is_waiting = False
 
     def _rewind_for_stage(self, count: int) -> None:
-        """A stage takes back the last `count` tokens, never more than are still held back from the reader."""
-        count = min(count, len(self._held))
+        """A stage takes back the last `count` tokens, which no reader has seen yet."""
         for _ in range(count):
             self._held.pop()
         length = len(self.tape) - count
         self.tape.cut(length)
         self._logits = None
         self._cut_memory(length)
-        self.chain.rewound(self.tape.tokens)
+        self.chain.rewind(self.tape.tokens)
 
     def settle(self) -> None:
         """Takes back tokens that were drawn ahead of the reader (a stage may hold some back)."""
@@ -373,20 +371,19 @@ class Session:
         self.tape.cut(length)
         self._logits = None
         self._cut_memory(min(self._kv, length))
-        self.chain.reset()
-        self.chain.replay(self.tape.tokens)
+        self.chain.rewind(self.tape.tokens)
 
     def fork(self) -> Session:
         """A session with an equal tape that shares this one's memory without computing anything."""
-        other = Session(
-            self.engine, self.chain.fork(), branch=self.engine.next_branch(), tape=self.tape.copy()
-        )
-        other.trace = self.trace
         # Tokens that this session's reader has not seen yet belong to this session alone.
         unseen = len(self._held) + len(self._ready)
-        other.chain.reset()
-        other.chain.replay(self.tape.tokens[: len(self.tape) - unseen])
-        other.tape.cut(len(self.tape) - unseen)
+        tape = self.tape.copy()
+        tape.cut(len(tape) - unseen)
+        chain = self.chain.fork(self.tape.tokens)
+        if unseen:
+            chain.rewind(tape.tokens)
+        other = Session(self.engine, chain, branch=self.engine.next_branch(), tape=tape)
+        other.trace = self.trace
         self.engine.adopt(other)
         if self._kv:
             source = self.own_seq()

@@ -1,0 +1,332 @@
+"""The loop of a turn: prefill, decode, run the tools that were called, append their results, go on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgellm.decoding import NEXT_TOKEN, Decoding, Waiting
+from edgellm.errors import Cancelled, ConfigError, ToolError
+from edgellm.events import (
+    ApprovalRequested,
+    Notice,
+    PrefillProgress,
+    ToolApproved,
+    ToolDenied,
+    ToolFinished,
+    ToolRunning,
+    TurnFinished,
+)
+from edgellm.toolbox.permission import Decision
+from edgellm.types import Leg, Message, ToolResult, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from edgellm.conversation import Conversation
+    from edgellm.events import Event
+    from edgellm.guided import Guided
+    from edgellm.sampling.constraint import Constraint
+    from edgellm.toolbox.permission import Permissions
+    from edgellm.toolbox.runner import Runner, Running
+    from edgellm.toolbox.tool import Tool
+    from edgellm.toolbox.toolset import Toolset
+    from edgellm.types import FinishReason, ToolCall, ToolSpec
+
+ToolChoice = str
+"""auto, none, required, or the name of one tool."""
+
+_CANCELLED_TEXT = "The user cancelled this call before it finished."
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLimits:
+    """Where a turn stops by itself.
+
+    `max_steps` legs; `max_tokens` decoded in all; `max_calls_per_step`; the same call with the same arguments is
+    run `max_repeats` times at most; an approval not given within `approval_timeout_s` is a denial (None: waits).
+    """
+
+    max_steps: int = 8
+    max_tokens: int = 4096
+    max_calls_per_step: int = 8
+    max_repeats: int = 2
+    approval_timeout_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What has come of the turn so far."""
+
+    choice: ToolChoice
+    legs: list[Leg] = field(default_factory=list[Leg])
+    messages: list[Message] = field(default_factory=list[Message])
+    text: list[str] = field(default_factory=list[str])
+    calls: int = 0
+    repeats: Counter[str] = field(default_factory=Counter[str])
+    finish_reason: FinishReason = "eog"
+    value: Any = None
+
+    @property
+    def decoded(self) -> int:
+        return sum(leg.decode_tokens for leg in self.legs)
+
+
+class Agent:
+    """Runs turns on one conversation. It knows nothing of ctypes, files or user interfaces."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        toolset: Toolset,
+        runner: Runner,
+        permissions: Permissions,
+        *,
+        limits: AgentLimits,
+        make_constraint: Callable[[str], Constraint],
+        guided: Guided | None = None,
+    ) -> None:
+        self.conversation = conversation
+        self.toolset = toolset
+        self.limits = limits
+        self._runner = runner
+        self._permissions = permissions
+        self._make_constraint = make_constraint
+        self._guided = guided
+        self._running: list[Running] = []
+        self.is_shared = False
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True between a cancel and the end of its turn."""
+        return self.conversation.session.is_cancelled
+
+    def cancel(self) -> None:
+        """Ends the turn in whatever phase it is. Safe from any thread."""
+        self.conversation.session.cancel()
+        for running in list(self._running):
+            running.cancel()
+
+    def run(
+        self,
+        message: Message | None,
+        *,
+        choice: ToolChoice = "auto",
+        answer_grammar: Callable[[], Constraint] | None = None,
+        max_tokens: int | None = None,
+    ) -> Iterator[Event | Waiting]:
+        """One turn: the user's message (None: go on from where the tape stands) to the end of the answer.
+
+        Yields events and `Waiting`. Raises EdgeError; what was on the tape before the failed step stays.
+        """
+        specs = self._specs(choice)
+        turn = _Turn(choice)
+        budget = self.limits.max_tokens if max_tokens is None else max_tokens
+        tail = [message] if message is not None else []
+        try:
+            for step in range(self.limits.max_steps):
+                is_done = yield from self._leg(turn, tail, specs, budget, step, answer_grammar)
+                if is_done:
+                    break
+                tail = yield from self._run_tools(turn)
+            else:
+                turn.finish_reason = "max_steps"
+                self.conversation.postpone(tail)
+        finally:
+            self._end()
+        yield TurnFinished(
+            text="".join(turn.text),
+            finish_reason=turn.finish_reason,
+            usage=Usage(tuple(turn.legs)),
+            messages=tuple(turn.messages),
+        )
+
+    def _end(self) -> None:
+        for running in self._running:
+            running.cancel()
+        self._running.clear()
+        session = self.conversation.session
+        session.constraint = None
+        session.settle()
+        session.is_cancelled = False
+
+    def _specs(self, choice: ToolChoice) -> tuple[ToolSpec, ...]:
+        """The tools that a choice leaves. Raises ConfigError for one that is not there."""
+        specs = self.toolset.specs
+        if choice == "none":
+            return ()
+        if choice == "auto":
+            return specs
+        if not specs:
+            raise ConfigError(f"tool_choice is {choice!r}, but there are no tools.", hint="Give the chat tools.")
+        if choice == "required":
+            return specs
+        chosen = tuple(spec for spec in specs if spec.name == choice)
+        if not chosen:
+            names = ", ".join(spec.name for spec in specs)
+            raise ConfigError(f"tool_choice {choice!r} is not a tool of this chat.", hint=f"There are: {names}.")
+        return chosen
+
+    # -- one leg -----------------------------------------------------------------------------------------
+
+    def _leg(
+        self,
+        turn: _Turn,
+        tail: Sequence[Message],
+        specs: tuple[ToolSpec, ...],
+        budget: int,
+        step: int,
+        answer_grammar: Callable[[], Constraint] | None,
+    ) -> Generator[Event | Waiting, None, bool]:
+        """Prefill and decode. True where the turn is over, false where calls wait for their tools."""
+        session = self.conversation.session
+        reused, prefilled, rebuilt = 0, session.prefilled_tokens, session.rebuilt_tokens
+        started = time.perf_counter()
+        try:
+            plan = self.conversation.plan(tail)
+            reused = session.kv_length
+            for done, total in session.prefill(plan.entries):
+                yield PrefillProgress(done, total)
+                yield NEXT_TOKEN
+        except Cancelled:
+            if step > 0:
+                self.conversation.postpone(tail)
+            turn.finish_reason = "cancelled"
+            return True
+        except BaseException:
+            if step > 0:
+                self.conversation.postpone(tail)
+            raise
+        self.conversation.commit(plan)
+        turn.messages += tail
+        decoding = Decoding(
+            session,
+            self.conversation.format,
+            specs=specs,
+            prefix=plan.prefix,
+            start_index=turn.calls,
+            max_tokens=max(0, budget - turn.decoded),
+            max_calls=self.limits.max_calls_per_step,
+            make_constraint=self._make_constraint,
+        )
+        cost = {
+            "prefill_tokens": session.prefilled_tokens - prefilled,
+            "reused_tokens": reused,
+            "rebuilt_tokens": session.rebuilt_tokens - rebuilt,
+            "prefill_s": time.perf_counter() - started,
+        }
+        is_first = step == 0
+        try:
+            is_forced = is_first and turn.choice not in ("auto", "none")
+            if is_first and specs and self._guided is not None:
+                yield from self._guided.decide(decoding, specs, is_required=is_forced)
+            elif is_forced:
+                grammar = self.conversation.format.call_grammar(specs, lead="", many=False)
+                session.constraint = self._make_constraint(grammar)
+            elif answer_grammar is not None and not specs:
+                session.constraint = answer_grammar()
+            yield from decoding.run()
+        finally:
+            turn.legs.append(decoding.leg(**cost))
+            answer = Message(
+                "assistant", decoding.text, reasoning=decoding.reasoning, tool_calls=tuple(decoding.calls)
+            )
+            self.conversation.answered(answer)
+            turn.messages.append(answer)
+            turn.text.append(decoding.text)
+            turn.calls += len(decoding.calls)
+        turn.finish_reason = decoding.finish_reason
+        return not decoding.calls or decoding.finish_reason in ("cancelled", "context_full")
+
+    # -- tools --------------------------------------------------------------------------------------------
+
+    def _run_tools(self, turn: _Turn) -> Generator[Event | Waiting, None, list[Message]]:
+        """Approves and runs the calls of the last answer, all at once; their results in the order of the calls."""
+        calls = turn.messages[-1].tool_calls
+        results: list[ToolResult | Running] = []
+        approved: list[ToolCall] = []
+        for call in calls:
+            call, outcome = yield from self._start(turn, call)
+            approved.append(call)
+            results.append(outcome)
+        messages: list[Message] = []
+        for call, outcome in zip(approved, results, strict=True):
+            if isinstance(outcome, ToolResult):
+                result = outcome
+            else:
+                while not outcome.wait(0.0):
+                    yield Waiting(outcome.wait)
+                result = outcome.result()
+                self._running.remove(outcome)
+                if self.is_cancelled and not result.is_ok:
+                    result = replace(result, text=_CANCELLED_TEXT)
+            yield ToolFinished(call, result)
+            messages.append(Message("tool", result.text, tool_call_id=call.id, name=call.name))
+        return messages
+
+    def _start(
+        self, turn: _Turn, call: ToolCall
+    ) -> Generator[Event | Waiting, None, tuple[ToolCall, ToolResult | Running]]:
+        """Starts one call, or says at once why it does not run."""
+        if self.is_cancelled:
+            return call, ToolResult(_CANCELLED_TEXT, is_ok=False)
+        try:
+            tool = self.toolset.get(call.name)
+            tool.check(call.arguments)
+        except ToolError as error:
+            return call, ToolResult(f"Error: {error}", is_ok=False)
+        key = call.name + msgspec.json.encode(call.arguments, order="sorted").decode()
+        turn.repeats[key] += 1
+        if turn.repeats[key] > self.limits.max_repeats:
+            yield Notice(f"{call.name} was called again with the same arguments; it was not run.")
+            return call, ToolResult(
+                "Error: this exact call has already been made in this turn. Use its earlier result, and answer.",
+                is_ok=False,
+            )
+        if self._permissions.must_ask(tool.spec):
+            yield ApprovalRequested(call, self._permissions.reason(tool.spec))
+        decision = yield from self._decide(tool, call)
+        call = decision.call
+        if decision.refusal is not None:
+            yield ToolDenied(call, decision.refusal.text)
+            return call, decision.refusal
+        yield ToolApproved(call, decision.by)
+        yield ToolRunning(call)
+        running = self._runner.start(tool, call)
+        self._running.append(running)
+        return call, running
+
+    def _decide(self, tool: Tool[..., Any], call: ToolCall) -> Generator[Event | Waiting, None, Decision]:
+        """Asks the user where that is needed: here, or on a thread where others must not wait for the answer."""
+        timeout_s = self.limits.approval_timeout_s
+        if not self._permissions.must_ask(tool.spec) or not (self.is_shared or timeout_s):
+            return self._permissions.decide(tool, call)
+        answer: Future[Decision] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._permissions.decide(tool, call))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="edgellm-approval", daemon=True).start()
+        deadline = time.monotonic() + (timeout_s or float("inf"))
+
+        def is_over(wait_s: float) -> bool:
+            with contextlib.suppress(TimeoutError):
+                answer.exception(timeout=wait_s)
+            return answer.done() or self.is_cancelled or time.monotonic() > deadline
+
+        while not is_over(0.0):
+            yield Waiting(is_over)
+        if answer.done():
+            return answer.result()
+        refusal = ToolResult("Not run: nobody allowed it in time. Answer without it.", is_ok=False)
+        return Decision(call, "nobody", refusal)

@@ -1,0 +1,193 @@
+"""Messages as a view of the tape: what a new message appends, and where each one begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgellm.chat.continuation import strip_leading
+from edgellm.errors import ConfigError
+from edgellm.types import Message, SpanKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgellm.chat.continuation import Continuation
+    from edgellm.chat.formats.wire import WireFormat
+    from edgellm.chat.template import ChatTemplate
+    from edgellm.engine.session import Session
+    from edgellm.types import Segment, ToolSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """New tokens for some messages. `prefix` is the generation prompt that the model's output continues."""
+
+    entries: tuple[tuple[int, SpanKind], ...]
+    messages: tuple[Message, ...]
+    prefix: str
+
+
+class Conversation:
+    """Keeps messages and tape in step. What is on the tape is never rendered, tokenized or prefilled again.
+
+    `history` are messages from before the tape began. `starts[i]` is the tape length at which
+    message i begins.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        template: ChatTemplate,
+        continuation: Continuation,
+        wire_format: WireFormat,
+        *,
+        system: str = "",
+        specs: Sequence[ToolSpec] = (),
+        history: Sequence[Message] = (),
+    ) -> None:
+        self.session = session
+        self.template = template
+        self.continuation = continuation
+        self.format = wire_format
+        self.system = system
+        self.specs = tuple(specs)
+        self.messages: list[Message] = list(history)
+        self.starts: list[int] = [0] * len(self.messages)
+        self._postponed: list[Message] = []
+        self._is_begun = False
+        self._answer_start = 0
+
+    # -- rendering ------------------------------------------------------------------------------------
+
+    def plan(self, tail: Sequence[Message]) -> Plan:
+        """The tokens that `tail` appends. The tape may lose its drawn end token, where the template's differs.
+
+        Raises TemplateError.
+        """
+        messages = (*self._postponed, *tail)
+        encode = self.session.engine.vocabulary.encode
+        if self._is_begun:
+            segments = self._continue(messages)
+            entries = encode(segments)
+        else:
+            segments = self._start(messages)
+            entries = self._reuse(self._with_bos(encode(segments)))
+        return Plan(tuple(entries), messages, _prefix_of(segments))
+
+    def _reuse(self, entries: list[tuple[int, SpanKind]]) -> list[tuple[int, SpanKind]]:
+        """What of a first prompt is not on the tape yet: after a rewind the system turn still is."""
+        tape = self.session.tape
+        shared = 0
+        for (token, _), known in zip(entries[:-1], tape.tokens, strict=False):
+            if token != known:
+                break
+            shared += 1
+        self.session.rewind(shared)
+        return entries[shared:]
+
+    def _start(self, messages: Sequence[Message]) -> tuple[Segment, ...]:
+        known = [*self._system_messages(), *self.messages, *messages]
+        return self.template.render(self.format.lower(known), tools=self._template_tools())
+
+    def _system_messages(self) -> list[Message]:
+        parts = [self.system, self.format.describe_tools(self.specs) if self.specs else None]
+        text = "\n\n".join(part for part in parts if part)
+        return [Message("system", text)] if text else []
+
+    def _template_tools(self) -> tuple[ToolSpec, ...]:
+        return self.specs if self.format.takes_tools else ()
+
+    def _continue(self, messages: Sequence[Message]) -> tuple[Segment, ...]:
+        session = self.session
+        if not messages:
+            return ()
+        calls = self.messages[-1].tool_calls if self.messages else ()
+        segments = self.continuation.segments(messages, calls=calls, tools=self._template_tools())
+        last = session.tape.tokens[-1]
+        vocabulary = session.engine.vocabulary
+        if vocabulary.is_eog(last):
+            drawn = vocabulary.piece(last).decode("utf-8", "replace")
+            if "".join(segment.text for segment in segments).startswith(drawn):
+                segments = strip_leading(segments, drawn)
+            else:
+                # The model ended its turn by another token than the template does: the template's is written.
+                session.rewind(len(session.tape) - 1)
+        return segments
+
+    def _with_bos(self, entries: list[tuple[int, SpanKind]]) -> list[tuple[int, SpanKind]]:
+        vocabulary = self.session.engine.vocabulary
+        bos = vocabulary.bos
+        if bos is None or not vocabulary.adds_bos or (entries and entries[0][0] == bos):
+            return entries
+        return [(bos, SpanKind.GLUE), *entries]
+
+    # -- bookkeeping ------------------------------------------------------------------------------------
+
+    def commit(self, plan: Plan) -> None:
+        """The plan's tokens are on the tape now."""
+        start = len(self.session.tape) - len(plan.entries)
+        if not self._is_begun:
+            start = 0
+            self._is_begun = True
+        self.messages += plan.messages
+        self.starts += [start] * len(plan.messages)
+        self._answer_start = len(self.session.tape)
+        self._postponed.clear()
+
+    def answered(self, message: Message) -> None:
+        """An answer was decoded, from the end of the last plan on."""
+        if message.content or message.reasoning or message.tool_calls:
+            self.messages.append(message)
+            self.starts.append(self._answer_start)
+
+    def postpone(self, messages: Sequence[Message]) -> None:
+        """These messages could not be appended; they go with the next ones, so that nothing is lost."""
+        self._postponed += messages
+
+    def rewind(self, count: int) -> None:
+        """Keeps the first `count` messages. Raises ConfigError for a number out of range."""
+        if not 0 <= count <= len(self.messages):
+            raise ConfigError(
+                f"cannot rewind to message {count}: the chat has {len(self.messages)}.",
+                hint="Give a number from 0 to that.",
+            )
+        self._postponed.clear()
+        if count == len(self.messages):
+            return
+        start = self.starts[count]
+        if start == 0:
+            # The system turn stays computed: the next first prompt begins with the same tokens.
+            kinds = self.session.tape.kinds
+            start = kinds.index(SpanKind.USER) if SpanKind.USER in kinds else 0
+            self._is_begun = False
+        self.session.rewind(start)
+        del self.messages[count:]
+        del self.starts[count:]
+
+    def fork(self, session: Session) -> Conversation:
+        """The same conversation on a fork of its session."""
+        other = Conversation(
+            session,
+            self.template,
+            self.continuation,
+            self.format,
+            system=self.system,
+            specs=self.specs,
+            history=self.messages,
+        )
+        other.starts = list(self.starts)
+        other._postponed = list(self._postponed)
+        other._is_begun = self._is_begun
+        other._answer_start = self._answer_start
+        return other
+
+
+def _prefix_of(segments: Sequence[Segment]) -> str:
+    """The template's own text behind the last content: what the model's output continues."""
+    parts: list[str] = []
+    for segment in reversed(segments):
+        if not segment.is_template:
+            break
+        parts.append(segment.text)
+    return "".join(reversed(parts))

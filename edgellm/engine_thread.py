@@ -1,0 +1,174 @@
+"""The one adapter for many callers: a thread that owns the engine and takes every turn in rotation."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from edgellm.decoding import Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+T = TypeVar("T")
+_IDLE_WAIT_S = 0.02
+
+
+class EngineThread:
+    """Runs the turns of many chats on one thread, so that tokens due at the same time share a batch.
+
+    Each turn is advanced until it waits; then the next. The first that asks for its token makes the engine
+    decode for all that asked. A slow reader never holds up the thread: events are queued for it.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: deque[_Turn[object]] = deque()
+        self._wake = threading.Condition()
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+
+    def start_turn(self, turn: Iterator[T | Waiting], deliver: Callable[[T | _End], None]) -> _Turn[T]:
+        """Advances a turn until it ends; `deliver` gets its items, then an end. It is called on the thread."""
+        task = _Turn(turn, deliver)
+        self._put(task)
+        return task
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Runs a function on the thread between two steps: for whatever else touches the engine."""
+        future: Future[T] = Future()
+
+        def once() -> Iterator[T | Waiting]:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
+            return iter(())
+
+        self._put(_Turn(_lazily(once), _drop))
+        return future
+
+    def _put(self, task: _Turn[T]) -> None:
+        with self._wake:
+            if self._is_closed:
+                raise RuntimeError("the engine thread is closed")
+            self._tasks.append(task)  # type: ignore[arg-type]  # a queue of turns of any item type
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="edgellm-engine", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    async def stream(self, turn: Iterator[T | Waiting]) -> AsyncIterator[T]:
+        """The items of a turn, for asyncio. Leaving the loop early closes the turn."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[T | _End] = asyncio.Queue()
+
+        def deliver(item: T | _End) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        task = self.start_turn(turn, deliver)
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, _End):
+                    if item.error is not None:
+                        raise item.error
+                    return
+                yield item
+        finally:
+            task.close()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._tasks and not self._is_closed:
+                    self._wake.wait()
+                if self._is_closed:
+                    return
+                tasks = list(self._tasks)
+            has_moved = False
+            for task in tasks:
+                has_moved |= task.advance()
+                if task.is_done:
+                    self._tasks.remove(task)
+            if not has_moved:
+                with self._wake:
+                    self._wake.wait(_IDLE_WAIT_S)
+
+    def close(self) -> None:
+        """Ends the thread; turns that are open are closed."""
+        with self._wake:
+            self._is_closed = True
+            tasks, self._tasks = list(self._tasks), deque()
+            self._wake.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        for task in tasks:
+            task.close()
+            task.advance()
+
+
+class _End:
+    """The end of a turn, with the error that ended it or None."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class _Turn(Generic[T]):
+    """One turn on the thread."""
+
+    def __init__(self, turn: Iterator[T | Waiting], deliver: Callable[[T | _End], None]) -> None:
+        self._turn = turn
+        self._deliver = deliver
+        self._waiting: Waiting | None = None
+        self._is_closing = False
+        self.is_done = False
+
+    def close(self) -> None:
+        """Asks for the end of the turn. Safe from any thread; the engine's thread does it."""
+        self._is_closing = True
+
+    def advance(self) -> bool:
+        """Runs the turn until it waits or ends; false where it still waits."""
+        if self.is_done:
+            return True
+        if self._is_closing:
+            self._end(None)
+            return True
+        if self._waiting is not None and not self._waiting.wait(0.0):
+            return False
+        self._waiting = None
+        try:
+            for item in self._turn:
+                if isinstance(item, Waiting):
+                    self._waiting = item
+                    return True
+                self._deliver(item)
+                if self._is_closing:
+                    self._end(None)
+                    return True
+        except BaseException as error:
+            self._end(error)
+        else:
+            self._end(None)
+        return True
+
+    def _end(self, error: BaseException | None) -> None:
+        self.is_done = True
+        close = getattr(self._turn, "close", None)
+        if close is not None:
+            close()
+        self._deliver(_End(error))
+
+
+def _lazily(make: Callable[[], Iterator[T]]) -> Iterator[T]:
+    yield from make()
+
+
+def _drop(_item: object) -> None:
+    """The reader of a turn that has no items."""

@@ -1,0 +1,60 @@
+"""Fixtures: the real default model where it is present, tiny models made on the spot, homes of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import tiny_models
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _find_default_model() -> Path | None:
+    named = os.environ.get("EDGELLM_TEST_MODEL")
+    if named:
+        return Path(named)
+    from edgellm.models.store import Store
+
+    path = Store().path_of("smollm2-135m")
+    return path if path is not None and path.is_file() else None
+
+
+_REAL_MODEL = _find_default_model()
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The default model's file; skips with a reason where it is absent."""
+    if _REAL_MODEL is None or not _REAL_MODEL.is_file():
+        pytest.skip("the default model is not here: edgellm models pull smollm2-135m, or set EDGELLM_TEST_MODEL")
+    return _REAL_MODEL
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own store, cache or configuration."""
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("EDGELLM_CONFIG_DIR", str(tmp_path / "config"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny_model("llama") -> the path of a tiny random model of that architecture, made once a session."""
+    folder = tmp_path_factory.mktemp("tiny")
+    made: dict[str, Path] = {}
+
+    def make(arch: str = "llama", **options: object) -> Path:
+        key = arch + repr(sorted(options.items()))
+        if key not in made:
+            made[key] = tiny_models.build(folder / f"{arch}-{len(made)}.gguf", arch, **options)
+        return made[key]
+
+    return make
