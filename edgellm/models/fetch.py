@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -113,13 +114,15 @@ def _fetch_hf(source: HfSource, entry: ModelEntry, folder: Path, progress: Progr
 
 def _hub() -> Any:
     try:
-        import huggingface_hub
+        # The package loads its submodules lazily and does not offer these two as attributes.
+        importlib.import_module("huggingface_hub.errors")
+        importlib.import_module("huggingface_hub.utils")
+        return importlib.import_module("huggingface_hub")
     except ImportError:
         raise ConfigError(
             "Models from the Hugging Face hub need the package huggingface_hub.",
             hint='Run: pip install "edgellm[hub]"',
         ) from None
-    return huggingface_hub
 
 
 def _locate(
