@@ -303,9 +303,13 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], int, int, Any], Any]] = {
         a["temperature"], a["delta"], a["exponent"]
     ),
     "infill": lambda a, n, s, v: lib().llama_sampler_init_infill(v),
-    "mirostat": lambda a, n, s, v: lib().llama_sampler_init_mirostat(n, _seed(a, s), a["tau"], a["eta"], a["m"]),
+    "mirostat": lambda a, n, s, v: lib().llama_sampler_init_mirostat(
+        n, _seed(a, s), a["tau"], a["eta"], a["m"]
+    ),
     "mirostat_v2": lambda a, n, s, v: lib().llama_sampler_init_mirostat_v2(_seed(a, s), a["tau"], a["eta"]),
-    "adaptive_p": lambda a, n, s, v: lib().llama_sampler_init_adaptive_p(a["target"], a["decay"], _seed(a, s)),
+    "adaptive_p": lambda a, n, s, v: lib().llama_sampler_init_adaptive_p(
+        a["target"], a["decay"], _seed(a, s)
+    ),
     "greedy": lambda a, n, s, v: lib().llama_sampler_init_greedy(),
     "dist": lambda a, n, s, v: lib().llama_sampler_init_dist(_seed(a, s)),
 }

@@ -132,7 +132,9 @@ class Chain:
     ) -> None:
         self.spec = ChainSpec.of(spec)
         written = self.spec.seed
-        self.seed: int = written if written is not None else seed if seed is not None else secrets.randbits(32)
+        self.seed: int = (
+            written if written is not None else seed if seed is not None else secrets.randbits(32)
+        )
         self.n_vocab = n_vocab
         self._vocabulary = vocabulary
         self._buffer = CandidateBuffer(n_vocab)
@@ -322,9 +324,7 @@ class Chain:
         buffer = self._buffer
         view = Candidates(
             buffer,
-            StageContext(
-                context.position, context.branch, self.seed, u, context.tokens, self._vocabulary
-            ),
+            StageContext(context.position, context.branch, self.seed, u, context.tokens, self._vocabulary),
             part.name,
         )
         try:
@@ -453,6 +453,17 @@ class Chain:
         self.reset()
         self.replay(tokens)
         self._drawn, self._bans = drawn, bans
+
+    @property
+    def python_stages(self) -> tuple[object, ...]:
+        """The objects of the plugin stages, in order."""
+        return tuple(part.stage for part in self._python)
+
+    @property
+    def scratch_memory(self) -> tuple[NDArray[Any], ...]:
+        """Arrays that are written anew at each step: nothing may keep a view of them."""
+        # Any: structured rows.
+        return (self._buffer.rows,)
 
     @property
     def pending_tokens(self) -> int:

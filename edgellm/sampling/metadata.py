@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 _PREFIX = "general.sampling."
 # llama.cpp's own names of stages (common/sampling.cpp) and ours; its default order comes first.
 _ORDER = ("penalties", "top_k", "top_p", "min_p", "xtc", "temperature")
-_NAMES = {"temp": "temperature", "typ_p": "typical", "nucleus": "top_p", "topk": "top_k", "topp": "top_p", "minp": "min_p"}
+_NAMES = {
+    "temp": "temperature",
+    "typ_p": "typical",
+    "nucleus": "top_p",
+    "topk": "top_k",
+    "topp": "top_p",
+    "minp": "min_p",
+}
 
 
 def chain_from_metadata(metadata: Mapping[str, str]) -> ChainSpec | None:
@@ -44,7 +51,13 @@ def chain_from_metadata(metadata: Mapping[str, str]) -> ChainSpec | None:
     if mirostat in (1, 2):
         kept = [spec for spec in stages if spec.name in ("penalties", "temperature")]
         name = "mirostat" if mirostat == 1 else "mirostat_v2"
-        kept.append(stage(name, tau=max(numbers.get("mirostat_tau", 5.0), 0.0), eta=min(max(numbers.get("mirostat_eta", 0.1), 0.0), 1.0)))
+        kept.append(
+            stage(
+                name,
+                tau=max(numbers.get("mirostat_tau", 5.0), 0.0),
+                eta=min(max(numbers.get("mirostat_eta", 0.1), 0.0), 1.0),
+            )
+        )
         return ChainSpec(tuple(kept))
     if numbers.get("temp", 1.0) <= 0:
         return ChainSpec((*(spec for spec in stages if spec.name == "penalties"), stage("greedy")))

@@ -270,7 +270,9 @@ NATIVE_STAGES: tuple[StageInfo, ...] = (
         leaves_holes=True,
         reference="arXiv:2411.07641",
     ),
-    StageInfo("top_k", "Keeps the `k` most probable rows.", (Param("k", "int", 40, "rows", low=1, high=2**31 - 1),)),
+    StageInfo(
+        "top_k", "Keeps the `k` most probable rows.", (Param("k", "int", 40, "rows", low=1, high=2**31 - 1),)
+    ),
     StageInfo(
         "typical",
         "Locally typical: keeps rows whose surprise is nearest to the entropy, up to a mass of `p`.",
@@ -317,7 +319,9 @@ NATIVE_STAGES: tuple[StageInfo, ...] = (
         leaves_holes=True,
         reference="arXiv:2309.02772",
     ),
-    StageInfo("infill", "For fill-in-the-middle: merges tokens with a common prefix, ends early when in doubt."),
+    StageInfo(
+        "infill", "For fill-in-the-middle: merges tokens with a common prefix, ends early when in doubt."
+    ),
     StageInfo("greedy", "Chooses the most probable row; of equal ones, the smallest id.", chooses=True),
     StageInfo(
         "dist",

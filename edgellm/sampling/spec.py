@@ -47,7 +47,9 @@ def stage(name: str, *values: Any, registry: StageRegistry = REGISTRY, **args: A
     # Any: arguments of any stage; the registry's table checks them.
     info = registry.lookup(name)
     if len(values) > len(info.params):
-        raise SamplerError(f"{name} takes at most {len(info.params)} arguments.", hint=f"Its form is {info.signature()}.")
+        raise SamplerError(
+            f"{name} takes at most {len(info.params)} arguments.", hint=f"Its form is {info.signature()}."
+        )
     given = dict(zip((param.name for param in info.params), values, strict=False))
     for key, value in args.items():
         if key in given:
@@ -101,7 +103,10 @@ class ChainSpec:
         for one in parsed[:-1]:
             if one.info.chooses:
                 raise ChainSyntaxError(
-                    _not_last(one.info.name), text, one.column, hint="Only the last stage may choose the token."
+                    _not_last(one.info.name),
+                    text,
+                    one.column,
+                    hint="Only the last stage may choose the token.",
                 )
         return cls(tuple(_checked(one.info, one.args) for one in parsed))
 

@@ -8,7 +8,18 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from edgellm.errors import SamplerError
 from edgellm.sampling.registry import REGISTRY, Param, ParamKind, StageInfo, StageRegistry
@@ -129,7 +140,8 @@ def _info_of_class(stage_class: type) -> StageInfo:
     info = vars(stage_class).get(_INFO)
     if not isinstance(info, StageInfo):
         raise SamplerError(
-            f"{stage_class.__name__} is not a sampler stage.", hint="Decorate its class with @edgellm.sampler."
+            f"{stage_class.__name__} is not a sampler stage.",
+            hint="Decorate its class with @edgellm.sampler.",
         )
     return info
 
@@ -171,7 +183,9 @@ def _params_of(stage_class: type) -> tuple[Param, ...]:
             )
         is_required = parameter.default is parameter.empty
         default = None if is_required else parameter.default
-        params.append(_param(stage_class, parameter.name, hints.get(parameter.name, Any), default, is_required))
+        params.append(
+            _param(stage_class, parameter.name, hints.get(parameter.name, Any), default, is_required)
+        )
     return tuple(params)
 
 
@@ -210,7 +224,15 @@ def _param(stage_class: type, name: str, hint: Any, default: Any, is_required: b
             hint="Use int, float, str, bool, a list of these, or dict[int, float].",
         )
     return Param(
-        name, kind, default, doc, low, high, is_low_open, is_high_open, is_optional or default is None and not is_required,
+        name,
+        kind,
+        default,
+        doc,
+        low,
+        high,
+        is_low_open,
+        is_high_open,
+        is_optional or default is None and not is_required,
         is_required,
     )
 

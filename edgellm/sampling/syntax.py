@@ -43,7 +43,8 @@ class ChainSyntaxError(SamplerError):
         start = max(0, column - 61)
         window = shown[start : start + 100]
         super().__init__(
-            f"sampler chain, column {column}: {message}\n  {window}\n  {' ' * (column - 1 - start)}^", hint=hint
+            f"sampler chain, column {column}: {message}\n  {window}\n  {' ' * (column - 1 - start)}^",
+            hint=hint,
         )
         self.column = column
         self.text = text
@@ -113,7 +114,9 @@ class _Parser:
     def stage(self) -> ParsedStage:
         token = self.token
         if token.kind != "name":
-            raise self.fail(f"expected the name of a stage, found {token}", token, "Write, for example, top_k(40).")
+            raise self.fail(
+                f"expected the name of a stage, found {token}", token, "Write, for example, top_k(40)."
+            )
         self.take()
         info = self.registry.get(token.text)
         if info is None:
@@ -144,7 +147,9 @@ class _Parser:
                     raise self.fail("an argument without a name after one with a name", token)
                 if len(args) >= len(info.params):
                     raise self.fail(
-                        f"{info.name} takes at most {len(info.params)} arguments", token, f"Its form is {info.signature()}."
+                        f"{info.name} takes at most {len(info.params)} arguments",
+                        token,
+                        f"Its form is {info.signature()}.",
                     )
                 param = info.params[len(args)]
             if param.name in args:
@@ -155,7 +160,9 @@ class _Parser:
                 args[param.name] = param.checked(value)
             except ValueError as error:
                 raise self.fail(
-                    f"{info.name}: '{param.name}' must be {error}, not {value!r}", value_token, param.doc and f"{param.name}: {param.doc}."
+                    f"{info.name}: '{param.name}' must be {error}, not {value!r}",
+                    value_token,
+                    param.doc and f"{param.name}: {param.doc}.",
                 ) from None
             if not self.take_mark(","):
                 if self.take_mark(")"):

@@ -1,0 +1,149 @@
+"""JSON Schemas made enforceable: what llguidance refuses is taken out, keyword by keyword, and said."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from edgellm.errors import ConstraintError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+# One way to write each value: a small model can otherwise spend its whole budget on white space.
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+_ONE = (
+    "items", "additionalItems", "additionalProperties", "unevaluatedItems", "unevaluatedProperties", "contains",
+    "propertyNames", "not", "if", "then", "else", "contentSchema",
+)  # fmt: skip
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_UNIMPLEMENTED = re.compile(r"^Unimplemented keys: (\[.*\])")
+_FORMAT = re.compile(r"^Unknown format: (.*)$", re.MULTILINE)
+_MAX_ROUNDS = 64
+
+Schema = dict[str, Any]
+
+
+def relax(schema: Mapping[str, Any]) -> tuple[Schema, list[str]]:
+    """The schema as llguidance can enforce it, and a note for each thing taken out (empty: all is enforced).
+
+    What is relaxed accepts more than the schema: validate the result. Raises ConstraintError where the schema is
+    broken in another way (an unknown type, a $ref that leads nowhere).
+    """
+    relaxed: Schema = copy.deepcopy(dict(schema))
+    notes: list[str] = []
+    for _ in range(_MAX_ROUNDS):
+        error = _refusal(relaxed)
+        if not error:
+            return relaxed, notes
+        found = _repair(relaxed, error)
+        if not found:
+            break
+        notes += found
+    raise ConstraintError(
+        f"the JSON Schema cannot be enforced: {_one_line(error)}.", hint="Correct or simplify the schema."
+    )
+
+
+def schema_grammar(schema: Mapping[str, Any]) -> str:
+    """llguidance's grammar for a schema. Raises ConstraintError where it is no JSON object."""
+    from llguidance import LLMatcher
+
+    try:
+        # llguidance's type says dict[str, Any] where any mapping that is JSON does.
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_STYLE)  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise ConstraintError(
+            f"the JSON Schema cannot be read: {error}.", hint="It must be a JSON object."
+        ) from error
+
+
+def _refusal(schema: Schema) -> str:
+    from llguidance import LLMatcher
+
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(schema_grammar(schema))
+    return messages[0] if is_error else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")[:200]
+
+
+def _repair(schema: Schema, error: str) -> list[str]:
+    """Takes out what `error` complains of, everywhere; returns notes, none where it does not know how."""
+    unimplemented = _UNIMPLEMENTED.match(error)
+    if unimplemented:
+        keys = set(json.loads(unimplemented.group(1)))
+        if keys & {"if", "then", "else"}:
+            keys |= {"if", "then", "else"}
+        return _drop(schema, lambda node, key: key in keys)
+    if unknown := _FORMAT.search(error):
+        return _drop(schema, lambda node, key: key == "format" and node[key] == unknown.group(1))
+    if "oneOf" in error:
+        return _loosen_one_of(schema)
+    if "regex" in error or "lookaround" in error:
+        return _drop(
+            schema, lambda node, key: key == "pattern" and not _is_usable(node[key])
+        ) + _drop_patterns(schema)
+    return []
+
+
+def _drop(schema: Schema, is_wrong: Callable[[Schema, str], bool]) -> list[str]:
+    notes: list[str] = []
+    for path, node in list(_walk(schema, "$")):
+        for key in [key for key in node if is_wrong(node, key)]:
+            value = node.pop(key)
+            detail = f" {json.dumps(value)}" if key in ("format", "pattern") else ""
+            notes.append(f"{path}: '{key}'{detail} is not enforced")
+    return notes
+
+
+def _drop_patterns(schema: Schema) -> list[str]:
+    notes: list[str] = []
+    for path, node in list(_walk(schema, "$")):
+        patterns = node.get("patternProperties")
+        if isinstance(patterns, dict):
+            for pattern in [pattern for pattern in patterns if not _is_usable(pattern)]:
+                del patterns[pattern]
+                notes.append(f"{path}: 'patternProperties' {json.dumps(pattern)} is not enforced")
+    return notes
+
+
+def _loosen_one_of(schema: Schema) -> list[str]:
+    notes: list[str] = []
+    for path, node in list(_walk(schema, "$")):
+        if "oneOf" in node:
+            choices = node.pop("oneOf")
+            if "anyOf" in node:
+                node["allOf"] = [*node.get("allOf", []), {"anyOf": choices}]
+            else:
+                node["anyOf"] = choices
+            notes.append(f"{path}: 'oneOf' is enforced as 'anyOf'")
+    return notes
+
+
+def _is_usable(pattern: Any) -> bool:
+    # Any: a schema may hold anything there.
+    return isinstance(pattern, str) and not _refusal({"type": "string", "pattern": pattern})
+
+
+def _walk(node: Any, path: str) -> Iterator[tuple[str, Schema]]:
+    """All schemas inside a schema, with their paths; property names are not taken for keywords."""
+    # Any: schemas may be booleans, and broken ones anything.
+    if not isinstance(node, dict):
+        return
+    yield path, node
+    for key in _ONE:
+        yield from _walk(node.get(key), f"{path}.{key}")
+    for key in _LISTS:
+        if isinstance(choices := node.get(key), list):
+            for index, choice in enumerate(choices):
+                yield from _walk(choice, f"{path}.{key}[{index}]")
+    for key in _MAPS:
+        if isinstance(members := node.get(key), dict):
+            for name, member in list(members.items()):
+                yield from _walk(member, f"{path}.{name}" if key == "properties" else f"{path}.{key}.{name}")
