@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME_OF = {
-    "edgellm.runtime": ("Chat", "Runtime", "catalog", "doctor", "inspect", "load", "parse", "quantize"),
+    "edgellm.dialogue": ("Chat", "ChatOptions"),
+    "edgellm.runtime": ("Runtime", "catalog", "doctor", "inspect", "load", "parse", "quantize"),
     "edgellm.agent": ("AgentLimits", "ToolChoice"),
     "edgellm.toolbox.tool": ("Tool", "ToolContext", "tool"),
     "edgellm.toolbox.toolset": ("Toolset",),
@@ -97,6 +98,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from edgellm.agent import AgentLimits, ToolChoice
+    from edgellm.dialogue import Chat, ChatOptions
     from edgellm.errors import (
         Cancelled,
         ConfigError,
@@ -136,7 +138,7 @@ if TYPE_CHECKING:
         ToolRunning,
         TurnFinished,
     )
-    from edgellm.runtime import Chat, Runtime, catalog, doctor, inspect, load, parse, quantize
+    from edgellm.runtime import Runtime, catalog, doctor, inspect, load, parse, quantize
     from edgellm.sampling.candidates import Candidates
     from edgellm.sampling.spec import ChainSpec
     from edgellm.sampling.stage import Rewind, sampler

@@ -108,6 +108,23 @@ class Agent:
         """True between a cancel and the end of its turn."""
         return self.conversation.session.is_cancelled
 
+    @property
+    def is_guided(self) -> bool:
+        """True where tools are chosen by scoring instead of by free decoding."""
+        return self._guided is not None
+
+    def fork(self, conversation: Conversation) -> Agent:
+        """An agent with the same tools and limits for a fork of the conversation."""
+        return Agent(
+            conversation,
+            self.toolset,
+            self._runner,
+            self._permissions,
+            limits=self.limits,
+            make_constraint=self._make_constraint,
+            guided=self._guided,
+        )
+
     def cancel(self) -> None:
         """Ends the turn in whatever phase it is. Safe from any thread."""
         self.conversation.session.cancel()
@@ -165,13 +182,17 @@ class Agent:
         if choice == "auto":
             return specs
         if not specs:
-            raise ConfigError(f"tool_choice is {choice!r}, but there are no tools.", hint="Give the chat tools.")
+            raise ConfigError(
+                f"tool_choice is {choice!r}, but there are no tools.", hint="Give the chat tools."
+            )
         if choice == "required":
             return specs
         chosen = tuple(spec for spec in specs if spec.name == choice)
         if not chosen:
             names = ", ".join(spec.name for spec in specs)
-            raise ConfigError(f"tool_choice {choice!r} is not a tool of this chat.", hint=f"There are: {names}.")
+            raise ConfigError(
+                f"tool_choice {choice!r} is not a tool of this chat.", hint=f"There are: {names}."
+            )
         return chosen
 
     # -- one leg -----------------------------------------------------------------------------------------

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from edgellm.chat.continuation import strip_leading
-from edgellm.errors import ConfigError
+from edgellm.errors import ConfigError, SessionError
 from edgellm.types import Message, SpanKind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edgellm.chat.continuation import Continuation
     from edgellm.chat.formats.wire import WireFormat
@@ -88,7 +90,7 @@ class Conversation:
 
     def _start(self, messages: Sequence[Message]) -> tuple[Segment, ...]:
         known = [*self._system_messages(), *self.messages, *messages]
-        return self.template.render(self.format.lower(known), tools=self._template_tools())
+        return self.template.render(self.format.to_template(known), tools=self._template_tools())
 
     def _system_messages(self) -> list[Message]:
         parts = [self.system, self.format.describe_tools(self.specs) if self.specs else None]
@@ -96,23 +98,23 @@ class Conversation:
         return [Message("system", text)] if text else []
 
     def _template_tools(self) -> tuple[ToolSpec, ...]:
-        return self.specs if self.format.takes_tools else ()
+        return self.specs if self.format.template_takes_tools else ()
 
     def _continue(self, messages: Sequence[Message]) -> tuple[Segment, ...]:
         session = self.session
         if not messages:
             return ()
-        calls = self.messages[-1].tool_calls if self.messages else ()
-        segments = self.continuation.segments(messages, calls=calls, tools=self._template_tools())
+        had_calls = bool(self.messages and self.messages[-1].tool_calls)
+        segments = self.continuation.suffix(messages, had_calls=had_calls, tools=self._template_tools())
         last = session.tape.tokens[-1]
         vocabulary = session.engine.vocabulary
         if vocabulary.is_eog(last):
             drawn = vocabulary.piece(last).decode("utf-8", "replace")
-            if "".join(segment.text for segment in segments).startswith(drawn):
-                segments = strip_leading(segments, drawn)
-            else:
-                # The model ended its turn by another token than the template does: the template's is written.
-                session.rewind(len(session.tape) - 1)
+            stripped = strip_leading(segments, drawn)
+            if stripped is not None:
+                return stripped
+            # The model ended its turn by another token than the template does: the template's is written.
+            session.rewind(len(session.tape) - 1)
         return segments
 
     def _with_bos(self, entries: list[tuple[int, SpanKind]]) -> list[tuple[int, SpanKind]]:
@@ -164,6 +166,29 @@ class Conversation:
         self.session.rewind(start)
         del self.messages[count:]
         del self.starts[count:]
+
+    def state(self) -> dict[str, Any]:
+        """Messages and where they stand, as JSON values: what `restore` takes."""
+        return {
+            "messages": msgspec.to_builtins(self.messages),
+            "starts": self.starts,
+            "is_begun": self._is_begun,
+            "postponed": msgspec.to_builtins(self._postponed),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up a saved state. Raises SessionError."""
+        try:
+            self.messages = msgspec.convert(state["messages"], list[Message])
+            self.starts = msgspec.convert(state["starts"], list[int])
+            self._postponed = msgspec.convert(state["postponed"], list[Message])
+            self._is_begun = bool(state["is_begun"])
+        except (KeyError, msgspec.ValidationError) as error:
+            raise SessionError(
+                f"the saved chat's messages cannot be read: {error}.",
+                hint="It was written by another version.",
+            ) from error
+        self._answer_start = len(self.session.tape)
 
     def fork(self, session: Session) -> Conversation:
         """The same conversation on a fork of its session."""

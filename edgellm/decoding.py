@@ -257,5 +257,7 @@ class Decoding:
         """After a call: does this token begin something that is not another call?"""
         if not self.calls or self._parser.in_call:
             return False
-        is_text = any(isinstance(event, (TextDelta, ReasoningDelta)) and event.text.strip() for event in events)
+        is_text = any(
+            isinstance(event, (TextDelta, ReasoningDelta)) and event.text.strip() for event in events
+        )
         return is_text and not any(isinstance(event, ToolCallReady) for event in events)

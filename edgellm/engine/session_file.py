@@ -37,7 +37,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     kv_length: int
     sampler: str
     seed: int | None
-    extra: dict[str, Any] = {}  # noqa: RUF012  (msgspec copies defaults)
+    extra: dict[str, Any] = {}
 
 
 def model_fingerprint(model: Model) -> str:

@@ -1,0 +1,265 @@
+"""A chat as scripts, the CLI and the app see it: send, and read events."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgellm.agent import Agent, AgentLimits
+from edgellm.decoding import Waiting
+from edgellm.errors import ConfigError
+from edgellm.events import TurnFinished
+from edgellm.types import Message, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+
+    from edgellm.agent import ToolChoice
+    from edgellm.chat.formats.wire import WireFormat
+    from edgellm.chat.template import ChatTemplate
+    from edgellm.conversation import Conversation
+    from edgellm.events import Event
+    from edgellm.runtime import Runtime
+    from edgellm.sampling.chain import Chain
+    from edgellm.sampling.constraint import Constraint
+    from edgellm.sampling.spec import ChainLike
+    from edgellm.toolbox.permission import Approve
+    from edgellm.types import Permission, Span
+
+_WAIT_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """What a chat is made with.
+
+    `tools` are functions, Tool objects, instances, modules or a Toolset. `sampler` None is the model's own chain,
+    else the default one. `trace` above 0 sends TokenDrawn events with that many rows a point. `permissions` may
+    only tighten what a tool declares; `approve` None: whatever asks is denied. `strategy`: "auto" (the
+    catalogue's word), "guided" or "free". `chat_format` and `template` override what the GGUF says
+    (`template`: "chatml", or the template's text).
+    """
+
+    system: str = ""
+    tools: Any = ()
+    sampler: ChainLike | None = None
+    seed: int | None = None
+    trace: int = 0
+    chat_format: str = "auto"
+    template: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    approve: Approve | None = None
+    permissions: Mapping[str, Permission] = field(default_factory=dict[str, "Permission"])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    strategy: str = "auto"
+    limits: AgentLimits = field(default_factory=AgentLimits)
+    history: Sequence[Message] = ()
+
+
+class Chat:
+    """One conversation on a runtime. Made by `Runtime.chat`, `Runtime.open_chat` and `Chat.fork`.
+
+    Not for two threads at once: `asend` is for many callers.
+    """
+
+    def __init__(
+        self, runtime: Runtime, conversation: Conversation, agent: Agent, options: ChatOptions
+    ) -> None:
+        self.runtime = runtime
+        self.options = options
+        self.conversation = conversation
+        self._agent = agent
+        self._usage = Usage()
+        self._open = threading.Lock()
+
+    # -- talking ----------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        text: str | None,
+        *,
+        tool_choice: ToolChoice = "auto",
+        schema: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+    ) -> Iterator[Event]:
+        """The events of one turn, ending with TurnFinished. Closing the iterator cancels the turn.
+
+        `text` None lets the model go on without a new message. `tool_choice` is auto, none, required or a tool's
+        name. `schema` (JSON Schema) constrains the answer, whose value is TurnFinished.value; it goes without
+        tools. `max_tokens` caps what is decoded in this turn. Raises EdgeError; what was on the tape before
+        the failed step stays there.
+        """
+        for item in self._turn(text, tool_choice, schema, max_tokens):
+            if isinstance(item, Waiting):
+                while not item.wait(_WAIT_S):
+                    pass
+            else:
+                yield item
+
+    async def asend(
+        self,
+        text: str | None,
+        *,
+        tool_choice: ToolChoice = "auto",
+        schema: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+    ) -> AsyncIterator[Event]:
+        """`send` for asyncio. Chats of one runtime that are answered at the same time share their batches."""
+        self._agent.is_shared = True
+        turn = self._turn(text, tool_choice, schema, max_tokens)
+        async for event in self.runtime.thread.stream(turn):
+            yield event
+
+    def ask(self, text: str, **options: Any) -> str:
+        """The whole answer as text; options as for `send`."""
+        answer = ""
+        for event in self.send(text, **options):
+            if isinstance(event, TurnFinished):
+                answer = event.text
+        return answer
+
+    def _turn(
+        self,
+        text: str | None,
+        tool_choice: ToolChoice,
+        schema: Mapping[str, Any] | None,
+        max_tokens: int | None,
+    ) -> Iterator[Event | Waiting]:
+        if not self._open.acquire(blocking=False):
+            raise ConfigError(
+                "a turn of this chat is still open.",
+                hint="Read its events to the end, or close the iterator first.",
+            )
+        try:
+            if text is not None and not text.strip():
+                raise ConfigError("the message is empty.", hint="Say something.")
+            grammar: Callable[[], Constraint] | None = None
+            if schema is not None:
+                tool_choice = "none"
+                constraint = self.runtime.json_constraint(schema)
+                grammar = lambda: constraint  # noqa: E731
+            message = Message("user", text) if text is not None else None
+            for item in self._agent.run(
+                message, choice=tool_choice, answer_grammar=grammar, max_tokens=max_tokens
+            ):
+                if isinstance(item, TurnFinished):
+                    self._usage += item.usage
+                    if schema is not None and item.finish_reason == "eog":
+                        item = _with_value(item)
+                yield item
+        finally:
+            self._open.release()
+
+    def cancel(self) -> None:
+        """Ends the open turn in whatever phase it is; safe from any thread. Without an open turn: nothing."""
+        if self._open.locked():
+            self._agent.cancel()
+
+    # -- looking ------------------------------------------------------------------------------------------
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation, a view of the tape."""
+        return tuple(self.conversation.messages)
+
+    @property
+    def usage(self) -> Usage:
+        """What all turns so far have cost."""
+        return self._usage
+
+    @property
+    def tape(self) -> tuple[int, ...]:
+        """The exact tokens the model has seen."""
+        return tuple(self.conversation.session.tape.tokens)
+
+    @property
+    def spans(self) -> list[Span]:
+        """Who each stretch of the tape belongs to."""
+        return self.conversation.session.tape.spans()
+
+    @property
+    def format(self) -> WireFormat:
+        """How calls are written; its `reason` says why it was chosen."""
+        return self.conversation.format
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template in use."""
+        return self.conversation.template
+
+    @property
+    def strategy(self) -> str:
+        """How tools are chosen: "guided" or "free"."""
+        return "guided" if self._agent.is_guided else "free"
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Names of the chat's tools."""
+        return self._agent.toolset.names
+
+    @property
+    def chain(self) -> Chain:
+        """The sampler chain; its `spec` is the text, its `seed` the number draws are made from."""
+        return self.conversation.session.chain
+
+    # -- steering -----------------------------------------------------------------------------------------
+
+    def set_sampler(self, sampler: ChainLike, *, seed: int | None = None) -> None:
+        """Draws from another chain from here on. Raises SamplerError, and then the old one stays."""
+        session = self.conversation.session
+        chain = self.runtime.make_chain(sampler, seed)
+        chain.replay(session.tape.tokens)
+        session.chain.close()
+        session.chain = chain
+
+    def set_trace(self, rows: int) -> None:
+        """How many rows a point TokenDrawn events carry; 0 sends none."""
+        self.conversation.session.trace = rows
+
+    def rewind(self, to: int) -> None:
+        """Keeps the first `to` messages. Raises ConfigError for a number out of range, or in an open turn."""
+        self._check_closed("rewind")
+        self.conversation.rewind(to)
+
+    def fork(self) -> Chat:
+        """A chat that goes its own way from here, sharing what is computed so far."""
+        self._check_closed("fork")
+        session = self.conversation.session.fork()
+        conversation = self.conversation.fork(session)
+        other = Chat(self.runtime, conversation, self._agent.fork(conversation), self.options)
+        other._usage = self._usage
+        self.runtime.adopt(other)
+        return other
+
+    def save(self, path: str | Path) -> None:
+        """Writes the chat with its KV memory; `Runtime.open_chat` continues it without computing it again."""
+        self._check_closed("save")
+        conversation = self.conversation
+        extra = {"system": conversation.system, **conversation.state()}
+        conversation.session.save(Path(path), extra=extra)
+
+    def _check_closed(self, what: str) -> None:
+        if self._open.locked():
+            raise ConfigError(f"cannot {what} while a turn is open.", hint="Read it to its end, or close it.")
+
+    def close(self) -> None:
+        """Gives the chat's place in the context back."""
+        self.conversation.session.close()
+        self.runtime.forget(self)
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def _with_value(event: TurnFinished) -> TurnFinished:
+    try:
+        return replace(event, value=msgspec.json.decode(event.text.encode()))
+    except msgspec.DecodeError:
+        return event

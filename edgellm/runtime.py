@@ -1,0 +1,449 @@
+"""The front door: a model in memory, the chats on it, and what one can ask about models without loading them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgellm.errors import ConfigError
+from edgellm.types import LoadOptions, SpanKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgellm.chat.formats.wire import WireFormat
+    from edgellm.chat.template import ChatTemplate
+    from edgellm.conversation import Conversation
+    from edgellm.dialogue import Chat, ChatOptions
+    from edgellm.engine.embedder import Embedder
+    from edgellm.engine.session import Session
+    from edgellm.engine_thread import EngineThread
+    from edgellm.events import Event
+    from edgellm.models.catalogue import Catalogue, ModelEntry
+    from edgellm.models.gguf_info import GGUFInfo
+    from edgellm.native.model import Model
+    from edgellm.native.vocabulary import Vocabulary
+    from edgellm.sampling.chain import Chain
+    from edgellm.sampling.constraint import Constraint
+    from edgellm.sampling.spec import ChainLike, ChainSpec
+    from edgellm.types import ToolCall, ToolSpec
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+def load(
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    options: LoadOptions | None = None,
+    pull: bool = False,
+    accept_licence: bool = False,
+    progress: Callable[[float], bool | None] | None = None,
+    **overrides: Any,
+) -> Runtime:
+    """A model in memory, from a catalogue name or a path to a .gguf.
+
+    `pull` fetches it first where it is missing. `overrides` are fields of LoadOptions (n_ctx=4096 ...).
+    `progress` gets the loaded fraction in [0, 1] and may return False to stop. Raises ModelNotFound, ModelCorrupt,
+    ModelUnsupported, OutOfMemory, ConfigError.
+    """
+    from edgellm.models.catalogue import load_catalogue
+    from edgellm.models.gguf_info import inspect_gguf
+    from edgellm.models.resolve import resolve
+    from edgellm.models.store import Store
+    from edgellm.native.model import Model
+
+    found = resolve(model, load_catalogue(), Store(), pull=pull, accept=accept_licence)
+    info = inspect_gguf(found.path)  # a broken file gets its clear error before llama.cpp sees it
+    hints = found.entry.load.changes() if found.entry is not None else {}
+    chosen = replace(options or LoadOptions(**hints), **_checked_options(overrides))
+    return Runtime(Model.load(found.path, chosen, progress=progress), chosen, entry=found.entry, info=info)
+
+
+def _checked_options(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    known = [item.name for item in fields(LoadOptions)]
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"load option {name!r} is unknown.",
+                hint=f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}.",
+            )
+    return dict(overrides)
+
+
+class Runtime:
+    """A loaded model and one context on it. Close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        model: Model,
+        options: LoadOptions,
+        *,
+        entry: ModelEntry | None = None,
+        info: GGUFInfo | None = None,
+    ) -> None:
+        from edgellm.engine.engine import Engine
+
+        self.model = model
+        self.options = options
+        self.entry = entry
+        self.info = info
+        try:
+            self.engine = Engine(model, options)
+        except BaseException:
+            model.close()
+            raise
+        self._chats: list[Chat] = []
+        self._embedder: Embedder | None = None
+        self._thread: EngineThread | None = None
+
+    # -- chats ------------------------------------------------------------------------------------------
+
+    def chat(self, **options: Any) -> Chat:
+        """A new chat; options are the fields of ChatOptions (system=, tools=, sampler=, seed=, trace= ...).
+
+        Raises ConfigError, SamplerError, ToolError, TemplateError.
+        """
+        chosen = _chat_options(options)
+        return self._open(chosen, self.engine.session(self._chain_for(chosen)))
+
+    def open_chat(self, path: str | Path, **options: Any) -> Chat:
+        """A saved chat, continued where it was; options as for `chat`, its own system turn and sampler stay.
+
+        Raises SessionError for a damaged file or another model.
+        """
+        from edgellm.engine.session import Session
+        from edgellm.engine.session_file import read_session
+
+        record, memory = read_session(Path(path))
+        options.setdefault("sampler", record.sampler)
+        options.setdefault("seed", record.seed)
+        options.setdefault("system", record.extra.get("system", ""))
+        chosen = _chat_options(options)
+        chain = self._chain_for(chosen)
+        session = Session.restore(self.engine, chain, record, memory)
+        chat = self._open(chosen, session)
+        chat.conversation.restore(record.extra)
+        return chat
+
+    def _open(self, options: ChatOptions, session: Session) -> Chat:
+        from edgellm.agent import Agent
+        from edgellm.dialogue import Chat
+        from edgellm.toolbox.permission import Permissions
+        from edgellm.toolbox.runner import Runner
+        from edgellm.toolbox.toolset import Toolset
+
+        try:
+            toolset = options.tools if isinstance(options.tools, Toolset) else Toolset(options.tools)
+            template = self._template(options, has_tools=bool(toolset))
+            wire_format = self._format(options, template)
+            conversation = self._conversation(options, session, template, wire_format, toolset.specs)
+            agent = Agent(
+                conversation,
+                toolset,
+                Runner(truncate=self._truncate, settings=options.settings),
+                Permissions(options.permissions, approve=options.approve),
+                limits=options.limits,
+                make_constraint=self.grammar_constraint,
+                guided=self._guided(options, toolset.specs),
+            )
+        except BaseException:
+            session.close()
+            raise
+        session.trace = options.trace
+        chat = Chat(self, conversation, agent, options)
+        self._chats.append(chat)
+        return chat
+
+    def _conversation(
+        self,
+        options: ChatOptions,
+        session: Session,
+        template: ChatTemplate,
+        wire_format: WireFormat,
+        specs: Sequence[ToolSpec],
+    ) -> Conversation:
+        from edgellm.chat.continuation import Continuation
+        from edgellm.conversation import Conversation
+
+        return Conversation(
+            session,
+            template,
+            Continuation(template, wire_format),
+            wire_format,
+            system=options.system,
+            specs=specs,
+            history=options.history,
+        )
+
+    def _template(self, options: ChatOptions, *, has_tools: bool) -> ChatTemplate:
+        from edgellm.chat.template import BUILTIN, ChatTemplate, select_template
+
+        given = options.template or (self.entry.chat_template if self.entry is not None else "")
+        if given:
+            name, source = ("named", BUILTIN[given]) if given in BUILTIN else ("given", given)
+            if given not in BUILTIN and "{" not in given:
+                raise ConfigError(
+                    f"chat template {given!r} is unknown.",
+                    hint=f"Give the template's text, or one of: {', '.join(BUILTIN)}.",
+                )
+        else:
+            name, source = select_template(self._templates(), has_tools)
+        vocabulary = self.vocabulary
+
+        def text_of(token: int | None) -> str:
+            return vocabulary.piece(token).decode("utf-8", "replace") if token is not None else ""
+
+        return ChatTemplate(
+            source,
+            bos_text=text_of(vocabulary.bos),
+            eos_text=text_of(vocabulary.eos),
+            name=name,
+            kwargs=options.template_kwargs,
+        )
+
+    def _templates(self) -> dict[str, str]:
+        if self.info is not None:
+            return dict(self.info.chat_templates)
+        source = self.model.chat_template()
+        return {"default": source} if source else {}
+
+    def _format(self, options: ChatOptions, template: ChatTemplate) -> WireFormat:
+        from edgellm.chat.formats import choose_format
+
+        override = options.chat_format
+        if override == "auto" and self.entry is not None:
+            override = self.entry.chat_format
+        return choose_format(template.source, self.vocabulary.special_tokens, override)
+
+    def _guided(self, options: ChatOptions, specs: Sequence[ToolSpec]) -> None:
+        return None
+
+    # -- completion, embedding, tokens --------------------------------------------------------------------
+
+    def complete(
+        self,
+        text: str,
+        *,
+        max_tokens: int = 256,
+        sampler: ChainLike | None = None,
+        seed: int | None = None,
+        trace: int = 0,
+        schema: Mapping[str, Any] | None = None,
+    ) -> Iterator[Event]:
+        """Continues a text as it stands: no template, no tools. Events as of `Chat.send`.
+
+        Raises ContextFull, SamplerError, ConfigError for an empty text.
+        """
+        from edgellm.completion import complete
+
+        if not text:
+            raise ConfigError("there is no text to continue.", hint="Give some.")
+        chain = self.make_chain(sampler, seed)
+        constraint = self.json_constraint(schema) if schema is not None else None
+        tokens = self.vocabulary.tokenize(text, add_special=True)
+        entries = [(token, SpanKind.PROMPT) for token in tokens]
+        return complete(
+            self.engine.session(chain), entries, max_tokens=max_tokens, trace=trace, constraint=constraint
+        )
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings (len(texts), n_embd), float32, L2-normalized; pooled as the GGUF says, else the mean."""
+        from edgellm.engine.embedder import Embedder
+
+        if isinstance(texts, str):
+            raise ConfigError("embed takes a list of texts.", hint="Write embed([text]).")
+        if self._embedder is None:
+            self._embedder = Embedder(self.model, self.options)
+        return self._embedder.embed(texts)
+
+    def tokenize(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> list[int]:
+        """Token ids. `parse_special`: spellings of control tokens become those; `add_special`: BOS/EOS as
+        the model wants them. `runtime.vocabulary.piece(id)` gives a token's bytes."""
+        return self.vocabulary.tokenize(text, parse_special=parse_special, add_special=add_special)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's vocabulary."""
+        return self.model.vocabulary
+
+    # -- what chats need ------------------------------------------------------------------------------------
+
+    def make_chain(self, sampler: ChainLike | None, seed: int | None = None) -> Chain:
+        """A runnable chain: the user's, else the catalogue's, the model's own, the default. Raises SamplerError."""
+        from edgellm.sampling.chain import Chain
+
+        spec, _ = self.resolve_sampler(sampler)
+        if seed is not None:
+            spec = spec.with_seed(seed)
+        return Chain(spec, n_vocab=self.vocabulary.size, vocabulary=self.vocabulary, seed=seed)
+
+    def resolve_sampler(self, sampler: ChainLike | None) -> tuple[ChainSpec, str]:
+        """The chain that applies, and who said so: "user", "catalogue", "model" or "default"."""
+        from edgellm.sampling.spec import resolve_chain
+
+        return resolve_chain(
+            user=sampler,
+            catalogue=(self.entry.sampler or None) if self.entry is not None else None,
+            metadata=self.model.metadata,
+        )
+
+    def _chain_for(self, options: ChatOptions) -> Chain:
+        return self.make_chain(options.sampler, options.seed)
+
+    @cached_property
+    def _grammar_tokenizer(self) -> Any:
+        # Any: an llguidance LLTokenizer, a foreign class without types of its own here.
+        from edgellm.native.grammar_vocab import grammar_tokenizer
+
+        return grammar_tokenizer(self.vocabulary)
+
+    def grammar_constraint(self, grammar: str) -> Constraint:
+        """A constraint from an llguidance Lark grammar. Raises ConstraintError."""
+        from edgellm.sampling.constraint import Constraint
+
+        return Constraint.from_lark(self._grammar_tokenizer, grammar)
+
+    def json_constraint(self, schema: Mapping[str, Any]) -> Constraint:
+        """A constraint from a JSON Schema. Raises ConstraintError."""
+        from edgellm.sampling.constraint import Constraint
+
+        return Constraint.from_json_schema(self._grammar_tokenizer, schema)
+
+    def _truncate(self, text: str, max_tokens: int) -> tuple[str, int]:
+        tokens = self.vocabulary.tokenize(text)
+        if len(tokens) <= max_tokens:
+            return text, len(tokens)
+        return self.vocabulary.text_of(tokens[:max_tokens]).decode("utf-8", "ignore"), len(tokens)
+
+    @property
+    def thread(self) -> EngineThread:
+        """The thread that serves `asend`; started on first use."""
+        from edgellm.engine_thread import EngineThread
+
+        if self._thread is None:
+            self._thread = EngineThread()
+        return self._thread
+
+    def adopt(self, chat: Chat) -> None:
+        """Takes a chat made by a fork into the books."""
+        self._chats.append(chat)
+
+    def forget(self, chat: Chat) -> None:
+        """A chat was closed."""
+        if chat in self._chats:
+            self._chats.remove(chat)
+
+    def close(self) -> None:
+        """Frees everything. A second call does nothing."""
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+        for chat in list(self._chats):
+            chat.close()
+        if self._embedder is not None:
+            self._embedder.close()
+            self._embedder = None
+        self.engine.close()
+        self.model.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def _chat_options(options: Mapping[str, Any]) -> ChatOptions:
+    from edgellm.dialogue import ChatOptions
+
+    known = [item.name for item in fields(ChatOptions)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"chat option {name!r} is unknown.",
+                hint=f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}.",
+            )
+    return ChatOptions(**options)
+
+
+# -- without a model in memory ---------------------------------------------------------------------------------
+
+
+def catalog() -> Catalogue:
+    """The shipped catalogue of models with the user's own on top. Raises ConfigError for a broken file."""
+    from edgellm.models.catalogue import load_catalogue
+
+    return load_catalogue()
+
+
+def inspect(model: str | Path) -> GGUFInfo:
+    """What a GGUF says of itself, without loading it. Raises ModelNotFound, ModelCorrupt."""
+    from edgellm.models.catalogue import load_catalogue
+    from edgellm.models.gguf_info import inspect_gguf
+    from edgellm.models.resolve import resolve
+    from edgellm.models.store import Store
+
+    return inspect_gguf(resolve(model, load_catalogue(), Store()).path)
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A model's raw output, read: answer text, reasoning, complete calls."""
+
+    content: str
+    reasoning: str
+    calls: tuple[ToolCall, ...]
+
+
+def parse(
+    text: str,
+    *,
+    format: str = "auto",
+    template: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    prefix: str = "",
+) -> Parsed:
+    """Reads a model's raw output in a wire format.
+
+    `format` is a format's id; "auto" chooses by `template` (a chat template's text), else hermes. `tools` are
+    OpenAI tool objects; `prefix` is the generation prompt that the output continues. Raises ConfigError for
+    an unknown format.
+    """
+    from edgellm.chat.formats import choose_format
+    from edgellm.chat.parser import OutputParser
+    from edgellm.types import ToolSpec
+
+    override = "hermes" if format == "auto" and template is None else format
+    specs = [
+        ToolSpec(str(item["name"]), str(item.get("description", "")), dict(item.get("parameters", {})))
+        for item in (tool.get("function", tool) for tool in tools or ())
+    ]
+    parser = OutputParser(choose_format(template or "", (), override), prefix=prefix, tools=specs)
+    parser.feed(text)
+    parser.finish()
+    return Parsed(parser.text, parser.reasoning, tuple(parser.calls))
+
+
+def quantize(source: str | Path, target: str | Path, kind: str, *, threads: int = 0) -> Path:
+    """Writes `source` in another quantization ("Q4_0", "Q8_0" ...) to `target`, with llama.cpp's quantizer.
+
+    Raises ConfigError for an unknown kind, ModelNotFound, ModelCorrupt.
+    """
+    from edgellm.native.quantizer import quantize_file
+
+    return quantize_file(Path(source), Path(target), kind, threads=threads)
+
+
+def doctor() -> Any:
+    """What this machine and installation offer and what is wrong with them: a `DoctorReport`."""
+    from edgellm.doctor import examine
+
+    return examine()
