@@ -13,8 +13,9 @@ import pytest
 from model_server import Served, serving
 
 from edgellm.errors import DownloadError, ModelCorrupt
-from edgellm.models import download
-from edgellm.models.download import Wanted, download_url, throttled
+from edgellm.models import files as disk
+from edgellm.models.download import download_url
+from edgellm.models.files import Wanted, throttled
 
 DATA = bytes(range(256)) * 4000
 WHOLE = Wanted(len(DATA), hashlib.sha256(DATA).hexdigest())
@@ -155,7 +156,7 @@ def test_no_server_at_all(tmp_path: Path) -> None:
 def test_too_little_space_is_said_before_the_download(
     server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "free_bytes", lambda _folder: 1_000_000)
+    monkeypatch.setattr(disk, "free_bytes", lambda _folder: 1_000_000)
     with pytest.raises(DownloadError, match="MB free") as caught:
         fetch(server, tmp_path)
     assert "EDGELLM_HOME" in caught.value.hint
@@ -165,7 +166,7 @@ def test_too_little_space_is_said_before_the_download(
 def test_disk_that_fills_up_keeps_what_was_fetched(
     server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, room = download.write_block, [400_000]
+    write, room = disk.write_block, [400_000]
 
     def write_until_full(file: IO[bytes], block: bytes) -> None:
         room[0] -= len(block)
@@ -173,7 +174,7 @@ def test_disk_that_fills_up_keeps_what_was_fetched(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(file, block)
 
-    monkeypatch.setattr(download, "write_block", write_until_full)
+    monkeypatch.setattr(disk, "write_block", write_until_full)
     with pytest.raises(DownloadError, match="disk is full"):
         fetch(server, tmp_path)
     kept = (tmp_path / "m.gguf.part").stat().st_size

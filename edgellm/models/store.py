@@ -22,7 +22,7 @@ from pathlib import Path
 
 from edgellm.errors import ConfigError, DownloadError, EdgeError, ModelCorrupt, ModelNotFound
 from edgellm.models.catalogue import ModelEntry, nearest_names
-from edgellm.models.download import (
+from edgellm.models.files import (
     Progress,
     Wanted,
     check_file,
@@ -31,7 +31,6 @@ from edgellm.models.download import (
     silent,
     write_text,
 )
-from edgellm.models.fetch import fetch
 from edgellm.models.gguf_file import read_gguf
 
 _MARKER = "model.json"
@@ -218,6 +217,9 @@ class Store:
         return model
 
     def _fetch(self, entry: ModelEntry, progress: Progress) -> tuple[str, tuple[Path, ...]]:
+        # Only a pull needs the network's modules: a start must not wait for them.
+        from edgellm.models.fetch import fetch
+
         failures: list[tuple[str, EdgeError]] = []
         for source in entry.sources:
             try:
