@@ -7,6 +7,7 @@ placeholder is the continuation.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,11 +17,6 @@ from edgellm.chat.marked import plain
 from edgellm.chat.template import ChatTemplate
 from edgellm.errors import TemplateError
 from edgellm.types import Message, Segment, SpanKind, ToolCall, ToolSpec
-
-# Letters only: nothing for a template to strip, split at, escape or take for a tag of its own.
-_QUESTION = "qqqPLACEHOLDERqqq"
-_ANSWER = "aaaPLACEHOLDERaaa"
-_CALL_VALUE = "vvvPLACEHOLDERvvv"
 
 # Roles of the new messages; whether the assistant called tools before them.
 _Shape = tuple[tuple[str, ...], bool]
@@ -36,6 +32,8 @@ class Continuation:
     def __init__(self, template: ChatTemplate, wire_format: WireFormat) -> None:
         self._template = template
         self._format = wire_format
+        # Letters and digits only: nothing to strip, split at or escape. Random: no message can contain it.
+        self._placeholder = f"x{secrets.token_hex(12)}x"
         self._way_of: dict[_Shape, Callable[..., tuple[Segment, ...] | None]] = {}
 
     def suffix(
@@ -58,7 +56,7 @@ class Continuation:
         known = self._way_of.get(shape)
         ways = [self._behind_calls, self._behind_text] if had_calls else [self._behind_text]
         if known:
-            ways = [known]
+            ways.sort(key=known.__ne__)
         refusal: TemplateError | None = None
         for way in ways:
             try:
@@ -86,8 +84,8 @@ class Continuation:
         kwargs: Mapping[str, Any],
     ) -> tuple[Segment, ...] | None:
         """Behind an assistant turn of text only. Calls, if any, are taken for its text."""
-        assistant = Message("assistant", _ANSWER)
-        return self._render_behind(assistant, _ANSWER, "", tail, tools, kwargs)
+        assistant = Message("assistant", self._placeholder)
+        return self._render_behind(assistant, "", tail, tools, kwargs)
 
     def _behind_calls(
         self,
@@ -100,27 +98,27 @@ class Continuation:
         if not results or not self._format.template_takes_tools:
             return None
         stand_ins = tuple(
-            ToolCall(result.tool_call_id, result.name or "tool", {"value": _CALL_VALUE}) for result in results
+            ToolCall(result.tool_call_id, result.name or "tool", {"value": self._placeholder})
+            for result in results
         )
         assistant = Message("assistant", "", tool_calls=stand_ins)
         closing = self._format.marks.call_close
-        return self._render_behind(assistant, _CALL_VALUE, closing, tail, tools, kwargs)
+        return self._render_behind(assistant, closing, tail, tools, kwargs)
 
     def _render_behind(
         self,
         assistant: Message,
-        placeholder: str,
         closing: str,
         tail: Sequence[Message],
         tools: Sequence[ToolSpec],
         kwargs: Mapping[str, Any],
     ) -> tuple[Segment, ...] | None:
-        messages = [Message("user", _QUESTION), assistant, *tail]
+        messages = [Message("user", "?"), assistant, *tail]
         rendered = self._template.render(messages, tools=tools, **kwargs)
-        if tools and _repeats_tools(rendered, placeholder):
+        if tools and _repeats_tools(rendered, self._placeholder):
             # The tools are on the tape already; a template that names them in the newest turn would repeat them.
             rendered = self._template.render(messages, **kwargs)
-        behind = _cut_behind(rendered, placeholder, closing)
+        behind = _cut_behind(rendered, self._placeholder, closing)
         if behind is None or not _holds(behind, tail):
             return None
         return behind
@@ -161,19 +159,11 @@ def _cut_behind(segments: Sequence[Segment], placeholder: str, closing: str) -> 
 
 
 def _holds(segments: Sequence[Segment], tail: Sequence[Message]) -> bool:
-    """Whether the new messages' texts all arrived (a template may trim them)."""
+    """Whether the new messages' texts arrived: word for word, or rewritten (as JSON, without tags ...)."""
     whole = "".join(segment.text for segment in segments)
-    at = 0
-    for message in tail:
-        body = plain(message.content).strip()
-        found = whole.find(body, at)
-        if found < 0:
-            # Some templates write results as JSON text.
-            if any(segment.kind == SpanKind.TOOL_RESULT for segment in segments):
-                continue
-            return False
-        at = found + len(body)
-    return True
+    if all(plain(message.content).strip() in whole for message in tail):
+        return True
+    return any(segment.kind in (SpanKind.USER, SpanKind.TOOL_RESULT) for segment in segments)
 
 
 def _repeats_tools(segments: Sequence[Segment], placeholder: str) -> bool:

@@ -72,6 +72,8 @@ def _try_in_child(source: str, bos_text: str, eos_text: str, name: str) -> None:
         "source": source,
         "bos_text": bos_text,
         "eos_text": eos_text,
+        "cpu_s": CPU_LIMIT_S,
+        "memory_bytes": MEMORY_LIMIT_BYTES,
     }
     try:
         done = subprocess.run(
@@ -110,7 +112,7 @@ def run_probe(task: dict[str, Any]) -> None:
     from edgellm.chat import sandbox, template
 
     _ = sandbox
-    _limit()
+    _limit(task["cpu_s"], task["memory_bytes"])
     subject = template.ChatTemplate(
         task["source"], bos_text=task["bos_text"], eos_text=task["eos_text"], is_guarded=False
     )
@@ -128,15 +130,15 @@ def run_probe(task: dict[str, Any]) -> None:
     print("ok")
 
 
-def _limit() -> None:
+def _limit(cpu_s: int, memory_bytes: int) -> None:
     try:
         import resource
     except ImportError:
         # No such limits on this system: the parent's wall clock remains.
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
 
 
 def _read(path: Path) -> str:
