@@ -20,6 +20,7 @@ from edgellm.errors import ToolError
 from edgellm.toolbox.schema import Parameter, Schema, Signature, decode_hook
 
 if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
     from jsonschema.exceptions import ValidationError
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
@@ -54,7 +55,17 @@ def check_raw(name: str, schema: Schema, arguments: Mapping[str, Any]) -> dict[s
     from jsonschema import Draft202012Validator  # 0.1 s: not every toolset has such a tool
 
     problems, given = _check_names(name, schema, arguments)
-    validator = Draft202012Validator(schema)
+    try:
+        problems, given = _check_foreign(problems, given, schema, Draft202012Validator(schema))
+    except RecursionError:
+        problems = ["the arguments are nested too deeply"]
+    _raise(name, problems)
+    return given
+
+
+def _check_foreign(
+    problems: list[str], given: dict[str, Any], schema: Schema, validator: Draft202012Validator
+) -> tuple[list[str], dict[str, Any]]:
     if not problems and any(True for _ in validator.iter_errors(given)):
         required = set(cast("list[str]", schema.get("required", [])))
         given = cast("dict[str, Any]", coerce(given, schema, schema))
@@ -63,8 +74,7 @@ def check_raw(name: str, schema: Schema, arguments: Mapping[str, Any]) -> dict[s
             if not fits(None, properties.get(key, {}), schema):
                 del given[key]
         problems = [_foreign_problem(error) for error in validator.iter_errors(given)]
-    _raise(name, problems)
-    return given
+    return problems, given
 
 
 def _raise(name: str, problems: list[str]) -> None:
@@ -315,7 +325,9 @@ def quote(value: Any) -> str:
     """A value as short JSON, for a message."""
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
+    except RecursionError:
+        return "a value nested too deeply"
+    except (TypeError, ValueError):
         text = repr(value)
     return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + "..."
 

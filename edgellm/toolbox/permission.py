@@ -10,7 +10,8 @@ from edgellm.errors import ConfigError, ToolError
 from edgellm.toolbox.tool import Tool
 from edgellm.types import Permission, ToolCall, ToolResult, ToolSpec
 
-_STRICTNESS: dict[Permission, int] = {"auto": 0, "ask": 1, "deny": 2}
+# From lax to strict.
+_STRICTNESS: tuple[Permission, ...] = ("auto", "ask", "deny")
 _MOST_EDITS = 5
 EVERY_TOOL = "*"
 
@@ -77,9 +78,8 @@ class Permissions:
 
     def required(self, spec: ToolSpec) -> Permission:
         """The strictest of declaration and settings, before any grant of the user."""
-        stated: list[Permission] = [spec.permission]
-        stated += [self.settings[name] for name in (EVERY_TOOL, spec.name) if name in self.settings]
-        return max(stated, key=lambda one: _STRICTNESS[one])
+        stated = (spec.permission, *(self.settings.get(name, "auto") for name in (EVERY_TOOL, spec.name)))
+        return _STRICTNESS[max(_STRICTNESS.index(one) for one in stated)]
 
     def must_ask(self, spec: ToolSpec) -> bool:
         """True where `decide` would turn to the user now."""
@@ -91,7 +91,7 @@ class Permissions:
 
     def reason(self, spec: ToolSpec) -> str:
         """Why the user is asked, in words for them."""
-        if _STRICTNESS[spec.permission] >= _STRICTNESS["ask"]:
+        if spec.permission != "auto":
             return f"{spec.name} asks before it runs."
         return f"Your settings ask before {spec.name} runs."
 

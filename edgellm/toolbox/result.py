@@ -54,10 +54,12 @@ def render(value: Any, *, max_tokens: int, files_dir: Path | None = None, printe
     bytes are written to a new file in `files_dir` (default: the system's temporary folder). Raises OSError.
     """
     is_ok = True
+    if isinstance(value, Enum):
+        value = value.value
     if isinstance(value, ToolResult):
         text, is_ok = value.text, value.is_ok
     elif isinstance(value, str):
-        text = str(value.value) if isinstance(value, Enum) else value
+        text = value
     elif value is None:
         text = printed.strip() or "ok"
     elif isinstance(value, (bytes, bytearray, memoryview)):
@@ -97,7 +99,9 @@ def _encoded(value: Any) -> str:
     if isinstance(value, Iterable) and not isinstance(value, (Mapping, list, tuple, set, frozenset)):
         value = _plain(value)
     try:
-        return msgspec.json.encode(value, enc_hook=_plain).decode("utf-8")
+        text = msgspec.json.encode(value, enc_hook=_plain).decode("utf-8")
+        # A date is a string in JSON; alone it needs no quotes.
+        return str(msgspec.json.decode(text)) if text.startswith('"') else text
     except (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError):
         pass
     # msgspec refuses integers over 64 bits, lone surrogates and odd keys.

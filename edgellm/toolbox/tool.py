@@ -55,8 +55,6 @@ class Tool(Generic[P, R]):
     module of tools stays cheap; parameters without a hint, `*args` and `**kwargs` are refused at once.
     """
 
-    __edgellm_plugin__ = "tool"
-
     def __init__(
         self,
         function: Callable[P, R],
@@ -66,11 +64,13 @@ class Tool(Generic[P, R]):
         bound_to: object | None = None,
         is_method: bool | None = None,
     ) -> None:
+        # On the object, not on the class: discovery collects whatever in a module carries the mark.
+        self.__edgellm_plugin__ = "tool"
         self._options = options or ToolOptions()
         self._schema = schema
         self._bound_to = bound_to
         self.function = function
-        name = self._options.name or getattr(function, "__name__", "")
+        name = self._options.name if self._options.name is not None else getattr(function, "__name__", "")
         if not NAME.fullmatch(name):
             raise ToolError(
                 f"{name!r} is not a name for a tool ({where(function)}).",
@@ -169,7 +169,7 @@ class Tool(Generic[P, R]):
         return self.function(*args, **kwargs)
 
     def __get__(self, instance: object | None, owner: type | None = None) -> Tool[..., R]:
-        if instance is None:
+        if instance is None or not self._is_method:
             return self
         bound: Tool[..., R] = Tool(
             self.function, self._options, schema=self._schema, bound_to=instance, is_method=True
