@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_type_hints
 from urllib.parse import urlsplit
@@ -296,7 +297,7 @@ def _convert(
     """
     import msgspec
 
-    types = get_type_hints(shape)
+    types = _types(shape)
     lacking = [
         item.name
         for item in fields(shape)
@@ -311,6 +312,11 @@ def _convert(
         except msgspec.ValidationError as error:
             raise ConfigError(f"{where} key {key!r}: {error}.", hint="See docs/models.md.") from None
     return converted
+
+
+@cache
+def _types(shape: type) -> dict[str, Any]:
+    return get_type_hints(shape)
 
 
 def _refuse_unknown(table: Any, known: Sequence[str], where: str) -> None:
