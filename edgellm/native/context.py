@@ -233,6 +233,12 @@ def _abort_function(llama: Any) -> Any:
 
 def _context_error(reason: str, log: str, options: LoadOptions) -> Exception:
     lowered = log.lower()
+    if "block size" in lowered:
+        return ConfigError(
+            f"the KV cache type does not fit this model: {reason}.",
+            hint='Use kv_type_k="f16" and kv_type_v="f16".',
+            log=log,
+        )
     if "flash" in lowered and "v cache" in lowered:
         return ConfigError(
             f"kv_type_v={options.kv_type_v!r} needs flash attention: {reason}.",
