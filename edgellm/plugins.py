@@ -177,8 +177,15 @@ class Plugins:
             origin = f"package {_package_of(point)}, module {point.value}"
             yield PluginSource(point.name, kind, origin, module=point.value)
         config = self._config or config_dir()
-        yield from _sources_at(kind, config / _FOLDERS[kind])
+        yield from self._discovered(kind, config / _FOLDERS[kind])
         yield from self._in_trusted_folders(kind)
+
+    def _discovered(self, kind: Kind, folder: Path) -> tuple[PluginSource, ...]:
+        try:
+            return tuple(_sources_at(kind, folder))
+        except PluginError as error:
+            self._fail(PluginSource(folder.name, kind, str(folder), path=folder), error)
+            return ()
 
     def _in_trusted_folders(self, kind: Kind) -> Iterator[PluginSource]:
         trust = Trust(self._config)
@@ -194,7 +201,7 @@ class Plugins:
                 self._fail(place, error)
                 continue
             if state == "trusted":
-                yield from _sources_at(kind, folder)
+                yield from self._discovered(kind, folder)
             else:
                 why = "has changed since it was trusted" if state == "changed" else "is not trusted"
                 self._fail(
@@ -328,20 +335,19 @@ def _explained(source: PluginSource, error: BaseException) -> PluginError:
 
 
 def _sources_at(kind: Kind, path: Path) -> Iterator[PluginSource]:
-    if path.is_file():
-        yield PluginSource(path.stem, kind, str(path), path=path)
-        return
-    if (path / "__init__.py").is_file():
-        yield PluginSource(path.name, kind, str(path), path=path)
-        return
     try:
-        entries = sorted(path.iterdir()) if path.is_dir() else []
+        if path.is_file():
+            yield PluginSource(path.stem, kind, str(path), path=path)
+            return
+        if (path / "__init__.py").is_file():
+            yield PluginSource(path.name, kind, str(path), path=path)
+            return
+        for entry in sorted(path.iterdir()) if path.is_dir() else ():
+            is_plugin = (entry.suffix == ".py" and entry.is_file()) or (entry / "__init__.py").is_file()
+            if is_plugin and not entry.name.startswith(("_", ".")):
+                yield PluginSource(entry.stem, kind, str(entry), path=entry)
     except OSError as error:
         raise PluginError(f"{path} cannot be read: {error}.", hint="Check its permissions.") from error
-    for entry in entries:
-        is_plugin = (entry.suffix == ".py" and entry.is_file()) or (entry / "__init__.py").is_file()
-        if is_plugin and not entry.name.startswith(("_", ".")):
-            yield PluginSource(entry.stem, kind, str(entry), path=entry)
 
 
 def _package_of(point: metadata.EntryPoint) -> str:

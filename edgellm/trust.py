@@ -85,7 +85,11 @@ class Trust:
             found: Any = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be read: {error}.", hint="Set EDGELLM_CONFIG_DIR to a folder of yours."
+            ) from error
+        except ValueError as error:
             raise ConfigError(
                 f"{self.path} cannot be read: {error}.",
                 hint="Repair or delete it, then trust the folders again.",
