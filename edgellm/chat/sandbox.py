@@ -147,6 +147,8 @@ def to_json(
     """JSON as transformers writes it into prompts: no HTML escapes, key order kept, generators as lists."""
     if indent is not None and not isinstance(indent, str) and indent > 64:
         raise SecurityError("tojson: indent above 64")
+    if not isinstance(value, (str, Mapping, list, tuple)) and hasattr(value, "__iter__"):
+        value = _as_list(value)
     text = json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -166,8 +168,8 @@ def _first_origin(value: Any) -> Origin:
             if not origin.is_template:
                 return origin
     elif isinstance(value, Mapping):
-        for item in value.values():
-            if (origin := _first_origin(item)).source:
+        for pair in value.items():
+            if (origin := _first_origin(pair)).source:
                 return origin
     elif isinstance(value, (list, tuple)):
         for item in value:

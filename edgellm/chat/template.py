@@ -61,7 +61,7 @@ class ChatTemplate:
         """Try an unknown template under limits and compile it. Raises TemplateError."""
         if self._compiled is not None:
             return
-        if self._is_guarded:
+        if self._is_guarded and self.source not in BUILTIN.values():
             guard.check_template(self.source, bos_text=self.bos_text, eos_text=self.eos_text, name=self.name)
         import jinja2
 
@@ -157,7 +157,12 @@ class ChatTemplate:
             raise self._failure(error, f"{type(error).__name__}: {error}") from error
 
     def _failure(self, error: Exception, words: str) -> TemplateError:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_template(frame)]
+        # Frames count the lines of the compiled template.
+        lines = [
+            self._compiled.get_corresponding_lineno(frame.lineno)
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == _TEMPLATE_FILE
+        ]
         place = f" at line {lines[-1]}" if lines else ""
         return TemplateError(f"chat template {self.name!r} fails{place}: {words}.", hint=_HINT)
 
@@ -224,10 +229,6 @@ def _environment() -> ChatEnvironment:
     from edgellm.chat.sandbox import ChatEnvironment
 
     return ChatEnvironment()
-
-
-def _is_template(frame: traceback.FrameSummary) -> bool:
-    return frame.filename == _TEMPLATE_FILE
 
 
 def _is_refusal(error: TemplateError) -> bool:

@@ -1,0 +1,174 @@
+"""Wire formats: what is written can be read, grammars accept exactly it, and the right one is chosen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgellm.chat.formats import FORMATS, Generic, Hermes, WireFormat, choose_format
+from edgellm.chat.marked import segments_of
+from edgellm.errors import ConfigError, FormatError
+from edgellm.types import Message, SpanKind, ToolCall, ToolResult, ToolSpec
+
+KNOWS_TOOLS = "{% for t in tools %}{{ t | tojson }}{% endfor %}<tool_call>{{ x }}</tool_call>"
+
+ADD = ToolSpec(
+    "add",
+    "Add numbers.\n\nMore about it.",
+    {
+        "type": "object",
+        "properties": {
+            "numbers": {"type": "array", "items": {"type": "number"}},
+            "unit": {"enum": ["m", "km"]},
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        },
+        "required": ["numbers"],
+        "additionalProperties": False,
+    },
+)
+NOW = ToolSpec('now "é"', "The time.", {"type": "object", "properties": {}, "additionalProperties": False})
+
+NAMES = st.text(min_size=1, max_size=8).filter(lambda name: name.isprintable())
+ARGUMENTS = st.dictionaries(
+    st.text(max_size=4), st.integers() | st.text(max_size=8) | st.lists(st.booleans(), max_size=2), max_size=3
+)
+
+
+@pytest.mark.parametrize("wire_format", [kind() for kind in FORMATS.values()], ids=list(FORMATS))
+@given(name=NAMES, arguments=ARGUMENTS)
+def test_a_written_call_reads_back(wire_format: WireFormat, name: str, arguments: dict[str, Any]) -> None:
+    call = ToolCall("call_0", name, arguments)
+    raw = wire_format.render_call(call)
+    assert wire_format.parse_call(raw) == (name, arguments)
+    assert raw.startswith(wire_format.marks.call_open[0])
+    forced = wire_format.render_call_head(name) + json.dumps(arguments) + wire_format.render_call_tail(name)
+    assert wire_format.parse_call(forced) == (name, arguments)
+
+
+@pytest.mark.parametrize("raw", ["", "<tool_call>", "hello", '<tool_call>{"name": 3}', '{"arguments": {}}'])
+def test_what_is_no_call_is_refused(raw: str) -> None:
+    with pytest.raises(FormatError, match="hermes"):
+        Hermes().parse_call(raw)
+
+
+def consumed(grammar: str, text: str) -> tuple[int, bool]:
+    """How many bytes of `text` the grammar takes, and whether it may end there."""
+    llguidance = pytest.importorskip("llguidance")
+    tokenizer = llguidance.LLTokenizer("byte")
+    matcher = llguidance.LLMatcher(tokenizer, grammar)
+    assert not matcher.is_error(), matcher.get_error()
+    return matcher.try_consume_tokens(list(text.encode())), matcher.is_accepting()
+
+
+@pytest.mark.parametrize("lead", ["", ' "\n'])
+def test_grammar_takes_calls_as_they_are_written(lead: str) -> None:
+    hermes = Hermes()
+    grammar = hermes.call_grammar([ADD, NOW], lead=lead, many=True)
+    first = hermes.render_call(
+        ToolCall("", "add", {"numbers": [1, 2.5], "unit": "km", "note": '</tool_call>"\n'})
+    )
+    second = hermes.render_call(ToolCall("", NOW.name, {}))
+    for text in (first, second, f"{first}\n{second}\n{first}"):
+        assert consumed(grammar, lead + text) == (len((lead + text).encode()), True)
+    single = hermes.call_grammar([ADD, NOW], lead=lead, many=False)
+    assert consumed(single, f"{lead}{first}\n{second}")[0] == len(f"{lead}{first}".encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>\n{"name": "sub',
+        '<tool_call>\n{"name": "add", "arguments": {}',
+        '<tool_call>\n{"name": "add", "arguments": {"numbers": ["1',
+        '<tool_call>\n{"name": "add", "arguments": {"numbers": [], "unit": "mm',
+        '<tool_call>\n{"arguments"',
+        "Hello",
+    ],
+)
+def test_grammar_refuses_what_is_not_valid(text: str) -> None:
+    taken, is_accepting = consumed(Hermes().call_grammar([ADD]), text)
+    assert taken < len(text)
+    assert not is_accepting
+
+
+def test_grammar_names_marks_that_are_tokens() -> None:
+    grammar = Hermes().call_grammar([NOW], special_ids={"<tool_call>": 7, "</tool_call>": 8})
+    assert "<[7]>" in grammar
+    assert "<[8]>" in grammar
+    assert "tool_call>" not in grammar
+
+
+def test_grammar_needs_a_tool() -> None:
+    with pytest.raises(FormatError, match="at least one tool"):
+        Hermes().call_grammar([])
+
+
+def test_generic_describes_tools_in_few_words() -> None:
+    text = Generic().describe_tools([ADD, NOW])
+    assert text is not None
+    assert "- add(numbers: number[], unit?: m|km, note?: string|null): Add numbers.\n" in text
+    assert "More about it" not in text
+    assert text.endswith(Generic().render_call_tail("x"))
+    assert Generic().describe_tools([]) is None
+    assert Hermes().describe_tools([ADD]) is None
+
+
+def test_results_of_generic_share_a_user_turn_and_keep_their_origin() -> None:
+    calls = [ToolCall("call_0", "add", {}), ToolCall("call_1", "now", {})]
+    results = [ToolResult("3"), ToolResult("noon")]
+    (message,) = Generic().result_messages(calls, results)
+    assert message.role == "user"
+    assert message.content == "<tool_response>\n3\n</tool_response>\n<tool_response>\nnoon\n</tool_response>"
+    marked = [
+        segment.text for segment in segments_of(message.content) if segment.kind == SpanKind.TOOL_RESULT
+    ]
+    assert marked == ["3", "noon"]
+    assert not any(segment.is_template for segment in segments_of(message.content))
+    assert Hermes().result_messages(calls, results)[1] == Message(
+        "tool", "noon", tool_call_id="call_1", name="now"
+    )
+
+
+def test_generic_turns_history_into_plain_turns() -> None:
+    call = ToolCall("call_0", "add", {"numbers": [1]})
+    history = [
+        Message("user", "Add."), Message("assistant", "So:", tool_calls=(call,)),
+        Message("tool", "1"), Message("tool", "2"), Message("assistant", "Done."),
+    ]  # fmt: skip
+    plain = Generic().to_template(history)
+    assert [message.role for message in plain] == ["user", "assistant", "user", "assistant"]
+    assert plain[1].content == "So:\n" + Generic().render_call(call)
+    assert plain[1].tool_calls == ()
+    assert plain[2].content.count("<tool_response>") == 2
+    assert Hermes().to_template(history) == tuple(history)
+
+
+@pytest.mark.parametrize(
+    ("source", "special_tokens", "expected", "words"),
+    [
+        (KNOWS_TOOLS, (), "hermes", "as JSON"),
+        ("{{ messages }}", (), "generic", "knows nothing of tools"),
+        ("{{ messages }}", ("<tool_call>",), "generic", "vocabulary"),
+        ("{{ tools }}[TOOL_CALLS]", (), "generic", "takes tools"),
+        (KNOWS_TOOLS + "<function=", (), "generic", "<function="),
+    ],
+)
+def test_choice_by_the_template(
+    source: str, special_tokens: tuple[str, ...], expected: str, words: str
+) -> None:
+    chosen = choose_format(source, special_tokens)
+    assert chosen.id == expected
+    assert words in chosen.reason
+    assert not chosen.is_thinking
+
+
+def test_choice_by_name() -> None:
+    assert choose_format(KNOWS_TOOLS, override="generic").id == "generic"
+    assert choose_format(KNOWS_TOOLS, override="auto").id == "hermes"
+    assert choose_format("<think>").is_thinking
+    with pytest.raises(ConfigError, match=r"'hermse' is unknown\. Known formats: generic, hermes"):
+        choose_format(KNOWS_TOOLS, override="hermse")
