@@ -316,10 +316,13 @@ def _explained(source: PluginSource, error: BaseException) -> PluginError:
         what = f"SyntaxError: {error.msg}"
         place = f"{error.filename}, line {error.lineno}"
     elif isinstance(error, ModuleNotFoundError) and error.name:
-        hint = (
-            f"Install what provides {error.name!r} into this environment; a file beside it is imported with "
-            f"`from . import {error.name}` in a folder that has an __init__.py."
-        )
+        own = source.module.partition(".")[0]
+        if source.path is None and error.name.partition(".")[0] == own:
+            hint = "Update, reinstall or uninstall that package."
+        else:
+            hint = f"Install what provides {error.name!r} into this environment."
+        if source.path is not None and "." not in error.name:
+            hint += f" A file beside it: `from . import {error.name}`, in a folder with an __init__.py."
     elif isinstance(error, EdgeError):
         what = error.message
         hint = error.hint or hint

@@ -33,7 +33,7 @@ def test_example_has_the_two_tools_it_says(tools: Toolset) -> None:
     assert second.parameters == {
         "type": "object",
         "properties": {
-            "room": {"description": "Which room.", "enum": ["hall", "kitchen"]},
+            "room": {"description": "Which room.", "enum": ["kitchen", "hall"]},
             "percent": {
                 "description": "Brightness; 0 is off.",
                 "type": "integer",

@@ -241,6 +241,12 @@ def test_entry_point_that_does_not_import(home: Home, monkeypatch: pytest.Monkey
         plugins.load("tool", "gone")
 
 
+def test_installed_plugin_that_lacks_a_part_of_itself(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_points(monkeypatch, gone="json.no_such_part")
+    with pytest.raises(PluginError, match="reinstall or uninstall"):
+        home.plugins.load("tool", "gone")
+
+
 def test_nothing_of_the_working_directory_is_imported_unasked(home: Home) -> None:
     home.write(home.cwd / "tools" / "a.py", "raise AssertionError")
     home.write(home.cwd / "a.py", "raise AssertionError")

@@ -94,7 +94,7 @@ def schema_of(hint: Any, **default: Any) -> dict[str, Any]:
         (Any, {}),
         (object, {}),
         (Literal["a", "b"], {"enum": ["a", "b"]}),
-        (Literal[2, 1], {"enum": [1, 2]}),
+        (Literal[2, 1], {"enum": [2, 1]}),
         (Unit, {"enum": ["celsius", "fahrenheit"]}),
         (int | None, {"anyOf": [INTEGER, {"type": "null"}]}),
         (int | str, {"anyOf": [INTEGER, STRING]}),
@@ -310,6 +310,14 @@ def test_schema_module_never_imports_pydantic_by_itself() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_choices_keep_the_order_they_were_written_in() -> None:
+    levels = Literal["low", "medium", "high"]
+    assert schema_of(levels | None)["properties"]["value"]["anyOf"][0] == {"enum": ["low", "medium", "high"]}
+    assert schema_of(list[levels])["properties"]["value"]["items"] == {"enum": ["low", "medium", "high"]}
+    described = schema_of(Annotated[levels, "How much."], default="low")["properties"]["value"]
+    assert described == {"enum": ["low", "medium", "high"], "description": "How much.", "default": "low"}
 
 
 def test_optional_is_the_same_as_union_with_none() -> None:

@@ -22,6 +22,7 @@ Schema = dict[str, Any]
 
 CONTEXT_PARAMETER = "call"
 _CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
+_ORDER = "x-order"
 _MISSING = inspect.Parameter.empty
 
 
@@ -210,7 +211,11 @@ def translate(hint: Any) -> Any:
         inner, *metadata = typing.get_args(hint)
         meta = _meta(metadata)
         return translate(inner) if meta is None else typing.Annotated[translate(inner), meta]
-    if origin is None or origin is typing.Literal:
+    if origin is typing.Literal:
+        return _in_order(hint, list(typing.get_args(hint)))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _in_order(hint, [member.value for member in hint])
+    if origin is None:
         return hint
     arguments = tuple(translate(argument) for argument in typing.get_args(hint))
     if origin in (typing.Union, types.UnionType):
@@ -218,6 +223,11 @@ def translate(hint: Any) -> Any:
     if arguments == typing.get_args(hint):
         return hint
     return origin[arguments]
+
+
+def _in_order(hint: Any, values: list[Any]) -> Any:
+    # msgspec sorts; "low", "medium", "high" tells a model more in the order they were written.
+    return typing.Annotated[hint, msgspec.Meta(extra_json_schema={_ORDER: values})]
 
 
 def _meta(metadata: list[Any]) -> msgspec.Meta | None:
@@ -323,6 +333,11 @@ def _without_null(schema: Schema) -> Schema:
     return schema
 
 
+def _ordered(schema: Schema) -> Schema:
+    order = schema.pop(_ORDER, None)
+    return schema if order is None else {**schema, "enum": order}
+
+
 def tidy(schema: Schema) -> Schema:
     """The same schema with references inlined (recursive ones stay in `$defs`), titles dropped, objects closed."""
     kept: Schema = {}
@@ -345,14 +360,14 @@ def tidy(schema: Schema) -> Schema:
             if name in recursive:
                 kept[name] = target
                 return {"$ref": f"#/$defs/{name}", **beside}
-            return {**target, **beside}
+            return _ordered({**target, **beside})
         result: Schema = {}
         for key, value in node.items():
             if key in ("title", "$defs", "$schema"):
                 continue
             if key in ("properties", "patternProperties", "dependentSchemas"):
                 result[key] = {name: visit(part, definitions, stack) for name, part in value.items()}
-            elif key in ("enum", "const", "default", "examples", "required"):
+            elif key in ("enum", "const", "default", "examples", "required", _ORDER):
                 result[key] = value
             else:
                 result[key] = visit(value, definitions, stack)
@@ -360,7 +375,7 @@ def tidy(schema: Schema) -> Schema:
             result.setdefault("additionalProperties", False)
         # A set takes a value twice without harm, and grammars cannot count.
         result.pop("uniqueItems", None)
-        return result
+        return _ordered(result) if "enum" in result else result
 
     done = cast("Schema", visit(schema, {}, ()))
     return {**done, "$defs": kept} if kept else done
