@@ -48,7 +48,7 @@ def cache_folder() -> Path:
         return Path(home) / "cache" / "templates"
     from platformdirs import user_cache_dir
 
-    return Path(user_cache_dir("edgellm")) / "templates"
+    return Path(user_cache_dir("edgellm", appauthor=False)) / "templates"
 
 
 def check_template(source: str, *, bos_text: str = "", eos_text: str = "", name: str = "default") -> None:

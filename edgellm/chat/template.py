@@ -148,7 +148,8 @@ class ChatTemplate:
             return joined(self._compiled.root_render_func(context))
         except Refusal as error:
             raise TemplateError(
-                f"chat template {self.name!r} refuses this conversation: {error.message}", hint=_HINT
+                f"chat template {self.name!r} refuses this conversation: {_sentence(error.message)}",
+                hint=_HINT,
             ) from error
         except jinja2.TemplateError as error:
             raise self._failure(error, str(error.message)) from error
@@ -164,7 +165,7 @@ class ChatTemplate:
             if frame.filename == _TEMPLATE_FILE
         ]
         place = f" at line {lines[-1]}" if lines else ""
-        return TemplateError(f"chat template {self.name!r} fails{place}: {words}.", hint=_HINT)
+        return TemplateError(f"chat template {self.name!r} fails{place}: {_sentence(words)}", hint=_HINT)
 
     def _message_value(self, message: Message, source: str) -> dict[str, Any]:
         value: dict[str, Any] = {
@@ -229,6 +230,11 @@ def _environment() -> ChatEnvironment:
     from edgellm.chat.sandbox import ChatEnvironment
 
     return ChatEnvironment()
+
+
+def _sentence(words: str | None) -> str:
+    words = (words or "no reason given").strip()
+    return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
 def _is_refusal(error: TemplateError) -> bool:
