@@ -148,7 +148,7 @@ class CandidateBuffer:
         return self.logits[start : start + self._array.size]
 
     def keep(self, selection: NDArray[Any], *, is_sorted: bool) -> None:
-        """Keep the rows that a mask or an index array (counted from `offset`) picks, in that order. A choice is forgotten."""
+        """Keep the rows that a mask or indices (counted from `offset`) pick, in that order. A choice is forgotten."""
         self.fill_rows(self.live_ids()[selection], self.live_logits()[selection])
         self.is_sorted = is_sorted
 

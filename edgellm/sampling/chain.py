@@ -170,9 +170,8 @@ class Chain:
         self._told = [
             part
             for part in self._parts
-            if isinstance(part, _Native) and part.wants_accept or isinstance(part, _Python) and part.accept
+            if (part.wants_accept if isinstance(part, _Native) else isinstance(part, _Python) and part.accept)
         ]
-        self._has_taps_inside = any(isinstance(part, _Native) and len(part.specs) > 1 for part in self._parts)
 
     def _add_native(self, run: Sequence[StageSpec]) -> None:
         if not run:
@@ -209,7 +208,6 @@ class Chain:
         """
         if len(logits) != self.n_vocab:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
-        buffer = self._buffer
         top: VocabularyTop | None = None
         taps: list[Rows] | None = None
         raw: Rows | None = None

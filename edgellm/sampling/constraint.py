@@ -31,6 +31,7 @@ class Constraint:
         self._words = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
         self._allowed: NDArray[np.bool_] | None = None
         self._taken = 0
+        self._has_end = False
         self._check()
 
     @classmethod
@@ -101,6 +102,11 @@ class Constraint:
         self._allowed = None
         self._check()
         self._taken += taken
+        if taken < len(tokens) and not self._has_end and self._matcher.is_stopped():
+            # A matcher that can go no further counts no end token, though its mask allows one.
+            is_end = self._matcher.stop_reason() != "EndOfSentence" and bool(self.allowed()[tokens[taken]])
+            self._has_end = is_end
+            return taken + is_end
         return taken
 
     def forced_tokens(self) -> list[int]:
@@ -126,10 +132,12 @@ class Constraint:
     def rollback(self, count: int) -> None:
         """Take back the last `count` tokens."""
         # Asked for too much, the matcher would break for good.
-        if not 0 <= count <= self._taken:
-            raise ConstraintError(
-                f"the grammar has taken {self._taken} tokens: {count} cannot be taken back."
-            )
+        total = self._taken + self._has_end
+        if not 0 <= count <= total:
+            raise ConstraintError(f"the grammar has taken {total} tokens: {count} cannot be taken back.")
+        if count and self._has_end:
+            self._has_end = False
+            count -= 1
         if count:
             self._matcher.rollback(count)
             self._allowed = None
@@ -140,11 +148,11 @@ class Constraint:
         """Back to the beginning."""
         self._matcher.reset()
         self._allowed = None
-        self._taken = 0
+        self._taken, self._has_end = 0, False
         self._check()
 
     def clone(self) -> Constraint:
         """A copy with a state of its own."""
         copy = Constraint(self._matcher.deep_copy(), self.n_vocab, self.notes)
-        copy._taken = self._taken
+        copy._taken, copy._has_end = self._taken, self._has_end
         return copy

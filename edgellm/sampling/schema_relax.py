@@ -36,6 +36,7 @@ def relax(schema: Mapping[str, Any]) -> tuple[Schema, list[str]]:
     """
     relaxed: Schema = copy.deepcopy(dict(schema))
     notes: list[str] = []
+    error = ""
     for _ in range(_MAX_ROUNDS):
         error = _refusal(relaxed)
         if not error:

@@ -232,7 +232,7 @@ def _param(stage_class: type, name: str, hint: Any, default: Any, is_required: b
         high,
         is_low_open,
         is_high_open,
-        is_optional or default is None and not is_required,
+        is_optional or (default is None and not is_required),
         is_required,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Detection:
 def detect(tokens: Sequence[int], *, gamma: float = 0.25, key: int = 15485863) -> Detection:
     """How strongly a text's tokens carry the watermark. Each pair of neighbours counts once, as the paper advises
     for repetitive text. Fewer than two tokens give a z-score of 0."""
-    pairs = np.array(sorted(set(zip(tokens[:-1], tokens[1:], strict=True))), dtype=np.int64).reshape(-1, 2)
+    pairs = np.array(sorted(set(pairwise(tokens))), dtype=np.int64).reshape(-1, 2)
     scored = len(pairs)
     if not scored:
         return Detection(0, 0, 0.0, 0.5)
