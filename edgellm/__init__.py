@@ -3,6 +3,7 @@
 The front door. Names are imported on first use (PEP 562), so that `import edgellm` costs nothing.
 """
 
+# pyright: reportUnusedImport=false
 from __future__ import annotations
 
 from importlib import import_module

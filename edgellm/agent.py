@@ -237,12 +237,13 @@ class Agent:
             max_calls=self.limits.max_calls_per_step,
             make_constraint=self._make_constraint,
         )
-        cost = {
-            "prefill_tokens": session.prefilled_tokens - prefilled,
-            "reused_tokens": reused,
-            "rebuilt_tokens": session.rebuilt_tokens - rebuilt,
-            "prefill_s": time.perf_counter() - started,
-        }
+        cost = Leg(
+            prefill_tokens=session.prefilled_tokens - prefilled,
+            reused_tokens=reused,
+            decode_tokens=0,
+            rebuilt_tokens=session.rebuilt_tokens - rebuilt,
+            prefill_s=time.perf_counter() - started,
+        )
         is_first = step == 0
         try:
             is_forced = is_first and turn.choice not in ("auto", "none")
@@ -255,7 +256,7 @@ class Agent:
                 session.constraint = answer_grammar()
             yield from decoding.run()
         finally:
-            turn.legs.append(decoding.leg(**cost))
+            turn.legs.append(decoding.leg(cost))
             answer = Message(
                 "assistant", decoding.text, reasoning=decoding.reasoning, tool_calls=tuple(decoding.calls)
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgellm.chat.parser import OutputParser
@@ -20,7 +20,7 @@ from edgellm.events import (
     ToolCallReady,
     ToolCallStarted,
 )
-from edgellm.types import Leg, SpanKind
+from edgellm.types import SpanKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgellm.engine.session import Session
     from edgellm.events import Event
     from edgellm.sampling.constraint import Constraint
-    from edgellm.types import FinishReason, Step, ToolCall, ToolSpec
+    from edgellm.types import FinishReason, Leg, Step, ToolCall, ToolSpec
 
 _CALL_EVENTS = (ToolCallStarted, ToolCallName, ToolCallDelta, ToolCallReady, ToolCallBroken)
 
@@ -93,6 +93,7 @@ class Decoding:
         self.finish_reason: FinishReason = "eog"
         self.decode_tokens = 0
         self.forced_tokens = 0
+        self.guided_tokens = 0
         self.decode_s = 0.0
 
     @property
@@ -110,15 +111,13 @@ class Decoding:
         """The leg's reasoning."""
         return self._parser.reasoning
 
-    def leg(self, *, prefill_tokens: int, reused_tokens: int, rebuilt_tokens: int, prefill_s: float) -> Leg:
+    def leg(self, prefill: Leg) -> Leg:
         """What the leg cost, together with its prefill."""
-        return Leg(
-            prefill_tokens=prefill_tokens,
-            reused_tokens=reused_tokens,
+        return replace(
+            prefill,
             decode_tokens=self.decode_tokens,
             forced_tokens=self.forced_tokens,
-            rebuilt_tokens=rebuilt_tokens,
-            prefill_s=prefill_s,
+            guided_tokens=self.guided_tokens,
             decode_s=self.decode_s,
             finish_reason=self.finish_reason,
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import tiny_models
 from tiny_models import Shape
 
 import edgellm
@@ -102,7 +103,7 @@ def test_loading_can_be_stopped_by_its_progress(tiny_model: Callable[..., Path])
 def test_file_that_is_no_gguf_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_text("hello", encoding="utf-8")
-    with pytest.raises(ModelCorrupt, match="x.gguf") as caught:
+    with pytest.raises(ModelCorrupt, match=r"x\.gguf") as caught:
         Model.load(path, LoadOptions())
     assert "magic" in caught.value.log
     with pytest.raises(ModelNotFound):
@@ -206,3 +207,21 @@ def test_embeddings_are_unit_vectors_and_equal_for_equal_texts(tiny_model: Calla
             runtime.embed("hello")
         with pytest.raises(edgellm.ContextFull, match="exceeds the embedding context"):
             runtime.embed(["x" * 5000])
+
+
+def test_tag_that_is_one_token_in_any_text_is_not_forged_by_a_content(tiny_model: Callable[..., Path]) -> None:
+    tokens, types, merges = tiny_models.bpe_vocabulary()
+    tokens[-1], types[-1] = "<tool_call>", 4
+    metadata = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [int(kind) for kind in types],
+        "tokenizer.ggml.merges": merges[:-1],
+    }
+    path = tiny_model("llama", metadata=metadata)
+    model = Model.load(path, LoadOptions())
+    tag = model.vocabulary.tokenize("<tool_call>")
+    assert len(tag) == 1
+    entries = model.vocabulary.encode([template("<tool_call>"), content("see <tool_call> here"), template("!")])
+    assert [token for token, _ in entries].count(tag[0]) == 1
+    assert model.vocabulary.text_of([token for token, _ in entries]) == b"<tool_call>see <tool_call> here!"
+    model.close()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from edgellm.engine.session import Session
 from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, EdgeError
 from edgellm.native.context import Context, DecodeStatus
-from edgellm.native.library import captured_log, last_errors
+from edgellm.native.library import captured_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from edgellm.native.model import Model
     from edgellm.sampling.chain import Chain
@@ -83,7 +83,7 @@ class Engine:
         return seq
 
     @contextmanager
-    def kept(self, *sessions: Session) -> Iterator[None]:
+    def kept(self, *sessions: Session) -> Generator[None]:
         """These sessions are not parked inside the block."""
         before = self._kept
         self._kept = (*before, *sessions)
@@ -110,7 +110,7 @@ class Engine:
     # -- scratch sequences --------------------------------------------------------------------------
 
     @contextmanager
-    def scratch(self, source: Session, count: int) -> Iterator[list[int]]:
+    def scratch(self, source: Session, count: int) -> Generator[list[int]]:
         """Sequences that share the memory of `source`, for scoring; gone after the block.
 
         Gives at least one and at most `count`: what is free, after parking idle sessions.
@@ -137,7 +137,7 @@ class Engine:
     # -- decoding -------------------------------------------------------------------------------------
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> Generator[None]:
         """Refuses a second thread while one is inside."""
         if not self._use.acquire(blocking=False):
             raise ConfigError(
@@ -232,9 +232,9 @@ class Engine:
                 hint="Start a new chat, rewind, or load the model with a larger n_ctx.",
             )
         raise DecodeError(
-            f"llama.cpp failed to decode: {last_errors(log) or 'no reason given'}.",
+            f"llama.cpp failed to decode: {log.reason or 'no reason given'}.",
             hint="The tape is as before; try again, or reload the model.",
-            log="".join(log),
+            log=log.text,
         )
 
     def abort(self, session: Session) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.errors import ConfigError, DecodeError, OutOfMemory, SessionError
-from edgellm.native.library import captured_log, last_errors, lib
+from edgellm.native.library import captured_log, lib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ class Context:
         with captured_log() as log:
             self.pointer = llama.llama_init_from_model(model.pointer, params)
         if not self.pointer:
-            raise _context_error(last_errors(log), "".join(log), options)
+            raise _context_error(log.reason, log.text, options)
         self.memory = llama.llama_get_memory(self.pointer)
         self.n_ctx: int = llama.llama_n_ctx(self.pointer)
         self.n_batch: int = llama.llama_n_batch(self.pointer)
@@ -167,9 +167,9 @@ class Context:
             read: int = self._llama.llama_state_seq_set_data_ext(self.pointer, buffer, len(data), seq, 0)
         if read == 0:
             raise SessionError(
-                f"llama.cpp refuses the saved KV state: {last_errors(log) or 'it does not fit this context'}.",
+                f"llama.cpp refuses the saved KV state: {log.reason or 'it does not fit this context'}.",
                 hint="It is rebuilt from the tape.",
-                log="".join(log),
+                log=log.text,
             )
 
     def set_threads(self, decode: int, batch: int) -> None:

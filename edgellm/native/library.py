@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from edgellm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from types import ModuleType
 
 _LOG_LINES_KEPT = 400
-_LEVEL_CONT = 5
+_WARN, _ERROR, _LEVEL_CONT = 3, 4, 5  # ggml_log_level
+_MARK = -1
+_REASON_LINES = 3
 
 _lock = threading.Lock()
 _module: ModuleType | None = None
@@ -63,7 +65,7 @@ def _load() -> ModuleType:
 
 def _keep_log_line(level: int, text: bytes, _user_data: object) -> None:
     line = text.decode("utf-8", "replace")
-    if level == _LEVEL_CONT and _log:
+    if level == _LEVEL_CONT and _log and _log[-1][0] != _MARK:
         last_level, last = _log[-1]
         _log[-1] = (last_level, last + line)
     else:
@@ -71,30 +73,44 @@ def _keep_log_line(level: int, text: bytes, _user_data: object) -> None:
 
 
 def log_text(*, min_level: int = 0) -> str:
-    """What llama.cpp has logged of late (the last 400 lines). Levels (ggml.h): 1 info, 2 warn, 3 error, 4 debug."""
+    """What llama.cpp has logged of late (the last 400 lines). Levels (ggml.h): 1 debug, 2 info, 3 warn, 4 error."""
     return "".join(line for level, line in list(_log) if level >= min_level)
 
 
+class CapturedLog:
+    """What llama.cpp logged inside a `captured_log` block, complete when the block has ended."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, str]] = []
+
+    @property
+    def text(self) -> str:
+        """All lines."""
+        return "".join(line for _, line in self.entries)
+
+    @property
+    def reason(self) -> str:
+        """The last errors (or warnings, where there is no error) in one line; empty where there is neither."""
+        for wanted in (_ERROR, _WARN):
+            lines = [line.strip() for level, line in self.entries if level == wanted and line.strip()]
+            if lines:
+                return "; ".join(lines[-_REASON_LINES:])
+        return ""
+
+
 @contextmanager
-def captured_log() -> Iterator[list[str]]:
-    """Collects what llama.cpp logs inside the block; the list is filled when the block ends."""
+def captured_log() -> Generator[CapturedLog]:
+    """Collects what llama.cpp logs inside the block."""
     # A ring buffer has no stable index, so the block is marked by a line of its own.
-    mark = (-1, "")
+    mark = (_MARK, "")
     _log.append(mark)
-    lines: list[str] = []
+    captured = CapturedLog()
     try:
-        yield lines
+        yield captured
     finally:
         entries = list(_log)
         start = next((i for i in range(len(entries) - 1, -1, -1) if entries[i] is mark), -1)
-        lines.extend(line for level, line in entries[start + 1 :] if level >= 0)
-
-
-def last_errors(lines: list[str], *, limit: int = 3) -> str:
-    """The lines of a captured log that say what went wrong, the last ones first in worth; one line of text."""
-    words = ("error", "fail", "unable", "unknown", "invalid", "corrupt", "missing", "out of", "not ")
-    telling = [line.strip() for line in lines if any(word in line.lower() for word in words)]
-    return "; ".join(telling[-limit:])
+        captured.entries += [entry for entry in entries[start + 1 :] if entry[0] != _MARK]
 
 
 def system_info() -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import Cancelled, ConfigError, ModelCorrupt, ModelNotFound, ModelUnsupported, OutOfMemory
 from edgellm.native.devices import buffer_type, device_handle, devices
-from edgellm.native.library import captured_log, last_errors, lib
+from edgellm.native.library import captured_log, lib
 from edgellm.native.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _MOE_TENSORS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 class _BufferOverride(ctypes.Structure):
     """llama_model_tensor_buft_override (llama.h)."""
 
-    _fields_ = [("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p)]  # noqa: RUF012
+    _fields_ = [("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p)]
 
 
 class Model:
@@ -80,10 +80,10 @@ class Model:
         with captured_log() as log:
             pointer = llama.llama_model_load_from_file(str(path).encode(), params)
         if not pointer:
-            text = "".join(log)
+            text = log.text
             if was_stopped:
                 raise Cancelled(f"loading {path.name} was cancelled.")
-            raise _load_error(path, last_errors(log), text)
+            raise _load_error(path, log.reason, text)
         try:
             model = cls(pointer, path, (*keep_alive, callback))
             model._load_adapters(options)
@@ -102,9 +102,9 @@ class Model:
                 adapter = self._llama.llama_adapter_lora_init(self.pointer, str(lora.path).encode())
             if not adapter:
                 raise ConfigError(
-                    f"the LoRA adapter {lora.path} does not fit this model: {last_errors(log)}.",
+                    f"the LoRA adapter {lora.path} does not fit this model: {log.reason}.",
                     hint="Use an adapter made for this architecture, converted to GGUF.",
-                    log="".join(log),
+                    log=log.text,
                 )
             self._adapters.append((adapter, lora.scale))
 
@@ -216,14 +216,14 @@ def _overrides(options: LoadOptions) -> list[tuple[str, str]]:
 
 
 def _load_error(path: Path, reason: str, log: str) -> Exception:
-    lowered = log.lower()
+    lowered = reason.lower()
     if "unknown model architecture" in lowered:
         return ModelUnsupported(
             f"{path.name}: {reason}.",
             hint="This build of llama.cpp does not know it: a newer llama-cpp-python may.",
             log=log,
         )
-    if "alloc" in lowered or "out of memory" in lowered or "mlock" in lowered:
+    if "alloc" in lowered or "out of memory" in lowered:
         return OutOfMemory(
             f"{path.name} does not fit into memory: {reason}.",
             hint="Use a smaller quantization, fewer GPU layers, or leave mmap on.",

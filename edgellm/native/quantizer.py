@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgellm.errors import ConfigError, ModelCorrupt, ModelNotFound
 from edgellm.native.context import usable_cores
-from edgellm.native.library import captured_log, last_errors, lib
+from edgellm.native.library import captured_log, lib
 
 KINDS = (
     *("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"),
@@ -51,9 +51,9 @@ def quantize_file(source: Path, target: Path, kind: str, *, threads: int = 0) ->
             )
         if status != 0:
             raise ModelCorrupt(
-                f"llama.cpp cannot quantize {source.name}: {last_errors(log) or 'no reason given'}.",
+                f"llama.cpp cannot quantize {source.name}: {log.reason or 'no reason given'}.",
                 hint=f"Check the file (edgellm inspect {source}) and the free disk space.",
-                log="".join(log),
+                log=log.text,
             )
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
 _UNKNOWN = 1 << 0
+_USER_DEFINED = 1 << 4
+_TAG = re.compile(r"[<\[].+[>\]]")
 _FIRST_PIECE_BUFFER = 64
 
 
@@ -97,9 +99,22 @@ class Vocabulary:
         return found
 
     @cached_property
-    def _special_pattern(self) -> re.Pattern[str] | None:
+    def _guarded(self) -> dict[str, int]:
+        """Spellings that only template text may turn into their token: control tokens, and tags such as
+        <tool_call> that llama.cpp reads as one token in any text (USER_DEFINED)."""
+        attr = self._llama.llama_vocab_get_attr
+        found = dict(self.special_tokens)
+        for token in range(self.size):
+            if attr(self.pointer, token) & _USER_DEFINED:
+                spelling = self.piece(token).decode("utf-8", "replace")
+                if _TAG.fullmatch(spelling):
+                    found.setdefault(spelling, token)
+        return found
+
+    @cached_property
+    def _guarded_pattern(self) -> re.Pattern[str] | None:
         # Longest first: llama.cpp's tokenizer partitions text by special tokens in that order.
-        spellings = sorted(self.special_tokens, key=len, reverse=True)
+        spellings = sorted(self._guarded, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, spellings))) if spellings else None
 
     def encode(self, segments: Sequence[Segment]) -> list[tuple[int, SpanKind]]:
@@ -113,7 +128,7 @@ class Vocabulary:
         if not text:
             return []
         tokens: list[int] = []
-        pattern = self._special_pattern
+        pattern = self._guarded_pattern
         matches = list(pattern.finditer(text)) if pattern else []
         genuine = _spans_inside_template(segments, [match.span() for match in matches])
         if all(genuine):
@@ -123,8 +138,12 @@ class Vocabulary:
             for match, is_genuine in zip(matches, genuine, strict=True):
                 if is_genuine:
                     tokens += self._plain_tokens(text[at : match.start()])
-                    tokens.append(self.special_tokens[match.group()])
+                    tokens.append(self._guarded[match.group()])
                     at = match.end()
+                elif match.group() not in self.special_tokens:
+                    # Cut inside the tag: llama.cpp would read it as one token even in plain text.
+                    tokens += self._plain_tokens(text[at : match.start() + 1])
+                    at = match.start() + 1
             tokens += self._plain_tokens(text[at:])
         return list(zip(tokens, self._owners(tokens, segments), strict=True))
 
