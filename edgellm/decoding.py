@@ -20,7 +20,7 @@ from edgellm.events import (
     ToolCallReady,
     ToolCallStarted,
 )
-from edgellm.types import SpanKind
+from edgellm.types import SpanKind, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.engine.session import Session
     from edgellm.events import Event
+    from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
-    from edgellm.types import FinishReason, Leg, Step, ToolCall, ToolSpec
+    from edgellm.types import FinishReason, Leg, ToolCall, ToolSpec
 
 _CALL_EVENTS = (ToolCallStarted, ToolCallName, ToolCallDelta, ToolCallReady, ToolCallBroken)
 
@@ -165,23 +166,93 @@ class Decoding:
         finally:
             session.constraint = None
             session.settle()
-        yield from self._parser_end()
-        if self.calls:
-            self.finish_reason = "tool_call" if self.finish_reason == "eog" else self.finish_reason
+        yield from self.end()
 
-    def _parser_end(self) -> Iterator[Event]:
-        rest = self._decoder.finish()
-        if rest:
-            yield from self._parser.feed(rest)
-        yield from self._parser.finish()
+    def write(self, text: str) -> Iterator[Event]:
+        """Writes text that the model has no say in, as part of its answer: computed in one batch, not drawn."""
+        session = self._session
+        tokens = session.engine.vocabulary.tokenize(text)
+        start = len(session.tape)
+        started = time.perf_counter()
+        session.extend([(token, SpanKind.TOOL_CALL) for token in tokens])
+        self.decode_s += time.perf_counter() - started
+        for position, token in enumerate(tokens, start):
+            yield from self._forced(token, position)
 
-    def _feed(self, step: Step, text: str) -> list[Event] | None:
-        """Parses one token; None where it was taken back to be drawn again under the grammar."""
-        was_in_call = self._parser.in_call
+    def end_turn(self) -> None:
+        """Writes the token that ends a turn. It is computed with what follows, as if it had been drawn."""
+        end = self._session.engine.vocabulary.eos
+        if end is not None and self._session.engine.vocabulary.is_eog(end):
+            self._session.write_pending(end, SpanKind.GLUE)
+            self.decode_tokens += 1
+            self.forced_tokens += 1
+            self.guided_tokens += 1
+
+    def _forced(self, token: int, position: int) -> Iterator[Event]:
+        vocabulary = self._session.engine.vocabulary
+        piece = vocabulary.piece(token)
+        self.decode_tokens += 1
+        self.forced_tokens += 1
+        self.guided_tokens += 1
+        step = Step(token, piece, position, is_forced=True, is_guided=True)
+        if self._session.trace:
+            yield TokenDrawn(step)
+        yield from self._take(step, self._decoder.feed(piece))
+
+    def draw_under(self, constraint: Constraint, chain: Chain) -> Iterator[Event | Waiting]:
+        """Draws with another chain under a constraint until the constraint is complete or a limit is met."""
+        session = self._session
+        start, own = len(session.tape), session.chain
+        session.chain, session.constraint = chain, constraint
+        try:
+            while not constraint.is_stopped:
+                if self.decode_tokens >= self._max_tokens:
+                    self.finish_reason = "length"
+                    return
+                session.request()
+                yield NEXT_TOKEN
+                started = time.perf_counter()
+                step = replace(session.step(), is_guided=True)
+                self.decode_s += time.perf_counter() - started
+                self.decode_tokens += 1
+                self.forced_tokens += step.is_forced
+                self.guided_tokens += 1
+                if session.trace:
+                    yield TokenDrawn(step)
+                if step.is_eog:
+                    return
+                yield from self._take(step, self._decoder.feed(step.piece))
+        except Cancelled:
+            self.finish_reason = "cancelled"
+        except ContextFull:
+            self.finish_reason = "context_full"
+        finally:
+            session.constraint = None
+            session.settle()
+            session.chain = own
+            own.replay(session.tape.tokens[start:])
+
+    def _take(self, step: Step, text: str) -> list[Event]:
+        """Parses one token and labels it."""
         self._fed.append(_Fed(step.position, self._length, step.piece, text, step.is_control))
         self._length += len(text.encode("utf-8", "surrogatepass"))
         events: list[Event] = self._parser.feed(text, is_control=step.is_control) if text else []
         self._label(step.position, events)
+        return events
+
+    def end(self) -> Iterator[Event]:
+        """Gives out what the parser still holds, and names the reason the leg ended for."""
+        rest = self._decoder.finish()
+        if rest:
+            yield from self._parser.feed(rest)
+        yield from self._parser.finish()
+        if self.calls and self.finish_reason == "eog":
+            self.finish_reason = "tool_call"
+
+    def _feed(self, step: Step, text: str) -> list[Event] | None:
+        """Parses one token; None where it was taken back to be drawn again under the grammar."""
+        was_in_call = self._parser.in_call
+        events = self._take(step, text)
         has_begun = self._parser.in_call or any(isinstance(event, ToolCallReady) for event in events)
         if not was_in_call and has_begun:
             self._label_call_start()

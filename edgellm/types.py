@@ -168,6 +168,7 @@ class Step:
 
     `piece` are the token's own bytes (special tokens included). `logprob` is the natural log of the raw
     model probability, None where no tap was on or the token was forced. `position` is its index on the tape.
+    `is_forced`: nothing was drawn; `is_guided`: the `guided` tool strategy wrote it, or drew it greedily.
     """
 
     token: int
@@ -177,6 +178,7 @@ class Step:
     is_control: bool = False
     is_forced: bool = False
     is_constrained: bool = False
+    is_guided: bool = False
     logprob: float | None = None
     distribution: Distribution | None = None
 

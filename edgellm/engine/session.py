@@ -213,6 +213,13 @@ class Session:
 
     # -- decode ----------------------------------------------------------------------------------------
 
+    def write_pending(self, token: int, kind: SpanKind) -> None:
+        """Puts one token on the tape that the next decode computes, as if it had been drawn. Raises ContextFull."""
+        self._check_room(1)
+        self.tape.append(token, kind)
+        self._logits = None
+        self.chain.replay((token,))
+
     def step(self) -> Step:
         """The next token: drawn, or forced by the constraint. It is on the tape when this returns.
 
