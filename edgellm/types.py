@@ -259,14 +259,16 @@ class LoraAdapter:
 class LoadOptions:
     """How a model is loaded. A default is written here and nowhere else.
 
-    `n_ctx` 0 means the model's own length, at most 8192. `threads` 0 means picked for this machine.
+    `n_ctx` 0 means the model's own length, at most 8192. `n_seq_max` is how many chats and
+    branches share the context without being parked; 0 means 16, or 4 where each needs a state of its own
+    (recurrent and hybrid models). `threads` 0 means picked for this machine.
     `n_gpu_layers` is a count, "all" or "auto". `kv_type_k`, `kv_type_v`: f16, q8_0, q4_0 ...
     (q-types for V need flash attention). `cpu_moe` is a count of layers whose experts stay on the CPU,
     or "all"; `override_tensors` pins tensors by regular expression ("pattern=CPU").
     """
 
     n_ctx: int = 0
-    n_seq_max: int = 8
+    n_seq_max: int = 0
     n_batch: int = 512
     n_ubatch: int = 512
     threads: int = 0

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgellm.engine.engine import Engine
-from edgellm.engine.scoring import score_continuations
+from edgellm.engine.scoring import score_after_each, score_continuations
 from edgellm.engine.session import Session
 from edgellm.engine.session_file import read_session
 from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, SamplerError, SessionError
@@ -367,3 +367,21 @@ def test_restored_session_continues_without_computing_the_tape_again(engine: Eng
     assert [other.step().token for _ in range(4)] == [session.step().token for _ in range(4)]
     assert other.rebuilt_tokens == 0
     assert other.prefilled_tokens == 0
+
+
+def test_one_text_is_scored_after_many_tapes_in_one_batch(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tapes = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14], [15, 16]]
+    text = [20, 21, 22]
+    sessions = []
+    for tape in tapes:
+        sessions.append(engine.session(chain(engine)))
+        sessions[-1].extend(entries(tape))
+    for _ in range(2):
+        for tape, session, score in zip(tapes, sessions, score_after_each(sessions, text), strict=True):
+            assert session.tape.tokens == tape
+            assert_sound(session)
+            (expected,) = score_continuations(session, [text])
+            np.testing.assert_allclose(score, expected, atol=0.02)
+    assert [session.rebuilt_tokens for session in sessions] == [0] * 5

@@ -71,6 +71,47 @@ def score_continuations(
     return [np.array(score) for score in scores]
 
 
+def score_after_each(sessions: Sequence[Session], tokens: Sequence[int]) -> list[NDArray[np.float64]]:
+    """Natural-log probabilities of the same tokens after the tape of each session, in as few batches as possible.
+
+    Each array has the length of `tokens`. Tapes stay as they are; a session's memory holds all of its tape but
+    the last token afterwards. Raises Cancelled, ContextFull, DecodeError.
+    """
+    engine = sessions[0].engine
+    limit = max(1, engine.context.n_seq_max - 1)
+    scores: list[NDArray[np.float64]] = []
+    for first in range(0, len(sessions), limit):
+        group = sessions[first : first + limit]
+        with engine.kept(*group):
+            for session in group:
+                session.hold_last()
+            with engine.in_use():
+                scores += _score_group(group, tokens)
+    return scores
+
+
+def _score_group(group: Sequence[Session], tokens: Sequence[int]) -> list[NDArray[np.float64]]:
+    engine = group[0].engine
+    scores = [np.empty(len(tokens)) for _ in group]
+    # The last token of a tape predicts the first of `tokens`, and so on.
+    plan = [(index, offset) for index in range(len(group)) for offset in range(len(tokens))]
+    try:
+        for start in range(0, len(plan), engine.context.n_batch):
+            part = plan[start : start + engine.context.n_batch]
+            rows = []
+            for index, offset in part:
+                tape, seq = group[index].tape, group[index].own_seq()
+                token = tokens[offset - 1] if offset else tape.tokens[-1]
+                rows.append((token, len(tape) - 1 + offset, seq, True))
+            engine.decode(rows, group)
+            for row, (index, offset) in enumerate(part):
+                scores[index][offset] = _log_softmax(engine.context.logits(row), tokens[offset])
+    finally:
+        for session in group:
+            session.restore_memory()
+    return scores
+
+
 def _shared_length(continuations: Sequence[Sequence[int]]) -> int:
     """Length of the common beginning, leaving every continuation one token of its own."""
     columns = takewhile(lambda column: len(set(column)) == 1, zip(*continuations, strict=False))

@@ -356,6 +356,15 @@ class Session:
         self._cut_memory(length)
         self.chain.rewind(self.tape.tokens)
 
+    def hold_last(self) -> None:
+        """Computes all of the tape but its last token, and no more: the state from which texts are scored."""
+        self.settle()
+        if self._kv < len(self.tape) - 1:
+            self.extend(())
+        self._logits = None
+        self._cut_memory(len(self.tape) - 1)
+        self.own_seq()
+
     def settle(self) -> None:
         """Takes back tokens that were drawn ahead of the reader (a stage may hold some back)."""
         count = len(self._held) + len(self._ready)

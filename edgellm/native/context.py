@@ -58,7 +58,7 @@ class Context:
         self.model = model
         params = llama.llama_context_default_params()
         params.n_ctx = options.n_ctx or min(model.n_ctx_train or _DEFAULT_CTX_LIMIT, _DEFAULT_CTX_LIMIT)
-        params.n_seq_max = 1 if embeddings else options.n_seq_max
+        params.n_seq_max = 1 if embeddings else options.n_seq_max or _default_sequences(model)
         params.n_batch = min(options.n_batch, params.n_ctx)
         params.n_ubatch = min(options.n_ubatch, params.n_batch)
         cores = usable_cores()
@@ -219,6 +219,10 @@ class _Batch:
 
     def free(self) -> None:
         self._llama.llama_batch_free(self.value)
+
+
+def _default_sequences(model: Model) -> int:
+    return 4 if model.is_recurrent or model.is_hybrid else 16
 
 
 def _pooling_of(model: Model) -> str | None:
