@@ -18,7 +18,7 @@ _HOME_OF = {
     "edgellm.toolbox.tool": ("Tool", "ToolContext", "tool"),
     "edgellm.toolbox.toolset": ("Toolset",),
     "edgellm.toolbox.permission": ("Approval",),
-    "edgellm.sampling.stage": ("Rewind", "sampler"),
+    "edgellm.sampling.stage": ("Rewind", "StageVocabulary", "sampler"),
     "edgellm.sampling.candidates": ("Candidates",),
     "edgellm.sampling.spec": ("ChainSpec",),
     "edgellm.types": (
@@ -142,7 +142,7 @@ if TYPE_CHECKING:
     from edgellm.runtime import Runtime, catalog, doctor, inspect, load, parse, quantize
     from edgellm.sampling.candidates import Candidates
     from edgellm.sampling.spec import ChainSpec
-    from edgellm.sampling.stage import Rewind, sampler
+    from edgellm.sampling.stage import Rewind, StageVocabulary, sampler
     from edgellm.toolbox.permission import Approval
     from edgellm.toolbox.tool import Tool, ToolContext, tool
     from edgellm.toolbox.toolset import Toolset

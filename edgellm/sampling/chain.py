@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import secrets
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.errors import SamplerError
-from edgellm.native.samplers import CandidateBuffer, NativeSampler, make_native, native_seed
-from edgellm.sampling.candidates import Candidates, StageContext
-from edgellm.sampling.draw import best, derived_seed, pick, uniform
+from edgellm.native.samplers import CandidateBuffer
+from edgellm.sampling.candidates import StageContext
+from edgellm.sampling.draw import best, pick, uniform
+from edgellm.sampling.parts import NativePart, PythonPart, ReseededPart
 from edgellm.sampling.spec import ChainLike, ChainSpec, StageSpec
 from edgellm.sampling.stage import Rewind
 from edgellm.sampling.tap import Tap, VocabularyTop
@@ -68,49 +68,6 @@ class RewindRequest:
     reason: str = ""
 
 
-class _Native:
-    """Neighbouring llama.cpp stages that run as one."""
-
-    def __init__(self, specs: Sequence[StageSpec], sampler: NativeSampler) -> None:
-        self.specs = specs
-        self.sampler = sampler
-        self.wants_accept = any(spec.info.is_stateful for spec in specs)
-        self.leaves_holes = specs[-1].info.leaves_holes
-
-
-class _Reseeded:
-    """xtc: its generator is made anew for each step from seed, branch and position, so it has no state."""
-
-    def __init__(self, spec: StageSpec) -> None:
-        self.spec = spec
-        self.args = spec.complete_args
-
-
-class _Python:
-    """A plugin's stage."""
-
-    def __init__(self, spec: StageSpec, vocabulary: StageVocabulary | None) -> None:
-        self.spec = spec
-        self.name = spec.name
-        assert spec.info.make is not None, "native stages are not made here"
-        try:
-            self.stage: Any = spec.info.make(**dict(spec.args))
-            bind = getattr(self.stage, "bind", None)
-            if bind is not None:
-                if vocabulary is None:
-                    raise SamplerError(
-                        f"sampler stage '{spec.name}' needs a vocabulary.", hint="Use it with a loaded model."
-                    )
-                bind(vocabulary)
-        except SamplerError:
-            raise
-        except Exception as error:
-            raise _stage_error(spec.name, error) from error
-        self.accept: Any = getattr(self.stage, "accept", None)
-        self.reset: Any = getattr(self.stage, "reset", None)
-        self.pending: Any = getattr(self.stage, "pending", None)
-
-
 class Chain:
     """The stages of a `ChainSpec`, ready to run on one sequence.
 
@@ -139,7 +96,7 @@ class Chain:
         self._vocabulary = vocabulary
         self._buffer = CandidateBuffer(n_vocab)
         self._tap: Tap | None = None
-        self._parts: list[_Native | _Reseeded | _Python] = []
+        self._parts: list[NativePart | ReseededPart | PythonPart] = []
         self._build()
         self._forget()
 
@@ -156,7 +113,9 @@ class Chain:
                 self._add_native(run)
                 run = []
                 is_plugin = spec.info.make is not None
-                self._parts.append(_Python(spec, self._vocabulary) if is_plugin else _Reseeded(spec))
+                self._parts.append(
+                    PythonPart(spec, self._vocabulary) if is_plugin else ReseededPart(spec, self.n_vocab)
+                )
                 continue
             run.append(spec)
             if spec.info.leaves_holes:
@@ -166,24 +125,12 @@ class Chain:
         self._index_parts()
 
     def _index_parts(self) -> None:
-        self._python = [part for part in self._parts if isinstance(part, _Python)]
-        self._told = [
-            part
-            for part in self._parts
-            if (part.wants_accept if isinstance(part, _Native) else isinstance(part, _Python) and part.accept)
-        ]
+        self._python = [part for part in self._parts if isinstance(part, PythonPart)]
+        self._told = [part for part in self._parts if part.wants_tokens]
 
     def _add_native(self, run: Sequence[StageSpec]) -> None:
-        if not run:
-            return
-        pointer = getattr(self._vocabulary, "pointer", None)
-        pointers = [
-            make_native(
-                spec.name, spec.complete_args, n_vocab=self.n_vocab, seed=self.seed, vocab_pointer=pointer
-            )
-            for spec in run
-        ]
-        self._parts.append(_Native(tuple(run), NativeSampler([spec.name for spec in run], pointers)))
+        if run:
+            self._parts.append(NativePart.make(run, self.n_vocab, self.seed, self._vocabulary))
 
     def _forget(self) -> None:
         self._length = 0
@@ -208,6 +155,7 @@ class Chain:
         """
         if len(logits) != self.n_vocab:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
+        buffer = self._buffer
         top: VocabularyTop | None = None
         taps: list[Rows] | None = None
         raw: Rows | None = None
@@ -222,14 +170,21 @@ class Chain:
         needs_u = self._chooses_by == "dist" or self._python
         u = uniform(self.seed, context.branch, context.position) if needs_u else _NAN
         for part in self._parts:
-            if isinstance(part, _Native):
-                self._run_native(part, taps, trace)
-            elif isinstance(part, _Python):
-                self._run_python(part, context, u)
-                self._tap_rows(part.name, taps, trace)
+            if isinstance(part, NativePart):
+                if taps is None:
+                    part.run(buffer)
+                else:
+                    for name in part.run_one_by_one(buffer):
+                        self._tap_rows(name, taps, trace)
+                continue
+            if isinstance(part, PythonPart):
+                step = StageContext(
+                    context.position, context.branch, self.seed, u, context.tokens, self._vocabulary
+                )
+                part.run(buffer, step)
             else:
-                self._run_reseeded(part, context)
-                self._tap_rows(part.spec.name, taps, trace)
+                part.run(buffer, self.seed, context.branch, context.position)
+            self._tap_rows(part.name, taps, trace)
         token, u = self._choose(u)
         if raw is None or taps is None:
             return Draw(token, u, self._choosing.name, is_constrained=constraint is not None)
@@ -283,74 +238,6 @@ class Chain:
         buffer.fill_rows(ids, values)
         self._tap_rows("constraint" if constraint is not None else "ban", taps, trace)
 
-    def _run_native(self, part: _Native, taps: list[Rows] | None, trace: int) -> None:
-        buffer = self._buffer
-        if taps is None:
-            part.sampler.apply(buffer)
-            self._close_holes(part.leaves_holes, part.specs[-1].name)
-            return
-        last = len(part.specs) - 1
-        for index, spec in enumerate(part.specs):
-            part.sampler.apply_member(index, buffer)
-            if index == last:
-                self._close_holes(part.leaves_holes, spec.name)
-            self._tap_rows(spec.name, taps, trace)
-
-    def _run_reseeded(self, part: _Reseeded, context: StepContext) -> None:
-        own = part.args["seed"]
-        seed = derived_seed(self.seed if own is None else own, context.branch, context.position, "xtc")
-        args = {**part.args, "seed": native_seed(seed)}
-        pointer = make_native(part.spec.name, args, n_vocab=self.n_vocab, seed=0)
-        sampler = NativeSampler((part.spec.name,), (pointer,))
-        try:
-            sampler.apply(self._buffer)
-        finally:
-            sampler.close()
-
-    def _close_holes(self, leaves_holes: bool, name: str) -> None:
-        buffer = self._buffer
-        if leaves_holes:
-            alive = buffer.live_logits() > -math.inf
-            if not alive.all():
-                if not alive.any():
-                    raise SamplerError(f"sampler stage '{name}' left no token.", hint="Loosen its arguments.")
-                buffer.keep(alive, is_sorted=buffer.is_sorted)
-        if buffer.n < 1:
-            raise SamplerError(f"sampler stage '{name}' left no token.", hint="Loosen its arguments.")
-
-    def _run_python(self, part: _Python, context: StepContext, u: float) -> None:
-        buffer = self._buffer
-        view = Candidates(
-            buffer,
-            StageContext(context.position, context.branch, self.seed, u, context.tokens, self._vocabulary),
-            part.name,
-        )
-        try:
-            part.stage.apply(view)
-        except Exception as error:
-            raise _stage_error(part.name, error) from error
-        finally:
-            view.retire()
-        highest = float(buffer.live_logits().max())
-        if not math.isfinite(highest):
-            what = "only -inf" if highest < 0 else "NaN" if math.isnan(highest) else "+inf"
-            raise SamplerError(
-                f"sampler stage '{part.name}' left {what} among its logits.", hint="One row must stay finite."
-            )
-        if part.spec.info.chooses:
-            if buffer.selected < 0:
-                raise SamplerError(
-                    f"sampler stage '{part.name}' is to choose the token and did not.",
-                    hint="Call candidates.choose(index) last in apply; keep() and sort() forget a choice.",
-                )
-            return
-        if buffer.selected >= 0:
-            raise SamplerError(
-                f"sampler stage '{part.name}' chose a token without saying that it does.",
-                hint="Give its class chooses = True, and let it be the last stage.",
-            )
-        self._close_holes(True, part.name)
-
     def _choose(self, u: float) -> tuple[int, float]:
         buffer = self._buffer
         ids, logits = buffer.live_ids(), buffer.live_logits()
@@ -382,20 +269,10 @@ class Chain:
         self._drawn.append(token)
         request: RewindRequest | None = None
         for part in self._told:
-            if isinstance(part, _Native):
-                part.sampler.accept(token)
-                continue
-            wish = self._tell(part, token)
-            if isinstance(wish, Rewind) and request is None:
+            wish = part.tell(token)
+            if request is None and isinstance(part, PythonPart) and isinstance(wish, Rewind):
                 request = self._granted(part.name, wish)
         return request
-
-    def _tell(self, part: Any, token: int) -> Any:
-        # Any: `part` is a _Python, and what a plugin returns is looked at by the caller.
-        try:
-            return part.accept(token)
-        except Exception as error:
-            raise _stage_error(part.name, error) from error
 
     def _granted(self, stage: str, wish: Rewind) -> RewindRequest | None:
         if wish.tokens < 1:
@@ -418,28 +295,15 @@ class Chain:
         self._length += len(tokens)
         self._drawn.clear()
         for part in self._told:
-            if isinstance(part, _Native):
-                accept = part.sampler.accept
-                for token in tokens:
-                    accept(token)
-            else:
-                for token in tokens:
-                    self._tell(part, token)
+            tell = part.tell
+            for token in tokens:
+                tell(token)
 
     def reset(self) -> None:
         """Forget all tokens and bans, as if nothing had been drawn. mirostat and adaptive_p start again."""
         self._forget()
-        self._reset_parts()
-
-    def _reset_parts(self) -> None:
         for part in self._parts:
-            if isinstance(part, _Native):
-                part.sampler.reset()
-            elif isinstance(part, _Python) and part.reset is not None:
-                try:
-                    part.reset()
-                except Exception as error:
-                    raise _stage_error(part.name, error) from error
+            part.forget()
 
     def rewind(self, tokens: Sequence[int]) -> None:
         """The tape was cut back to `tokens`: rebuild the stages' state from them.
@@ -466,7 +330,7 @@ class Chain:
     @property
     def pending_tokens(self) -> int:
         """How many of the last tokens a stage may still take back; a reader's text should wait for them."""
-        return max((int(part.pending()) for part in self._python if part.pending is not None), default=0)
+        return max((part.pending() for part in self._python), default=0)
 
     def fork(self, tokens: Sequence[int] = ()) -> Chain:
         """A chain for a branch of the tape, which is `tokens` so far.
@@ -480,17 +344,16 @@ class Chain:
         twin._choosing, twin._chooses_by, twin._leading_k = self._choosing, self._chooses_by, self._leading_k
         twin._parts = []
         for part in self._parts:
-            if isinstance(part, _Native):
-                twin._parts.append(_Native(part.specs, part.sampler.clone()))
-            elif isinstance(part, _Python):
-                twin._parts.append(_Python(part.spec, self._vocabulary))
+            if isinstance(part, NativePart):
+                twin._parts.append(part.clone())
+            elif isinstance(part, PythonPart):
+                twin._parts.append(PythonPart(part.spec, self._vocabulary))
             else:
                 twin._parts.append(part)
         twin._index_parts()
         for part in twin._python:
-            if part.accept is not None:
-                for token in tokens:
-                    twin._tell(part, token)
+            for token in tokens:
+                part.tell(token)
         twin._length = self._length
         twin._drawn = list(self._drawn)
         twin._bans = dict(self._bans)
@@ -499,8 +362,7 @@ class Chain:
     def close(self) -> None:
         """Free native memory. May be called twice."""
         for part in self._parts:
-            if isinstance(part, _Native):
-                part.sampler.close()
+            part.close()
 
 
 def _check_logits(maximum: float) -> None:
@@ -509,12 +371,3 @@ def _check_logits(maximum: float) -> None:
             f"the model's logits hold {maximum}.",
             hint="The file may be damaged (`edgellm models verify`), or a KV type too coarse for this model.",
         )
-
-
-def _stage_error(name: str, error: Exception) -> SamplerError:
-    detail = f"{type(error).__name__}: {error}" if not isinstance(error, SamplerError) else error.message
-    return SamplerError(
-        f"sampler stage '{name}' failed: {detail}".rstrip(": "),
-        hint="The plugin's traceback is in the error's log.",
-        log="".join(traceback.format_exception(error)),
-    )

@@ -76,10 +76,13 @@ def pick(ids: NDArray[np.int32], logits: NDArray[np.float32], u: float) -> int:
 
 def _invert(logits: NDArray[np.float32], u: float) -> int:
     """Place of `u` in the cumulated softmax of logits that are in descending order."""
-    cumulated = np.cumsum(np.exp(logits.astype(np.float64) - float(logits[0])))
-    place = int(np.searchsorted(cumulated, u * cumulated[-1], side="right"))
+    weights = np.exp(logits.astype(np.float64) - float(logits[0]))
+    cumulated = weights.cumsum()
+    place = int(cumulated.searchsorted(u * cumulated[-1], side="right"))
+    if place < len(weights) and weights[place] > 0:
+        return place
     # u * total may round up to the total itself; the last row with any weight takes it.
-    return min(place, int(np.searchsorted(cumulated, cumulated[-1], side="left")))
+    return int(cumulated.searchsorted(cumulated[-1], side="left"))
 
 
 def best(ids: NDArray[np.int32], logits: NDArray[np.float32]) -> int:

@@ -54,13 +54,13 @@ class Param:
         words = _KIND_WORDS[self.kind]
         has_low, has_high = self.low != -math.inf, self.high != math.inf
         if has_low and has_high:
-            low = f"above {self.low:g}" if self.is_low_open else f"from {self.low:g}"
-            high = f"below {self.high:g}" if self.is_high_open else f"to {self.high:g}"
+            low = f"above {_plain(self.low)}" if self.is_low_open else f"from {_plain(self.low)}"
+            high = f"below {_plain(self.high)}" if self.is_high_open else f"to {_plain(self.high)}"
             words += f" {low} {high}"
         elif has_low:
-            words += f" above {self.low:g}" if self.is_low_open else f", {self.low:g} or more"
+            words += f" above {_plain(self.low)}" if self.is_low_open else f", {_plain(self.low)} or more"
         elif has_high:
-            words += f" below {self.high:g}" if self.is_high_open else f", {self.high:g} or less"
+            words += f" below {_plain(self.high)}" if self.is_high_open else f", {_plain(self.high)} or less"
         return words + (" or None" if self.is_optional else "")
 
     def checked(self, value: Any) -> Any:
@@ -81,6 +81,10 @@ class Param:
         above = value > self.low if self.is_low_open else value >= self.low
         below = value < self.high if self.is_high_open else value <= self.high
         return above and below and math.isfinite(value)
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _as_int(value: Any) -> int | None:
@@ -124,6 +128,16 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def format_value(value: Any) -> str:
+    """A value as the chain syntax writes it; parsing gives it back."""
+    # Any: a checked argument.
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(format_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{format_value(k)}: {format_value(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
 @dataclass(frozen=True, slots=True)
 class StageInfo:
     """What is known of a stage. `make` is None for native stages; otherwise it makes a plugin's object.
@@ -152,7 +166,9 @@ class StageInfo:
 
     def signature(self) -> str:
         """The stage as one would write it, with defaults: `top_p(p=0.9, min_keep=1)`."""
-        inner = ", ".join(p.name if p.is_required else f"{p.name}={p.default!r}" for p in self.params)
+        inner = ", ".join(
+            p.name if p.is_required else f"{p.name}={format_value(p.default)}" for p in self.params
+        )
         return f"{self.name}({inner})"
 
 

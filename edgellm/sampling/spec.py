@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgellm.errors import SamplerError
-from edgellm.sampling.registry import REGISTRY, StageInfo, StageRegistry, nearest
+from edgellm.sampling.registry import REGISTRY, StageInfo, StageRegistry, format_value, nearest
 from edgellm.sampling.stage import info_of
-from edgellm.sampling.syntax import ChainSyntaxError, format_value, parse_stages
+from edgellm.sampling.syntax import ChainSyntaxError, parse_stages
 
 DEFAULT_CHAIN = "top_k(40) | top_p(0.9) | temperature(0.7) | dist"
 """The chain where neither model, catalogue nor user says otherwise."""

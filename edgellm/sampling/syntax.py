@@ -235,13 +235,3 @@ def parse_stages(text: str, registry: StageRegistry) -> list[ParsedStage]:
             "an empty sampler chain", text, 1, hint="Write, for example: top_k(40) | temperature(0.7) | dist."
         )
     return _Parser(text, registry).chain()
-
-
-def format_value(value: Any) -> str:
-    """A value as the syntax writes it; `parse` gives it back."""
-    # Any: a checked argument.
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(format_value, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{format_value(k)}: {format_value(v)}" for k, v in value.items()) + "}"
-    return repr(value)

@@ -7,30 +7,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.native.vector import softmax_weights
 from edgellm.sampling.draw import ordered, top_rows
 from edgellm.types import Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_COLUMN = 64
+# numpy keeps the GIL for arrays of up to 500 elements; every release may cost a switch interval.
+_WIDEST = 480
 _LN2 = math.log(2.0)
 _SHORT = 1024
+_LOWEST = np.finfo(np.float64).min
 
 
 class VocabularyTop:
     """The largest entries of a long array, found through the maxima of its columns, without sorting.
 
-    Seen as 64 rows of n // 64 columns, the k-th largest column maximum is a bound that at least k entries
+    Seen as rows of up to 480 columns, the k-th largest column maximum is a bound that at least k entries
     reach; only columns whose maximum reaches it can hold such entries. One pass over the array, whatever k.
     """
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
         self._logits = logits
-        self._width = len(logits) // _COLUMN
-        self._split = self._width * _COLUMN
+        height = max(8, -(-len(logits) // _WIDEST))
+        self._width = len(logits) // height
+        self._split = self._width * height
         if self._width:
-            self._columns = logits[: self._split].reshape(_COLUMN, self._width)
+            self._columns = logits[: self._split].reshape(height, self._width)
             self._maxima: NDArray[np.float32] = np.maximum.reduce(self._columns, axis=0)
             self._rest = logits[self._split :]
             self.maximum = float(self._maxima.max())
@@ -41,7 +45,7 @@ class VocabularyTop:
             self.maximum = float(logits.max())
 
     def ids(self, k: int) -> NDArray[np.intp]:
-        """Ascending ids that hold the k largest entries, equal ones included; few more than k."""
+        """Ascending ids, the k largest entries (and what equals them) among them; few more than k."""
         logits = self._logits
         if k * 4 > self._width:
             if k >= len(logits):
@@ -50,8 +54,9 @@ class VocabularyTop:
         bound = np.partition(self._maxima, self._width - k)[self._width - k]
         if bound == -math.inf:
             return np.flatnonzero(logits > bound)
-        columns = np.flatnonzero(self._maxima >= bound)
-        row, place = np.nonzero(self._columns[:, columns] >= bound)
+        columns = (self._maxima >= bound).nonzero()[0]
+        hits = (self._columns.take(columns, axis=1).ravel() >= bound).nonzero()[0]
+        row, place = np.divmod(hits, len(columns))
         found = row * self._width + columns[place]
         if len(self._rest):
             found = np.concatenate((found, self._split + np.flatnonzero(self._rest >= bound)))
@@ -62,7 +67,7 @@ class Tap:
     """Makes `Rows`. Holds two scratch arrays of n_vocab floats, so that a step allocates none."""
 
     def __init__(self, n_vocab: int) -> None:
-        self._shifted = np.empty(n_vocab, dtype=np.float32)
+        self._contiguous = np.empty(n_vocab, dtype=np.float32)
         self._weights = np.empty(n_vocab, dtype=np.float32)
 
     def raw(self, logits: NDArray[np.float32], top: VocabularyTop, n: int) -> tuple[Rows, float]:
@@ -83,30 +88,28 @@ class Tap:
             shifted = in_order - in_order[0]
             weights = np.exp(shifted)
             total = float(weights.sum())
-            with np.errstate(invalid="ignore"):
-                product = float(weights @ shifted)
+            # Rows at -inf weigh nothing; 0 * -inf has to be told so.
+            product = float(weights @ np.maximum(shifted, _LOWEST))
             probs = (weights[:n] / total).astype(np.float32)
-            entropy = _entropy_bits(total, product, weights, shifted)
+            entropy = _entropy_bits(total, product)
             return Rows(stage, ids[order[:n]], in_order[:n].astype(np.float32), probs, len(logits), entropy)
-        maximum = float(logits.max())
-        total, entropy = self._mass(logits, maximum)
-        order = top_rows(ids, logits, n)
+        values = self._contiguous[: len(logits)]
+        np.copyto(values, logits)
+        total, entropy = self._mass(values, float(values.max()))
+        order = top_rows(ids, values, n)
         probs = self._weights[order] / total
-        return Rows(stage, ids[order], logits[order], probs, len(logits), entropy)
+        return Rows(stage, ids[order], values[order], probs, len(logits), entropy)
 
     def _mass(self, logits: NDArray[np.float32], maximum: float) -> tuple[float, float]:
-        """Sum of exp(logit - maximum), left in the scratch array, and the entropy in bits."""
-        n = len(logits)
-        shifted = np.subtract(logits, np.float32(maximum), out=self._shifted[:n])
-        weights = np.exp(shifted, out=self._weights[:n])
-        total = float(weights.sum())
-        return total, _entropy_bits(total, float(np.dot(weights, shifted)), weights, shifted)
+        """Sum of exp(logit - maximum), left in the scratch array, and the entropy in bits. logits: contiguous."""
+        weights = self._weights[: len(logits)]
+        total, product = softmax_weights(logits, maximum, weights)
+        if math.isnan(product):
+            # Rows at -inf weigh nothing; 0 * -inf has to be told so.
+            product = float(np.dot(weights, np.where(weights > 0, logits, 0)))
+        return total, _entropy_bits(total, product - maximum * total)
 
 
-def _entropy_bits(
-    total: float, product: float, weights: NDArray[np.floating], shifted: NDArray[np.floating]
-) -> float:
-    if math.isnan(product):
-        # Rows at -inf weigh nothing; 0 * -inf has to be told so.
-        product = float(np.dot(weights, np.where(weights > 0, shifted, 0)))
+def _entropy_bits(total: float, product: float) -> float:
+    """Entropy of weights that sum to `total`; `product` sums each weight times its logarithm."""
     return max(0.0, (math.log(total) - product / total) / _LN2)

@@ -6,14 +6,11 @@ exllamav3's generator work alike.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from msgspec import Meta
 
 import edgellm
-
-if TYPE_CHECKING:
-    from edgellm.sampling.stage import StageVocabulary
 
 
 @edgellm.sampler
@@ -31,10 +28,10 @@ class Antislop:
         if not self._phrases:
             raise ValueError("phrases must hold at least one text")
         self._longest = max(map(len, self._phrases))
-        self._vocabulary: StageVocabulary | None = None
+        self._vocabulary: edgellm.StageVocabulary | None = None
         self.reset()
 
-    def bind(self, vocabulary: StageVocabulary) -> None:
+    def bind(self, vocabulary: edgellm.StageVocabulary) -> None:
         self._vocabulary = vocabulary
 
     def reset(self) -> None:
