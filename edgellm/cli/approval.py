@@ -1,0 +1,124 @@
+"""Asking the user whether a tool may run, and remembering what they said for always."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+from edgellm.cli.render import is_terminal, one_line, say, styled, warn
+from edgellm.toolbox.permission import Approval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from edgellm.toolbox.toolset import Toolset
+    from edgellm.types import ToolCall, ToolSpec
+
+_ANSWERS = {
+    "y": "once",
+    "yes": "once",
+    "s": "session",
+    "session": "session",
+    "a": "always",
+    "always": "always",
+}
+
+
+class Approver:
+    """Says whether a call may run: by --allow, by an earlier "always", or by asking at the terminal.
+
+    With nobody at a terminal, and where the input ends, the answer is no. `asking` guards the question;
+    `on_interrupt` is called where Ctrl-C came instead of an answer.
+    """
+
+    def __init__(
+        self,
+        toolset: Toolset,
+        *,
+        allowed: Iterable[str] = (),
+        grants: Grants | None = None,
+        asking: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        on_interrupt: Callable[[], None] | None = None,
+    ) -> None:
+        self._toolset = toolset
+        self._allowed = frozenset(allowed)
+        self._grants = grants or Grants()
+        self.asking = asking
+        self.on_interrupt = on_interrupt
+
+    def __call__(self, call: ToolCall, spec: ToolSpec, reason: str) -> Approval:
+        """Approve, as `edgellm.Chat` wants it."""
+        if spec.name in self._allowed:
+            return Approval("session", reason="--allow")
+        origin = self._origin(spec.name)
+        if spec.is_grantable and self._grants.holds(spec.name, origin):
+            return Approval("session", reason="allowed for always")
+        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+            return Approval("deny", reason="Nobody is there to ask.")
+        return self._ask(call, spec, reason, origin)
+
+    def _ask(self, call: ToolCall, spec: ToolSpec, reason: str, origin: str) -> Approval:
+        say("")
+        arguments = one_line(json.dumps(call.arguments, ensure_ascii=False), 2000)
+        print(styled(f"{spec.name} {arguments}", "bold", sys.stderr), file=sys.stderr)
+        choices = "[y]es once, [s]ession, [a]lways, [n]o" if spec.is_grantable else "[y]es once, [n]o"
+        print(f"{one_line(reason)} Allow it? {choices}: ", end="", file=sys.stderr, flush=True)
+        try:
+            with self.asking():
+                answer = sys.stdin.readline().strip().lower()
+        except KeyboardInterrupt:
+            say("")
+            if self.on_interrupt is not None:
+                self.on_interrupt()
+            return Approval("deny")
+        decision = _ANSWERS.get(answer, "deny")
+        if not spec.is_grantable and decision != "deny":
+            decision = "once"
+        if decision == "always":
+            self._grants.add(spec.name, origin)
+        # The answers are Approval's own words.
+        return Approval(cast("Any", decision))
+
+    def _origin(self, name: str) -> str:
+        # Without the line, which moves whenever the file is edited.
+        return self._toolset.get(name).origin.rpartition(":")[0] if name in self._toolset else ""
+
+
+class Grants:
+    """Tools that the user allowed for always: name and file, in `grants.json` of the configuration folder."""
+
+    @property
+    def path(self) -> Path:
+        """The file they are kept in."""
+        from edgellm.trust import config_dir
+
+        return config_dir() / "grants.json"
+
+    def holds(self, name: str, origin: str) -> bool:
+        """Whether the tool of that name from that file was allowed."""
+        return bool(origin) and self._read().get(name) == origin
+
+    def add(self, name: str, origin: str) -> None:
+        """Remembers a tool; where that fails, the user is told, and asked again next time."""
+        if not origin:
+            return
+        from edgellm.models.files import write_text
+
+        granted = {**self._read(), name: origin}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_text(self.path, json.dumps(granted, indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            warn(
+                f"warning: {self.path} cannot be written ({error.strerror}); {name} is allowed for this chat only."
+            )
+
+    def _read(self) -> dict[str, str]:
+        try:
+            found: Any = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return cast("dict[str, str]", found) if isinstance(found, dict) else {}

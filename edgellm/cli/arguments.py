@@ -1,0 +1,162 @@
+"""Command-line options that several commands share, and a parser whose errors are one line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class UsageError(Exception):
+    """The command line does not make sense; the text says what would."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that keeps examples as written, abbreviates nothing and raises UsageError."""
+
+    def __init__(self, **options: Any) -> None:
+        # Any: whatever argparse takes.
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # argparse lists all choices; the nearest one helps more.
+        if action.choices is not None and value not in action.choices:
+            near = nearest(str(value), map(str, action.choices))
+            meant = f"did you mean {near!r}" if near else f"choose from {', '.join(map(str, action.choices))}"
+            raise argparse.ArgumentError(action, f"there is no {value!r}; {meant}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word closest in spelling, if one is close."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return found[0] if found else None
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A converter for argparse: a whole number from `low` to `high`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < low or (high is not None and value > high):
+            wanted = (
+                f"a whole number from {low} to {high}"
+                if high is not None
+                else f"a whole number, {low} or more"
+            )
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return convert
+
+
+def text(what: str) -> Callable[[str], str]:
+    """A converter for argparse: a text that is not empty, such as an unset variable leaves it."""
+
+    def convert(value: str) -> str:
+        if not value.strip():
+            raise argparse.ArgumentTypeError(f"{what} is empty; leave the option out, or give one")
+        return value
+
+    return convert
+
+
+def _gpu_layers(value: str) -> int | str:
+    return value if value in ("all", "auto") else whole_number(0)(value)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """-m/--model."""
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="NAME|FILE",
+        type=text("the model"),
+        help="a name of `edgellm models list`, or a .gguf file (default: the catalogue's default)",
+    )
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """How the model is loaded."""
+    add_model(parser)
+    group = parser.add_argument_group("loading")
+    group.add_argument("--ctx", metavar="N", type=whole_number(1), help="context length in tokens")
+    group.add_argument(
+        "--threads", metavar="N", type=whole_number(1, 1024), help="threads for decoding and prefill"
+    )
+    group.add_argument("--gpu-layers", metavar="N|all|auto", type=_gpu_layers, help="layers on the GPU")
+    group.add_argument(
+        "--kv-type", metavar="TYPE", type=text("the type"), help="type of the KV cache: f16, q8_0, q4_0 ..."
+    )
+
+
+def add_chatting(parser: argparse.ArgumentParser) -> None:
+    """How the model is talked to, and with which tools."""
+    group = parser.add_argument_group("answering")
+    group.add_argument("--system", metavar="TEXT", help="the system turn")
+    group.add_argument(
+        "--sampler", metavar="CHAIN", help='such as "top_k(40) | temperature(0.7)"; see `edgellm samplers`'
+    )
+    group.add_argument(
+        "--seed", metavar="N", type=whole_number(0, 2**64 - 1), help="the same seed, the same text"
+    )
+    group.add_argument("--max-tokens", metavar="N", type=whole_number(1), help="most tokens of one answer")
+    group.add_argument(
+        "--logprobs",
+        metavar="N",
+        type=whole_number(1, 100),
+        default=0,
+        help="show N alternatives of each token",
+    )
+    group.add_argument(
+        "--template", metavar="NAME|FILE", type=text("the template"), help="chatml, or a Jinja file"
+    )
+    group.add_argument("--format", metavar="NAME", type=text("the format"), help="how tool calls are written")
+    tools = parser.add_argument_group("tools (default: calculator and clock)")
+    tools.add_argument(
+        "--tool",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="offer this tool, or a plugin's tools; repeatable",
+    )
+    tools.add_argument(
+        "--tools",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a .py file or folder with tools; repeatable",
+    )
+    tools.add_argument("--no-tools", action="store_true", help="offer none")
+    tools.add_argument(
+        "--tool-choice",
+        metavar="CHOICE",
+        default="auto",
+        type=text("the choice"),
+        help="auto, none, required or a tool",
+    )
+    tools.add_argument(
+        "--allow",
+        metavar="TOOL",
+        action="append",
+        default=[],
+        help="let this tool run without asking; repeatable",
+    )
+    tools.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="settings",
+        help="a setting of a tool, such as files.root=./notes; repeatable",
+    )

@@ -1,0 +1,186 @@
+"""The commands of the line chat: /help, /rewind, /branch and so on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgellm.cli.arguments import nearest
+from edgellm.cli.render import escape, one_line, styled, table
+from edgellm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgellm.cli.talk import Talk
+
+_PREVIEW = 72
+
+
+class Leave(Exception):
+    """The user wants to leave."""
+
+
+def obey(talk: Talk, line: str) -> None:
+    """Runs one command. Raises ConfigError for one that is unknown, Leave, and what the command raises."""
+    name, _, rest = line[1:].strip().partition(" ")
+    found = COMMANDS.get(name) or COMMANDS.get(_ALIASES.get(name, ""))
+    if found is None:
+        near = nearest(name, COMMANDS)
+        raise ConfigError(
+            f"There is no command /{one_line(name, 40)}.",
+            hint=(f"Did you mean /{near}? " if near else "/help lists them. ")
+            + "A message that begins with / needs a space before it.",
+        )
+    found[0](talk, rest.strip())
+
+
+def _help(_talk: Talk, _rest: str) -> None:
+    print(table([(f"/{name} {form}".rstrip(), summary) for name, (_, form, summary) in COMMANDS.items()]))
+    print("A line that ends in \\ goes on in the next one. Ctrl-C stops the answer, Ctrl-D leaves.")
+
+
+def _tools(talk: Talk, _rest: str) -> None:
+    if not len(talk.toolset):
+        print("No tools. Offer some: edgellm chat --tool NAME")
+        return
+    rows = [(spec.name, spec.permission, spec.description.partition("\n")[0]) for spec in talk.toolset.specs]
+    print(table(rows, ("tool", "permission", "what it does")))
+
+
+def _sampler(talk: Talk, rest: str) -> None:
+    if rest:
+        from edgellm.cli.samplers import discover
+
+        discover()
+        talk.chat.set_sampler(rest)
+    chain = talk.chat.chain
+    print(f"{chain.spec}   (seed {chain.seed})")
+
+
+def _rewind(talk: Talk, rest: str) -> None:
+    count = _number(rest) if rest else 1
+    message = talk.rewind(count)
+    print(f"Back to before: {one_line(message, _PREVIEW)}")
+
+
+def _retry(talk: Talk, _rest: str) -> None:
+    if not talk.turns():
+        raise ConfigError("There is no turn to try again.", hint="Say something first.")
+    talk.send(talk.rewind(1))
+
+
+def _branch(talk: Talk, rest: str) -> None:
+    if not rest:
+        for name, chat in talk.branches.items():
+            mark = "*" if name == talk.branch else " "
+            print(f"{mark} {one_line(name, 40)}  ({len(chat.messages)} messages, {len(chat.tape)} tokens)")
+        return
+    if rest in talk.branches:
+        talk.branch = rest
+        print(f"On branch {one_line(rest, 40)}.")
+        return
+    if any(not (letter.isalnum() or letter in "-_.") for letter in rest) or len(rest) > 40:
+        raise ConfigError(
+            f"{one_line(rest, 40)!r} is no name for a branch.",
+            hint="Use letters, digits, -, _ and ., at most 40.",
+        )
+    talk.fork(rest)
+    print(f"A new branch {rest} begins here; /branch main goes back.")
+
+
+def _save(talk: Talk, rest: str) -> None:
+    if not rest:
+        raise ConfigError("/save needs a file.", hint="Write /save FILE.")
+    path = Path(rest).expanduser()
+    talk.chat.save(path)
+    print(f"Saved in {escape(str(path))}; `edgellm chat --load FILE` or /load FILE goes on with it.")
+
+
+def _load(talk: Talk, rest: str) -> None:
+    if not rest:
+        raise ConfigError("/load needs a file.", hint="Write /load FILE.")
+    talk.open(Path(rest).expanduser())
+    messages = talk.chat.messages
+    print(f"Loaded: {len(messages)} messages, {len(talk.chat.tape)} tokens.")
+    for message in messages[-2:]:
+        print(f"{message.role}: {one_line(message.content, _PREVIEW)}")
+
+
+def _tape(talk: Talk, rest: str) -> None:
+    chat, vocabulary = talk.chat, talk.runtime.vocabulary
+    tape = chat.tape
+    if rest not in ("", "all"):
+        raise ConfigError(f"/tape {one_line(rest, 40)} is unknown.", hint="Write /tape, or /tape all.")
+    for span in chat.spans:
+        shown = vocabulary.text_of(tape[span.start : span.end]).decode("utf-8", "backslashreplace")
+        if rest == "all":
+            print(styled(f"[{span.kind} {span.start}-{span.end}]", "dim", sys.stdout))
+            print(escape(shown))
+        else:
+            print(f"{span.start:>6}-{span.end:<6} {span.kind.value:<12} {one_line(shown, _PREVIEW)}")
+    print(f"{len(tape)} tokens")
+
+
+def _stats(talk: Talk, _rest: str) -> None:
+    chat, context = talk.chat, talk.runtime.engine.context
+    print(f"context     {len(chat.tape):,} of {context.n_ctx:,} tokens, {len(chat.messages)} messages")
+    print(f"format      {chat.format.id}: {one_line(chat.format.reason)}")
+    print(f"strategy    {chat.strategy}")
+    print(f"sampler     {chat.chain.spec}")
+    for title, usage in (("last turn", talk.last_usage), ("whole chat", chat.usage)):
+        if usage is None or not usage.legs:
+            continue
+        print(
+            f"{title:<12}prefill {usage.prefill_tokens} tokens in {usage.prefill_s:.2f} s, "
+            f"decoded {usage.decode_tokens} in {usage.decode_s:.2f} s ({usage.decode_tok_s:.1f} tokens/s), "
+            f"reused {sum(leg.reused_tokens for leg in usage.legs)}, rebuilt {usage.rebuilt_tokens}, "
+            f"{len(usage.legs)} decodes"
+        )
+
+
+def _system(talk: Talk, rest: str) -> None:
+    if rest:
+        talk.open(system=rest)
+        print("The chat begins anew with this system turn.")
+    else:
+        print(
+            escape(talk.chat.conversation.system)
+            or "No system turn. /system TEXT begins a new chat with one."
+        )
+
+
+def _new(talk: Talk, _rest: str) -> None:
+    talk.open()
+    print("A new chat.")
+
+
+def _quit(_talk: Talk, _rest: str) -> None:
+    raise Leave
+
+
+def _number(word: str) -> int:
+    if not word.isascii() or not word.isdigit() or int(word) < 1:
+        raise ConfigError(
+            f"{one_line(word, 40)!r} is not a number of turns.", hint="Write, for example, /rewind 2."
+        )
+    return int(word)
+
+
+_ALIASES = {"exit": "quit", "q": "quit", "?": "help", "h": "help"}
+COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
+    # name: (what runs, its arguments, what it does)
+    "help": (_help, "", "these lines"),
+    "tools": (_tools, "", "the tools that are offered"),
+    "sampler": (_sampler, "[CHAIN]", "show the sampler chain, or draw from another one from here on"),
+    "rewind": (_rewind, "[N]", "take the last N turns back (default 1)"),
+    "retry": (_retry, "", "take the last answer back and answer again"),
+    "branch": (_branch, "[NAME]", "list branches, switch to one, or begin one here"),
+    "save": (_save, "FILE", "save this branch with its memory"),
+    "load": (_load, "FILE", "go on with a saved chat"),
+    "tape": (_tape, "[all]", "the tokens the model has seen, and whose they are"),
+    "stats": (_stats, "", "tokens, speed and context"),
+    "system": (_system, "[TEXT]", "show the system turn, or begin anew with another"),
+    "new": (_new, "", "begin a new chat"),
+    "quit": (_quit, "", "leave"),
+}

@@ -1,0 +1,57 @@
+"""Download progress on stderr: a bar at a terminal, one line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from edgellm.cli.render import is_terminal, one_line, say
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from edgellm.models.files import Progress
+
+
+@contextmanager
+def shown_progress(title: str) -> Generator[Progress]:
+    """A Progress to hand to the store. `title` is told once work begins; where nothing happens, nothing is shown."""
+    if not is_terminal(sys.stderr):
+        yield _once(title)
+        return
+    # rich costs a tenth of a second: only who looks at a bar pays for it.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    with Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    ) as bars:
+        task = bars.add_task(one_line(title, 60), total=None, visible=False)
+
+        def tell(done: int, total: int, what: str) -> None:
+            # `visible` comes with the first news: a model that is there already shows no bar.
+            bars.update(
+                task, completed=done, total=total or None, description=one_line(what, 60), visible=True
+            )
+
+        yield tell
+
+
+def _once(title: str) -> Progress:
+    has_told = False
+
+    def tell(_done: int, _total: int, _what: str) -> None:
+        nonlocal has_told
+        if not has_told:
+            has_told = True
+            say(title)
+
+    return tell

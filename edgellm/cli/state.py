@@ -1,0 +1,23 @@
+"""Where the command line keeps what is neither model nor setting: history and the log of internal errors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def state_dir() -> Path:
+    """EDGELLM_STATE_DIR, else EDGELLM_HOME/state, else the user's state folder. It may not exist."""
+    if chosen := os.environ.get("EDGELLM_STATE_DIR"):
+        return Path(chosen).expanduser()
+    if home := os.environ.get("EDGELLM_HOME"):
+        return Path(home).expanduser() / "state"
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("edgellm", appauthor=False))
+
+
+def private_dir(folder: Path) -> Path:
+    """The folder, made if need be, for the user alone. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder

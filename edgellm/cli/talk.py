@@ -1,0 +1,114 @@
+"""What the line chat is about: the branches of a conversation, and sending to the current one."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from edgellm.cli.approval import Approver
+from edgellm.cli.interrupt import Interrupt
+from edgellm.cli.transcript import Transcript
+from edgellm.errors import ConfigError
+from edgellm.events import TurnFinished
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from pathlib import Path
+
+    from edgellm.dialogue import Chat
+    from edgellm.runtime import Runtime
+    from edgellm.toolbox.toolset import Toolset
+    from edgellm.types import Usage
+
+FIRST_BRANCH = "main"
+
+
+class Talk:
+    """A chat and its branches, one of which is the current one."""
+
+    def __init__(self, runtime: Runtime, toolset: Toolset, options: dict[str, Any], args: Namespace) -> None:
+        # Any: fields of ChatOptions.
+        self.runtime = runtime
+        self.toolset = toolset
+        self._approver = Approver(toolset, allowed=args.allow)
+        self._options = {**options, "tools": toolset, "approve": self._approver}
+        self._tool_choice: str = args.tool_choice
+        self._max_tokens: int | None = args.max_tokens
+        piece = runtime.vocabulary.piece if args.logprobs else None
+        self._transcript = Transcript(calls=sys.stdout, piece=piece)
+        self.branches: dict[str, Chat] = {}
+        self.branch = FIRST_BRANCH
+        self.last_usage: Usage | None = None
+
+    @property
+    def chat(self) -> Chat:
+        """The current branch."""
+        return self.branches[self.branch]
+
+    @property
+    def title(self) -> str:
+        """Model and tools, in a few words."""
+        entry = self.runtime.entry
+        name = entry.name if entry is not None else self.runtime.model.path.name
+        tools = ", ".join(self.chat.tools) or "none"
+        return f"{name}, context {self.runtime.engine.context.n_ctx:,} tokens, tools: {tools}"
+
+    @property
+    def label(self) -> str:
+        """What stands before the prompt: the branch, where it is not the first."""
+        return "" if self.branch == FIRST_BRANCH else f"{self.branch} "
+
+    def open(self, saved: Path | None = None, *, system: str | None = None) -> None:
+        """Begins anew, or goes on with a saved chat; the branches so far are closed. Raises EdgeError."""
+        options = dict(self._options)
+        if system is not None:
+            options["system"] = system
+        chat = self.runtime.chat(**options) if saved is None else self.runtime.open_chat(saved, **options)
+        self.close()
+        self.branches = {FIRST_BRANCH: chat}
+        self.branch = FIRST_BRANCH
+        if system is not None:
+            self._options = options
+
+    def send(self, message: str) -> str:
+        """One turn, printed as it comes; gives its finish reason. Ctrl-C stops it. Raises EdgeError."""
+        chat, reason = self.chat, ""
+        try:
+            with Interrupt(chat.cancel) as interrupt:
+                self._approver.asking, self._approver.on_interrupt = interrupt.asking, interrupt.press
+                for event in chat.send(message, tool_choice=self._tool_choice, max_tokens=self._max_tokens):
+                    if interrupt.is_pressed:
+                        chat.cancel()
+                    self._transcript.show(event)
+                    if isinstance(event, TurnFinished):
+                        reason, self.last_usage = event.finish_reason, event.usage
+        finally:
+            self._transcript.end_line()
+        return reason
+
+    def turns(self) -> list[int]:
+        """Indices of the user's messages."""
+        return [index for index, message in enumerate(self.chat.messages) if message.role == "user"]
+
+    def rewind(self, turns: int) -> str:
+        """Takes back the last turns; gives the first message of the user that went. Raises ConfigError."""
+        starts = self.turns()
+        if turns > len(starts):
+            raise ConfigError(
+                f"There are only {len(starts)} turns to take back.", hint="Give a smaller number."
+            )
+        start = starts[-turns]
+        message = self.chat.messages[start].content
+        self.chat.rewind(start)
+        return message
+
+    def fork(self, name: str) -> None:
+        """Goes on in a new branch that begins here. Raises EdgeError."""
+        self.branches[name] = self.chat.fork()
+        self.branch = name
+
+    def close(self) -> None:
+        """Closes all branches."""
+        for chat in self.branches.values():
+            chat.close()
+        self.branches = {}
