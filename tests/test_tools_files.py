@@ -16,6 +16,7 @@ from edgellm_tools.files import Files
 
 from edgellm.errors import Cancelled, EdgeError, ToolError
 from edgellm.toolbox.context import ToolContext
+from edgellm.toolbox.toolset import Toolset
 
 SECRET = "the-secret-outside"
 
@@ -384,7 +385,7 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
 
 
 def test_permissions() -> None:
-    permissions = {tool.name: tool.spec.permission for tool in Files().tools}
+    permissions = {tool.name: tool.spec.permission for tool in Toolset(Files())}
     assert permissions == {
         "list_files": "auto",
         "read_file": "auto",

@@ -296,6 +296,6 @@ def calculator(expression: str) -> str:
     """Computes an arithmetic expression.
 
     Args:
-        expression: Such as "(23 * 17 + 4) / 2". Functions: sqrt, sin (radians), log, round...
+        expression: Such as "sqrt(9) * (2 + 3)".
     """
     return format_number(evaluate(expression))

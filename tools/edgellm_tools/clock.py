@@ -61,7 +61,7 @@ def clock(timezone: str = "") -> str:
     """Gives the current date, weekday and time.
 
     Args:
-        timezone: IANA name such as "Asia/Tokyo"; empty for local time.
+        timezone: IANA name; empty for local time.
     """
     moment = datetime.now(find_zone(timezone)) if timezone.strip() else datetime.now().astimezone()
     return describe(moment)

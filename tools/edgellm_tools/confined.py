@@ -108,6 +108,8 @@ def run(argv: Sequence[str], *, call: edgellm.ToolContext, stdin: bytes = b"") -
 
     Raises ToolError when it is stopped (time, memory, processes), with the output so far; Cancelled.
     """
+    if os.name != "posix":
+        raise edgellm.ToolError("Commands are run on Linux and macOS only: here nothing could hold them.")
     sandbox = find_sandbox()
     limit_s = min(MAX_RUN_S, max(0.5, call.remaining_s() - REPORT_S))
     with (

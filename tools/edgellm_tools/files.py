@@ -15,7 +15,17 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import edgellm
-from edgellm_tools.rooted import MAX_PARTS, Root, as_tool_error, check_regular, escaped, open_at, plain, shown
+from edgellm_tools.rooted import (
+    MAX_PARTS,
+    NEW_FILE_FLAGS,
+    Root,
+    as_tool_error,
+    check_regular,
+    escaped,
+    open_at,
+    plain,
+    shown,
+)
 
 MAX_LISTED = 200
 MAX_READ_CHARACTERS = 6_000
@@ -27,14 +37,13 @@ MAX_MATCHES = 50
 MAX_MATCH_CHARACTERS = 160
 MAX_SEARCH_S = 8.0
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 _NOT_SEARCHED = {".git", ".hg", ".svn"}
 # A file written there is a command that runs at the next commit.
 _NOT_WRITTEN = {".git", ".hg"}
 
 
 class Files:
-    """Tools over one folder: `runtime.chat(tools=[Files("~/notes").read_file])`. No root: the user's setting."""
+    """Tools over one folder: `runtime.chat(tools=[Files("~/notes")])`. No root: the user's setting."""
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self._root = None if root is None else os.fspath(root)
@@ -44,7 +53,7 @@ class Files:
         """Lists a folder.
 
         Args:
-            path: Folder, relative, such as "notes".
+            path: Relative path.
         """
         root = self._open_root(call)
         parts = root.split(path)
@@ -60,8 +69,8 @@ class Files:
         """Reads a text file.
 
         Args:
-            path: File, relative, such as "notes/todo.txt".
-            start_line: First line to read.
+            path: Relative path.
+            start_line: First line.
         """
         root = self._open_root(call)
         with root.open_file(root.split(path, is_file=True)) as file:
@@ -77,8 +86,8 @@ class Files:
         """Finds text in files and file names, ignoring case.
 
         Args:
-            text: Literal text to find.
-            path: Folder to search.
+            text: Literal text.
+            path: Folder.
         """
         if not text.strip():
             raise edgellm.ToolError("The text to search for is empty.")
@@ -90,7 +99,7 @@ class Files:
         """Writes a text file, replacing what it held.
 
         Args:
-            path: File, relative, such as "notes/todo.txt".
+            path: Relative path.
             content: The whole new text.
         """
         root = self._open_root(call)
@@ -106,11 +115,6 @@ class Files:
         with root.open_folder(parts[:-1], make=True) as folder:
             replaced = _replace(folder, parts[-1], data, path)
         return f"Wrote {len(data)} bytes to {shown('/'.join(parts))}{replaced}."
-
-    @property
-    def tools(self) -> list[edgellm.Tool[..., str]]:
-        """All four, for `runtime.chat(tools=...)`."""
-        return [self.list_files, self.read_file, self.search_files, self.write_file]
 
     def _open_root(self, call: edgellm.ToolContext) -> Root:
         folder = self._root or call.setting("files.root") or os.environ.get("EDGELLM_FILES_ROOT")
@@ -193,7 +197,7 @@ def _replace(folder: int, name: str, data: bytes, path: str) -> str:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             check_regular(status, path)
             mode, replaced = stat.S_IMODE(status.st_mode) & 0o777, f", replacing {status.st_size} bytes"
-        descriptor = os.open(temporary, _NEW, 0o666, dir_fd=folder)
+        descriptor = os.open(temporary, NEW_FILE_FLAGS, 0o666, dir_fd=folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)

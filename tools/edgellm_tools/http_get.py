@@ -329,8 +329,8 @@ def http_get(url: str, start: int = 0, *, call: edgellm.ToolContext) -> str:
     """Fetches a web page as text.
 
     Args:
-        url: Such as "https://example.org".
-        start: Character to start at, for long pages.
+        url: Full address.
+        start: First character.
     """
     proxy = str(call.setting("http_get.proxy") or os.environ.get("EDGELLM_HTTP_PROXY") or "")
     page = fetch(url, call, Policy(proxy=proxy))

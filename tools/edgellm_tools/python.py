@@ -12,10 +12,10 @@ MAX_CHARACTERS = 100_000
 
 @edgellm.tool(permission="ask", is_grantable=False, timeout_s=30, max_result_tokens=2048)
 def python(code: str, *, call: edgellm.ToolContext) -> str:
-    """Runs Python code in a fresh process and gives what it prints.
+    """Runs a Python program and gives what it prints.
 
     Args:
-        code: Whole program; print() the answer.
+        code: Whole program.
     """
     if len(code) > MAX_CHARACTERS:
         raise edgellm.ToolError(f"The code has {len(code)} characters; at most {MAX_CHARACTERS}.")

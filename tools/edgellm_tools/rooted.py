@@ -20,9 +20,12 @@ import edgellm
 MAX_PARTS = 40
 MAX_SHOWN = 80
 
-FOLDER_FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+# Missing on systems where `Root` refuses to work; importing must not fail there.
+_GUARDED = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+FOLDER_FLAGS = os.O_RDONLY | _GUARDED | getattr(os, "O_DIRECTORY", 0)
 # O_NONBLOCK: a FIFO that took the file's place must not hold us.
-FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+FILE_FLAGS = os.O_RDONLY | _GUARDED | getattr(os, "O_NONBLOCK", 0)
+NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _GUARDED
 _OWN_FOLDER = ".edgellm"
 
 Identity = tuple[int, int]  # device, inode

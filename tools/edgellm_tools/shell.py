@@ -15,7 +15,7 @@ def shell(command: str, *, call: edgellm.ToolContext) -> str:
     """Runs a shell command; /tmp is writable.
 
     Args:
-        command: Such as "uname -a | wc -c".
+        command: Such as "ls | wc -l".
     """
     if "\0" in command or len(command) > MAX_CHARACTERS:
         raise edgellm.ToolError(f"A command has no NUL character and at most {MAX_CHARACTERS} characters.")

@@ -57,7 +57,7 @@ _FUNCTIONS = frozenset(_ALLOWED_FUNCTIONS.split())
 
 
 class Database:
-    """Tools over one database: `runtime.chat(tools=Database("house.db").tools)`. No path: the user's setting."""
+    """Tools over one database: `runtime.chat(tools=[Database("house.db")])`. No path: the user's setting."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path = None if path is None else os.fspath(path)
@@ -72,7 +72,7 @@ class Database:
         """Runs one SELECT on the database.
 
         Args:
-            sql: SQLite statement; sqlite_tables shows the columns.
+            sql: See sqlite_tables for the columns.
         """
         with self._open(call) as connection:
             return _query(connection, sql)
@@ -82,11 +82,6 @@ class Database:
         """Lists the database's tables and their columns."""
         with self._open(call) as connection:
             return _tables(connection)
-
-    @property
-    def tools(self) -> list[edgellm.Tool[..., str]]:
-        """Both, for `runtime.chat(tools=...)`."""
-        return [self.sqlite_query, self.sqlite_tables]
 
     @contextlib.contextmanager
     def _open(self, call: edgellm.ToolContext) -> Generator[sqlite3.Connection]:
