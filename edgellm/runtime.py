@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import ConfigError
+from edgellm.errors import ConfigError, SamplerError
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.native.model import Model
     from edgellm.native.vocabulary import Vocabulary
+    from edgellm.plugins import PluginFailure
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
     from edgellm.sampling.spec import ChainLike, ChainSpec
@@ -52,13 +54,12 @@ def load(
     `progress` gets the loaded fraction in [0, 1] and may return False to stop. Raises ModelNotFound, ModelCorrupt,
     ModelUnsupported, OutOfMemory, ConfigError.
     """
-    from edgellm.models.catalogue import load_catalogue
     from edgellm.models.gguf_info import inspect_gguf
     from edgellm.models.resolve import resolve
     from edgellm.models.store import Store
     from edgellm.native.model import Model
 
-    found = resolve(model, load_catalogue(), Store(), pull=pull, accept=accept_licence)
+    found = resolve(model, catalog(), Store(), pull=pull, accept=accept_licence)
     info = inspect_gguf(found.path)  # a broken file gets its clear error before llama.cpp sees it
     hints = found.entry.load.changes() if found.entry is not None else {}
     chosen = replace(options or LoadOptions(**hints), **_checked_options(overrides))
@@ -286,8 +287,11 @@ class Runtime:
 
     def resolve_sampler(self, sampler: ChainLike | None) -> tuple[ChainSpec, str]:
         """The chain that applies, and who said so: "user", "catalogue", "model" or "default"."""
+        from edgellm.sampling.registry import REGISTRY
         from edgellm.sampling.spec import resolve_chain
 
+        # Plugins are imported only where a chain names a stage that llama.cpp does not have.
+        REGISTRY.finder = REGISTRY.finder or _find_samplers
         return resolve_chain(
             user=sampler,
             catalogue=(self.entry.sampler or None) if self.entry is not None else None,
@@ -378,20 +382,27 @@ def _chat_options(options: Mapping[str, Any]) -> ChatOptions:
 
 
 def catalog() -> Catalogue:
-    """The shipped catalogue of models with the user's own on top. Raises ConfigError for a broken file."""
-    from edgellm.models.catalogue import load_catalogue
+    """The shipped catalogue of models, with the user's own on top and those of trusted folders beside it.
 
-    return load_catalogue()
+    Trusted folders count when they are the working directory or above it. Raises ConfigError for a broken file.
+    """
+    from edgellm.models.catalogue import FILE_NAME, load_catalogue
+    from edgellm.trust import FOLDER, Trust
+
+    here, trust = Path.cwd(), Trust()
+    files = [folder / FOLDER / FILE_NAME for folder in (here, *here.parents)]
+    return load_catalogue(
+        [file for file in files if file.is_file() and trust.state(file.parents[1]) == "trusted"]
+    )
 
 
 def inspect(model: str | Path) -> GGUFInfo:
     """What a GGUF says of itself, without loading it. Raises ModelNotFound, ModelCorrupt."""
-    from edgellm.models.catalogue import load_catalogue
     from edgellm.models.gguf_info import inspect_gguf
     from edgellm.models.resolve import resolve
     from edgellm.models.store import Store
 
-    return inspect_gguf(resolve(model, load_catalogue(), Store()).path)
+    return inspect_gguf(resolve(model, catalog(), Store()).path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,10 +437,48 @@ def parse(
         ToolSpec(str(item["name"]), str(item.get("description", "")), dict(item.get("parameters", {})))
         for item in (tool.get("function", tool) for tool in tools or ())
     ]
-    parser = OutputParser(choose_format(template or "", (), override), prefix=prefix, tools=specs)
+    wire_format = choose_format(template or "", (), override)
+    if template is None:
+        # No template says whether the model thinks: marks of reasoning are taken for what they look like.
+        wire_format = replace(wire_format, is_thinking=True)
+    parser = OutputParser(wire_format, prefix=prefix, tools=specs)
     parser.feed(text)
     parser.finish()
     return Parsed(parser.text, parser.reasoning, tuple(parser.calls))
+
+
+@contextmanager
+def read_vocabulary(model: str | Path) -> Generator[Vocabulary]:
+    """A model's vocabulary, without its weights: in milliseconds, whatever its size.
+
+    Raises ModelNotFound, ModelCorrupt, ModelUnsupported.
+    """
+    from edgellm.native.model import Model
+
+    loaded = Model.load(inspect(model).path, LoadOptions(), vocabulary_only=True)
+    try:
+        yield loaded.vocabulary
+    finally:
+        loaded.close()
+
+
+def discover_samplers() -> tuple[PluginFailure, ...]:
+    """Makes the sampler stages of all plugins known by name; gives those that were left out."""
+    from edgellm.plugins import PluginFailure, Plugins, object_name
+    from edgellm.sampling.stage import register
+
+    plugins = Plugins()
+    taken: list[PluginFailure] = []
+    for stage in plugins.load_all("sampler"):
+        try:
+            register(stage)
+        except SamplerError as error:
+            taken.append(PluginFailure(object_name(stage), "sampler", str(stage), error))
+    return (*plugins.failures, *taken)
+
+
+def _find_samplers() -> None:
+    discover_samplers()
 
 
 def quantize(source: str | Path, target: str | Path, kind: str, *, threads: int = 0) -> Path:

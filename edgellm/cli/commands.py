@@ -50,9 +50,9 @@ def _tools(talk: Talk, _rest: str) -> None:
 
 def _sampler(talk: Talk, rest: str) -> None:
     if rest:
-        from edgellm.cli.samplers import discover
+        from edgellm.cli.samplers import discover_when_needed
 
-        discover()
+        discover_when_needed()
         talk.chat.set_sampler(rest)
     chain = talk.chat.chain
     print(f"{chain.spec}   (seed {chain.seed})")

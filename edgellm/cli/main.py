@@ -16,7 +16,14 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("chat", "talk to a model, line by line"),
     "run": ("run", "answer one prompt; stdin is appended to it"),
     "models": ("models", "list, fetch, check and remove models"),
+    "inspect": ("inspect", "what a GGUF file says of itself, and how chats are written for it"),
+    "tokenize": ("tokenize", "a text as the model's tokens"),
+    "tools": ("tools", "list, show and call tools"),
     "samplers": ("samplers", "list and show sampler stages"),
+    "parse": ("parse", "read a model's raw output: text, reasoning, tool calls"),
+    "quantize": ("quantize", "write a model in another quantization"),
+    "trust": ("trust", "let edgellm load the plugins of a project folder"),
+    "doctor": ("doctor", "what this machine and installation offer, and what is wrong with them"),
 }
 _DEFAULT = "chat"
 _EXAMPLES = """\

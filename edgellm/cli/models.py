@@ -68,9 +68,9 @@ def _add_name(parser: ArgumentParser) -> None:
 
 
 def _catalogue() -> Catalogue:
-    from edgellm.models.catalogue import load_catalogue
+    from edgellm.runtime import catalog
 
-    return load_catalogue()
+    return catalog()
 
 
 def list_models(args: Namespace) -> int:

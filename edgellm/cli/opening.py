@@ -24,8 +24,10 @@ _LOADING = {"ctx": "n_ctx", "threads": "threads", "gpu_layers": "n_gpu_layers"}
 
 def open_runtime(args: Namespace) -> Runtime:
     """The model that the options name, loaded. Raises EdgeError; KeyboardInterrupt where Ctrl-C came meanwhile."""
+    from edgellm.cli.samplers import discover_when_needed
     from edgellm.runtime import load
 
+    discover_when_needed()
     options = {
         field: getattr(args, name) for name, field in _LOADING.items() if getattr(args, name) is not None
     }
@@ -94,10 +96,10 @@ def check_chain(text: str | None) -> None:
     """Looks at a sampler chain before a model is loaded for it. Raises SamplerError."""
     if text is None:
         return
-    from edgellm.cli.samplers import discover
+    from edgellm.cli.samplers import discover_when_needed
     from edgellm.sampling.spec import ChainSpec
 
-    discover()
+    discover_when_needed()
     ChainSpec.parse(text)
 
 

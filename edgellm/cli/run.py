@@ -127,15 +127,15 @@ def _options(args: Namespace) -> dict[str, Any]:
 
 
 def _prompt(words: list[str]) -> str:
-    parts = [" ".join(words), _stdin()]
+    parts = [" ".join(words), piped_text()]
     prompt = "\n\n".join(part for part in parts if part.strip())
     if not prompt:
         raise UsageError('There is no prompt: write edgellm run "...", or pipe a text into it.')
     return prompt
 
 
-def _stdin() -> str:
-    """What is piped in; "" at a terminal."""
+def piped_text() -> str:
+    """What is piped in; "" at a terminal. Raises ConfigError."""
     from edgellm.errors import ConfigError
 
     if sys.stdin is None or is_terminal(sys.stdin):  # pyright: ignore[reportUnnecessaryComparison]

@@ -36,20 +36,17 @@ def configure(parser: ArgumentParser) -> None:
 
 def discover() -> None:
     """Makes sampler plugins known by name; warns of those that do not load."""
-    from edgellm.errors import EdgeError
-    from edgellm.plugins import Plugins
-    from edgellm.sampling.registry import REGISTRY
-    from edgellm.sampling.stage import register
+    from edgellm.runtime import discover_samplers
 
-    plugins = Plugins()
-    for stage in plugins.load_all("sampler"):
-        try:
-            register(stage)
-        except EdgeError as error:
-            warn(f"warning: {error}")
-    REGISTRY.finder = None
-    for failure in plugins.failures:
+    for failure in discover_samplers():
         warn(f"warning: {failure.error}")
+
+
+def discover_when_needed() -> None:
+    """The same, once a chain names a stage that is not known yet."""
+    from edgellm.sampling.registry import REGISTRY
+
+    REGISTRY.finder = discover
 
 
 def list_stages(_args: Namespace) -> int:

@@ -1,0 +1,249 @@
+"""What this machine and installation offer a model, and what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgellm.errors import EdgeError
+
+TESTED_SERIES = "0.3.36"
+"""The llama-cpp-python series this version is tested with."""
+
+_PACKAGES = ("llama-cpp-python", "gguf", "numpy", "jinja2", "llguidance", "huggingface-hub")
+_OPTIONAL = ("huggingface-hub",)
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong. `is_broken` false: worth knowing, and nothing fails for it yet."""
+
+    what: str
+    remedy: str
+    is_broken: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInfo:
+    """Bytes; 0 where the system does not say. `limit_bytes` is the cgroup's, where it is below the total."""
+
+    total_bytes: int = 0
+    available_bytes: int = 0
+    limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport:
+    """All that was found. `versions` maps packages to versions, "" where one is missing.
+
+    `features` are the instruction sets and build features that llama.cpp reports; `devices` its devices in words.
+    """
+
+    versions: dict[str, str]
+    python: str
+    system: str
+    backends: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    wait_policy: str = ""
+    cores: int = 0
+    usable_cores: int = 0
+    memory: MemoryInfo = field(default_factory=MemoryInfo)
+    store: str = ""
+    store_bytes: int = 0
+    store_free_bytes: int = 0
+    store_models: tuple[str, ...] = ()
+    config: str = ""
+    plugins: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def is_well(self) -> bool:
+        """True where nothing is broken."""
+        return not any(problem.is_broken for problem in self.problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {"is_well": self.is_well, **asdict(self)}
+
+
+def examine() -> DoctorReport:
+    """Looks at everything; whatever is wrong becomes a Problem, nothing is raised."""
+    problems: list[Problem] = []
+    versions = {"edgellm": _version("edgellm"), **{name: _version(name) for name in _PACKAGES}}
+    _check_versions(versions, problems)
+    found: dict[str, Any] = {}
+    for look in (_library, _cores, _store, _configuration, _plugins):
+        try:
+            found |= look(problems)
+        except EdgeError as error:
+            problems.append(Problem(error.message, error.hint or "Install edgellm again."))
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            problems.append(Problem(f"{place}{error.strerror or error}.", "Check its permissions."))
+    return DoctorReport(
+        versions=versions,
+        python=f"{platform.python_version()} ({sys.executable})",
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        memory=_memory(),
+        problems=tuple(problems),
+        **found,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _check_versions(versions: dict[str, str], problems: list[Problem]) -> None:
+    for name, version in versions.items():
+        if not version and name not in _OPTIONAL and name != "edgellm":
+            problems.append(
+                Problem(f"{name} is not installed.", "Install edgellm again: pip install edgellm")
+            )
+    llama = versions["llama-cpp-python"]
+    if llama and llama != TESTED_SERIES and not llama.startswith((TESTED_SERIES + ".", TESTED_SERIES + "+")):
+        problems.append(
+            Problem(
+                f"llama-cpp-python {llama} is installed; edgellm is tested with {TESTED_SERIES}.",
+                f'pip install "llama-cpp-python=={TESTED_SERIES}"',
+                is_broken=False,
+            )
+        )
+
+
+def _library(_problems: list[Problem]) -> dict[str, Any]:
+    from edgellm.native.devices import backends, devices
+    from edgellm.native.library import system_info
+
+    words = [part.strip() for part in system_info().replace(":", "|").split("|")]
+    features = [word.removesuffix("= 1").strip() for word in words if word.endswith("= 1")]
+    return {
+        "backends": tuple(backends()),
+        "devices": tuple(
+            f"{one.name} ({one.kind}): {one.description}"
+            + (
+                f", {one.free_bytes / 1e9:.1f} of {one.total_bytes / 1e9:.1f} GB free"
+                if one.total_bytes
+                else ""
+            )
+            for one in devices()
+        ),
+        "features": tuple(dict.fromkeys(features)),
+        # As the loaded library has read it.
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
+    }
+
+
+def _cores(problems: list[Problem]) -> dict[str, Any]:
+    from edgellm.native.context import usable_cores
+
+    if os.environ.get("OMP_WAIT_POLICY", "passive").lower() == "active":
+        problems.append(
+            Problem(
+                "OMP_WAIT_POLICY is active: waiting threads spin, and one busy neighbour slows a token to seconds.",
+                "Unset it, or set it to passive.",
+                is_broken=False,
+            )
+        )
+    return {"cores": os.cpu_count() or 1, "usable_cores": usable_cores()}
+
+
+def _memory() -> MemoryInfo:
+    total = available = 0
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            name, _, rest = line.partition(":")
+            if name in ("MemTotal", "MemAvailable"):
+                size = int(rest.split()[0]) * 1024
+                total, available = (size, available) if name == "MemTotal" else (total, size)
+    except (OSError, ValueError, IndexError):
+        sysconf: Callable[[str], int] | None = getattr(os, "sysconf", None)
+        if sysconf is not None:
+            total = sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")
+    limit = next((size for size in map(_limit_in, _CGROUP_LIMITS) if size), 0)
+    return MemoryInfo(total, available, limit if 0 < limit < (total or limit + 1) else 0)
+
+
+def _limit_in(file: str) -> int:
+    try:
+        return int(Path(file).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # there is none, or it says "max"
+        return 0
+
+
+def _store(problems: list[Problem]) -> dict[str, Any]:
+    from edgellm.models.store import Store
+
+    store = Store()
+    place = _first_existing(store.root)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problems.append(
+            Problem(
+                f"The store {store.root} cannot be written.", "Correct its permissions, or set EDGELLM_HOME."
+            )
+        )
+    for reason in store.broken().values():
+        what, _, remedy = reason.partition(" Fetch ")
+        problems.append(Problem(what, f"Fetch {remedy}" if remedy else "edgellm models verify"))
+    models = store.list()
+    return {
+        "store": str(store.root),
+        "store_bytes": sum(model.size_bytes for model in models),
+        "store_free_bytes": shutil.disk_usage(place).free,
+        "store_models": tuple(model.name for model in models),
+    }
+
+
+def _first_existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
+def _configuration(problems: list[Problem]) -> dict[str, Any]:
+    from edgellm.runtime import catalog
+    from edgellm.trust import config_dir
+
+    folder = config_dir()
+    place = _first_existing(folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        problems.append(
+            Problem(
+                f"The configuration folder {folder} cannot be written: what you allow is not remembered.",
+                "Correct its permissions, or set EDGELLM_CONFIG_DIR.",
+                is_broken=False,
+            )
+        )
+    try:
+        catalog()
+    except EdgeError as error:
+        problems.append(Problem(error.message, error.hint))
+    return {"config": str(folder)}
+
+
+def _plugins(problems: list[Problem]) -> dict[str, Any]:
+    from edgellm.plugins import Plugins, object_name
+
+    plugins = Plugins()
+    loaded: list[str] = []
+    for kind in ("tool", "sampler"):
+        names = sorted(map(object_name, plugins.load_all(kind)))
+        loaded += [f"{kind} {name}" for name in names]
+    for failure in plugins.failures:
+        # A folder that nobody trusted is left alone on purpose: nothing is broken.
+        is_broken = "edgellm trust" not in failure.error.hint
+        problems.append(
+            Problem(failure.error.message, failure.error.hint or "Correct the plugin.", is_broken)
+        )
+    return {"plugins": tuple(loaded)}
