@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from edgellm.toolbox.permission import Approve
     from edgellm.toolbox.toolset import Toolset
     from edgellm.types import ToolCall, ToolSpec
 
@@ -49,6 +50,16 @@ class Approver:
         self.asking = asking
         self.on_interrupt = on_interrupt
 
+    @property
+    def approve(self) -> Approve | None:
+        """Itself, or None where nobody and nothing could say yes: such calls are denied without a question."""
+        is_useful = (
+            self._allowed
+            or _is_somebody_there()
+            or any(self._grants.holds(spec.name, self._origin(spec.name)) for spec in self._toolset.specs)
+        )
+        return self if is_useful else None
+
     def __call__(self, call: ToolCall, spec: ToolSpec, reason: str) -> Approval:
         """Approve, as `edgellm.Chat` wants it."""
         if spec.name in self._allowed:
@@ -56,7 +67,7 @@ class Approver:
         origin = self._origin(spec.name)
         if spec.is_grantable and self._grants.holds(spec.name, origin):
             return Approval("session", reason="allowed for always")
-        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        if not _is_somebody_there():
             return Approval("deny", reason="Nobody is there to ask.")
         return self._ask(call, spec, reason, origin)
 
@@ -85,6 +96,10 @@ class Approver:
     def _origin(self, name: str) -> str:
         # Without the line, which moves whenever the file is edited.
         return self._toolset.get(name).origin.rpartition(":")[0] if name in self._toolset else ""
+
+
+def _is_somebody_there() -> bool:
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
 
 class Grants:

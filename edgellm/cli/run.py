@@ -87,7 +87,7 @@ def _answer(
     approver = Approver(toolset, allowed=args.allow)
     end: TurnFinished | None = None
     with (
-        runtime.chat(tools=toolset, approve=approver, **options) as chat,
+        runtime.chat(tools=toolset, approve=approver.approve, **options) as chat,
         Interrupt(chat.cancel) as interrupt,
     ):
         approver.asking, approver.on_interrupt = interrupt.asking, interrupt.press

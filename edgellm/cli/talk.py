@@ -31,7 +31,7 @@ class Talk:
         self.runtime = runtime
         self.toolset = toolset
         self._approver = Approver(toolset, allowed=args.allow)
-        self._options = {**options, "tools": toolset, "approve": self._approver}
+        self._options = {**options, "tools": toolset, "approve": self._approver.approve}
         self._tool_choice: str = args.tool_choice
         self._max_tokens: int | None = args.max_tokens
         piece = runtime.vocabulary.piece if args.logprobs else None

@@ -181,7 +181,7 @@ def call(args: Namespace) -> int:
     toolset = Toolset(item)
     request = ToolCall("call_0", item.name, given)
     item.check(given)
-    decision = Permissions(approve=Approver(toolset, allowed=args.allow)).decide(item, request)
+    decision = Permissions(approve=Approver(toolset, allowed=args.allow).approve).decide(item, request)
     if decision.refusal is not None:
         raise ToolError(
             f"{item.name} was not allowed to run.",

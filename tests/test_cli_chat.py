@@ -1,0 +1,239 @@
+"""`edgellm chat`: the REPL over a pipe and at a terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_harness import Outcome, cli, terminal
+
+TOOLS = '''
+import edgellm
+
+
+@edgellm.tool
+def launch(is_sure: bool) -> str:
+    """Launches."""
+    return "launched"
+'''
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", n_ctx=2048)
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    path = tmp_path / "rocket.py"
+    path.write_text(TOOLS, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def chat(model: Path) -> Callable[..., Outcome]:
+    def run(*lines: str, options: tuple[object, ...] = ("--no-tools",)) -> Outcome:
+        words = ("chat", "-m", model, "--seed", 3, "--max-tokens", 6, *options)
+        return cli(*words, stdin="".join(f"{line}\n" for line in lines))
+
+    return run
+
+
+def test_prompt_is_one_turn(model: Path) -> None:
+    words = ("-m", model, "--seed", 3, "--max-tokens", 6, "--no-tools")
+    assert cli("chat", *words, "--prompt", "Hello").out == cli("run", *words, "Hello").out
+
+
+def test_prompt_prints_call_result_and_answer_on_stdout(model: Path, tools: Path) -> None:
+    outcome = cli(
+        *("chat", "-m", model, "--seed", 1, "--max-tokens", 100, "--tools", tools, "--tool", "launch"),
+        *("--tool-choice", "required", "--allow", "launch", "--prompt", "Go"),
+    )
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith('→ launch {"is_sure": ')
+    assert lines[1] == "← launched"
+    assert len("".join(lines[2:])) > 0
+
+
+def test_piped_lines_are_turns_without_prompts(chat: Callable[..., Outcome]) -> None:
+    outcome = chat("Hello", "", "again\\", "and on", "/stats")
+    assert outcome.code == 0
+    assert "4 messages" in outcome.out
+    assert "> " not in outcome.out
+    one = chat("Hello")
+    assert outcome.out.startswith(one.out)
+
+
+def test_rewind_and_retry_with_the_same_seed_give_the_same_answer(chat: Callable[..., Outcome]) -> None:
+    first = chat("Hello").out
+    outcome = chat("Hello", "/rewind", "Hello")
+    assert outcome.out == f"{first}Back to before: Hello\n{first}"
+    assert chat("Hello", "/retry").out == first + first
+
+
+def test_branches_go_their_own_ways(chat: Callable[..., Outcome]) -> None:
+    outcome = chat("Hello", "/branch side", "more", "/branch main", "/branch", "/branch side", "/stats")
+    assert outcome.code == 0
+    assert "A new branch side begins here" in outcome.out
+    assert "* main  (2 messages" in outcome.out
+    assert "  side  (4 messages" in outcome.out
+
+
+def test_a_saved_chat_goes_on_without_prefilling_again(chat: Callable[..., Outcome], tmp_path: Path) -> None:
+    file = tmp_path / "a.chat"
+    whole = chat("Hello", "more", "/stats")
+    saved = chat("Hello", f"/save {file}")
+    assert saved.code == 0
+    loaded = chat("more", "/stats", options=("--no-tools", "--load", str(file)))
+    answer = whole.out.split("context     ")[0].removeprefix(chat("Hello").out)
+    assert loaded.out.startswith(answer)
+    assert "reused 0," not in loaded.out
+    within = chat(f"/load {file}", "more")
+    assert "Loaded: 2 messages" in within.out
+    assert within.out.endswith(answer)
+
+
+def test_sampler_is_shown_and_set_and_a_bad_one_changes_nothing(chat: Callable[..., Outcome]) -> None:
+    outcome = chat("/sampler greedy", "/sampler top_q(3)", "/sampler", "/sampler top_a(0.3)")
+    assert outcome.out.count("greedy   (seed") == 2
+    assert "Did you mean 'top_p'?" in outcome.err
+    assert "top_a(0.3) | dist" in outcome.out
+    assert outcome.code == 1
+
+
+def test_tape_shows_each_span_and_escapes_it(chat: Callable[..., Outcome]) -> None:
+    outcome = chat("He\x1b[2Jllo", "/tape", "/tape all")
+    assert "user" in outcome.out
+    assert "He\\x1b[2Jllo" in outcome.out
+    assert "<|im_start|>" in outcome.out
+    assert "\x1b" not in outcome.out
+
+
+def test_system_and_new_begin_anew(chat: Callable[..., Outcome]) -> None:
+    outcome = chat("/system", "/system Be kind.", "Hello", "/system", "/new", "/stats")
+    assert "No system turn." in outcome.out
+    assert "\nBe kind.\n" in outcome.out
+    assert "0 messages" in outcome.out
+
+
+def test_tools_and_help(chat: Callable[..., Outcome]) -> None:
+    outcome = chat("/tools", "/help", "/quit", "never said", options=())
+    assert "calculator  auto" in outcome.out
+    assert "/rewind [N]" in outcome.out
+    assert outcome.code == 0
+    assert "No tools." in chat("/tools").out
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("/rewnd", "Did you mean /rewind?"),
+        ("/rewind x", "/rewind 2"),
+        ("/rewind 3", "smaller number"),
+        ("/retry", "Say something first"),
+        ("/save", "/save FILE"),
+        ("/load", "/load FILE"),
+        ("/load /nowhere/a.chat", "Check the path"),
+        ("/save /proc/none/a.chat", "folder you can write to"),
+        ("/tape x", "/tape all"),
+        ("/branch a/b", "letters"),
+        ("/sampler (", "top_k(40)"),
+    ],
+)
+def test_a_bad_command_is_told_and_the_chat_goes_on(
+    chat: Callable[..., Outcome], line: str, remedy: str
+) -> None:
+    outcome = chat(line, "/stats")
+    assert outcome.code == 1
+    assert remedy in outcome.err
+    assert "Traceback" not in outcome.err
+    assert "0 messages" in outcome.out
+
+
+def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny_model("llama", n_ctx=32768)
+    with terminal(
+        "chat", "-m", model, "--ctx", 32768, "--no-tools", "--sampler", "logit_bias({0: -inf, 2: -inf})"
+    ) as tty:
+        tty.wait_for("Ctrl-D leaves.")
+        tty.wait_for("> ")
+        tty.type("Hello\n")
+        tty.wait_for("name")
+        tty.type("\x03")
+        tty.wait_for("(stopped)")
+        tty.wait_for("> ")
+        tty.type("/stats\n")
+        tty.wait_for("2 messages")
+        tty.wait_for("> ")
+        tty.ctrl_c_at_prompt()
+        tty.wait_for("(once more")
+        tty.wait_for("> ")
+        tty.type("\x04")
+        assert tty.code() == 0
+    history = tmp_path / "home" / "state" / "history"
+    assert history.read_text(encoding="utf-8").splitlines() == ["Hello", "/stats"]
+    assert os.stat(history).st_mode & 0o777 == 0o600
+
+
+def test_twice_ctrl_c_at_the_prompt_leaves(model: Path) -> None:
+    with terminal("chat", "-m", model, "--no-tools") as tty:
+        tty.wait_for("> ")
+        tty.ctrl_c_at_prompt()
+        tty.wait_for("(once more")
+        tty.ctrl_c_at_prompt()
+        assert tty.code() == 120
+
+
+def test_history_that_cannot_be_kept_is_said_once(model: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (state / "history").mkdir(parents=True)
+    with terminal("chat", "-m", model, "--no-tools", env={"EDGELLM_STATE_DIR": str(state)}) as tty:
+        tty.wait_for("> ")
+        tty.type("/stats\n")
+        tty.wait_for("0 messages")
+        tty.wait_for("> ")
+        tty.type("\x04")
+        assert tty.code() == 0
+        assert tty.text.count("lines are not kept") == 1
+
+
+def test_approvals_are_asked_and_always_is_remembered(model: Path, tools: Path, tmp_path: Path) -> None:
+    words = (
+        *("chat", "-m", model, "--seed", 1, "--max-tokens", 100, "--tools", tools, "--tool", "launch"),
+        *("--tool-choice", "required"),
+    )
+    with terminal(*words) as tty:
+        tty.wait_for("> ")
+        for answer, result in (("n", "← Not run"), ("y", "← launched"), ("a", "← launched")):
+            tty.type("Go\n")
+            tty.wait_for("[n]o: ")
+            tty.type(f"{answer}\n")
+            tty.wait_for(result)
+            tty.wait_for("> ")
+        tty.type("Go\n")
+        assert "[n]o: " not in tty.wait_for("← launched")
+        tty.wait_for("> ")
+        tty.type("\x04")
+        assert tty.code() == 0
+    assert "launch" in (tmp_path / "config" / "grants.json").read_text(encoding="utf-8")
+    outcome = cli(*words, "--prompt", "Go")
+    assert "← launched" in outcome.out
+    # The same name from another file is another tool.
+    other = tools.with_name("other.py")
+    other.write_text(TOOLS, encoding="utf-8")
+    outcome = cli(*(other if word == tools else word for word in words), "--prompt", "Go")
+    assert "← Not run" in outcome.out
+
+
+def test_the_end_of_input_while_asked_is_a_no(model: Path, tools: Path) -> None:
+    words = ("run", "-m", model, "--seed", 1, "--max-tokens", 100, "--tools", tools, "--tool", "launch")
+    with terminal(*words, "--tool-choice", "required", "Go") as tty:
+        tty.wait_for("[n]o: ")
+        tty.type("\x04")
+        tty.wait_for("← Not run")
+        assert tty.code() == 0
