@@ -84,17 +84,27 @@ class Context:
         params.abort_callback = self._abort_callback
         params.abort_callback_data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
         with captured_log() as log:
-            self.pointer = llama.llama_init_from_model(model.pointer, params)
+            self.pointer = llama.llama_init_from_model(model.live_pointer(), params)
         if not self.pointer:
             raise _context_error(log.reason, log.text, options)
-        self.memory = llama.llama_get_memory(self.pointer)
+        self._memory = llama.llama_get_memory(self.pointer)
         self.n_ctx: int = llama.llama_n_ctx(self.pointer)
         self.n_batch: int = llama.llama_n_batch(self.pointer)
         self.n_seq_max: int = llama.llama_n_seq_max(self.pointer)
         self.n_threads: int = llama.llama_n_threads(self.pointer)
         self._n_vocab = model.vocabulary.size
         self._batch = _Batch(llama, self.n_batch, self.n_seq_max)
-        self._apply_adapters(model)
+        try:
+            self._apply_adapters(model)
+        except BaseException:
+            self.close()
+            raise
+
+    def _live(self) -> Any:
+        # Any: an opaque llama_context pointer. llama.cpp would crash the process over one that is gone.
+        if not self.pointer:
+            raise ConfigError("the context is closed.", hint="Load the model again.")
+        return self.pointer
 
     def _apply_adapters(self, model: Model) -> None:
         adapters = model.adapters
@@ -113,8 +123,9 @@ class Context:
         After NO_ROOM the memory is as before; after ABORTED or FAILED part of the rows may remain in it, and the
         caller must cut them.
         """
+        pointer = self._live()
         self._batch.fill(rows)
-        status: int = self._llama.llama_decode(self.pointer, self._batch.value)
+        status: int = self._llama.llama_decode(pointer, self._batch.value)
         if status == 0:
             return DecodeStatus.DONE
         if status == 1:
@@ -123,7 +134,7 @@ class Context:
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits (n_vocab,) of a row of the last batch, zero-copy: valid until the next decode."""
-        pointer = self._llama.llama_get_logits_ith(self.pointer, row)
+        pointer = self._llama.llama_get_logits_ith(self._live(), row)
         if not pointer:
             raise DecodeError(
                 f"llama.cpp holds no logits for batch row {row}.", hint="This is a bug: report it."
@@ -140,22 +151,25 @@ class Context:
 
     def remove(self, seq: int, start: int, end: int = -1) -> bool:
         """Removes positions [start, end) of a sequence; false where the memory cannot be cut in part."""
-        return bool(self._llama.llama_memory_seq_rm(self.memory, seq, start, end))
+        self._live()
+        return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
 
     def copy(self, source: int, target: int) -> None:
         """Makes `target` share all positions of `source` (no computation)."""
-        self._llama.llama_memory_seq_cp(self.memory, source, target, -1, -1)
+        self._live()
+        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def position_range(self, seq: int) -> tuple[int, int]:
         """(smallest, largest) position of a sequence in the memory; (-1, -1) where it is empty."""
+        self._live()
         return (
-            self._llama.llama_memory_seq_pos_min(self.memory, seq),
-            self._llama.llama_memory_seq_pos_max(self.memory, seq),
+            self._llama.llama_memory_seq_pos_min(self._memory, seq),
+            self._llama.llama_memory_seq_pos_max(self._memory, seq),
         )
 
     def state(self, seq: int) -> bytes:
         """The memory of a sequence as bytes (llama_state_seq_get_data_ext)."""
-        size: int = self._llama.llama_state_seq_get_size_ext(self.pointer, seq, 0)
+        size: int = self._llama.llama_state_seq_get_size_ext(self._live(), seq, 0)
         buffer = (ctypes.c_uint8 * size)()
         written: int = self._llama.llama_state_seq_get_data_ext(self.pointer, buffer, size, seq, 0)
         return bytes(memoryview(buffer)[:written])
@@ -164,7 +178,7 @@ class Context:
         """Puts saved memory into a sequence. Raises SessionError where llama.cpp refuses it."""
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
         with captured_log() as log:
-            read: int = self._llama.llama_state_seq_set_data_ext(self.pointer, buffer, len(data), seq, 0)
+            read: int = self._llama.llama_state_seq_set_data_ext(self._live(), buffer, len(data), seq, 0)
         if read == 0:
             raise SessionError(
                 f"llama.cpp refuses the saved KV state: {log.reason or 'it does not fit this context'}.",
@@ -174,12 +188,12 @@ class Context:
 
     def set_threads(self, decode: int, batch: int) -> None:
         """Changes thread counts, from the next decode on."""
-        self._llama.llama_set_n_threads(self.pointer, decode, batch)
+        self._llama.llama_set_n_threads(self._live(), decode, batch)
         self.n_threads = decode
 
     def embeddings(self, seq: int) -> NDArray[np.float32]:
         """The pooled embedding (n_embd,) of a sequence, or raises DecodeError where the model gives none."""
-        pointer = self._llama.llama_get_embeddings_seq(self.pointer, seq)
+        pointer = self._llama.llama_get_embeddings_seq(self._live(), seq)
         if not pointer:
             raise DecodeError("llama.cpp gave no embedding.", hint="Does the model have an embedding output?")
         return np.ctypeslib.as_array(pointer, shape=(self.model.n_embd,)).copy()

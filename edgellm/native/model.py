@@ -129,21 +129,28 @@ class Model:
                 return buffer.raw[: max(n, 0)].decode("utf-8", "replace")
             size = n + 1
 
+    def live_pointer(self) -> Any:
+        """The llama_model pointer. Raises ConfigError once the model is closed: llama.cpp would crash over it."""
+        if not self.pointer:
+            raise ConfigError("the model is closed.", hint="Load it again.")
+        return self.pointer
+
     def chat_template(self, name: str | None = None) -> str | None:
         """A chat template of the GGUF: the default one, or one of the named ones such as "tool_use"."""
-        raw = self._llama.llama_model_chat_template(self.pointer, name.encode() if name else None)
+        raw = self._llama.llama_model_chat_template(self.live_pointer(), name.encode() if name else None)
         return raw.decode("utf-8", "replace") if raw else None
 
     @property
     def description(self) -> str:
         """Architecture, size and quantization in a few words (llama_model_desc)."""
         buffer = ctypes.create_string_buffer(256)
-        self._llama.llama_model_desc(self.pointer, buffer, 256)
+        self._llama.llama_model_desc(self.live_pointer(), buffer, 256)
         return buffer.value.decode("utf-8", "replace")
 
     def close(self) -> None:
         """Frees the weights. A second call does nothing."""
         if self.pointer:
+            self.vocabulary.close()
             self._llama.llama_model_free(self.pointer)
             self.pointer = None
 

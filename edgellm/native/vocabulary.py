@@ -7,6 +7,7 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from edgellm.errors import ConfigError
 from edgellm.native.library import lib
 from edgellm.types import SpanKind
 
@@ -26,14 +27,25 @@ class Vocabulary:
     """The vocabulary of a loaded model. Token identity is an int id or bytes; `str` is for people."""
 
     def __init__(self, pointer: Any) -> None:
-        # Any: an opaque llama_vocab pointer.
-        self.pointer = pointer
+        # Any: an opaque llama_vocab pointer; None once the model is closed.
+        self._pointer = pointer
         self._llama = lib()
         self.size: int = self._llama.llama_vocab_n_tokens(pointer)
         self.bos = self._id_or_none(self._llama.llama_vocab_bos(pointer))
         self.eos = self._id_or_none(self._llama.llama_vocab_eos(pointer))
         self.adds_bos: bool = bool(self._llama.llama_vocab_get_add_bos(pointer))
         self._pieces: dict[int, bytes] = {}
+
+    @property
+    def pointer(self) -> Any:
+        """The llama_vocab pointer. Raises ConfigError once the model is closed: llama.cpp would crash over it."""
+        if not self._pointer:
+            raise ConfigError("the model is closed.", hint="Load it again.")
+        return self._pointer
+
+    def close(self) -> None:
+        """The model is gone. Pieces that were read before stay known."""
+        self._pointer = None
 
     @staticmethod
     def _id_or_none(token: int) -> int | None:
