@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Fixed, not tuned while it runs: batch shapes move the last bits of the logits, and the same seed must give the
 # same text. 128 rows keep progress and cancellation lively on a board that prefills 60 tokens a second.
 PREFILL_CHUNK = 128
+_CLOSE_WAIT_S = 30.0
 
 
 class Engine:
@@ -36,7 +37,10 @@ class Engine:
         self._clock = 0
         self._branches = 0
         self._use = threading.Lock()
-        self._abort_lock = threading.Lock()
+        self._user = 0
+        self._is_brief = False
+        # A signal handler may call `abort` on the very thread that is about to decode.
+        self._abort_lock = threading.RLock()
         self._running: tuple[Session, ...] = ()
         self._kept: tuple[Session, ...] = ()
 
@@ -58,17 +62,23 @@ class Engine:
         return self._branches - 1
 
     def release(self, session: Session) -> None:
-        """Forgets a session and frees its sequence."""
+        """Forgets a session and frees its sequence, once another thread's step is over."""
         if session in self._sessions:
             self._sessions.remove(session)
         if session.seq is not None:
-            self.context.remove(session.seq, -1)
-            self._free_seqs.append(session.seq)
-            session.seq = None
+            with self.in_use(wait_s=_CLOSE_WAIT_S):
+                self.give_back(session)
+
+    def give_back(self, session: Session) -> None:
+        """Frees the sequence of a session."""
+        if session.seq is not None:
+            seq, session.seq = session.seq, None
+            self.context.remove(seq, -1)
+            self._free_seqs.append(seq)
 
     def find_seq(self) -> int | None:
         """A free sequence; the session that was idle longest is parked where there is none."""
-        if not self._free_seqs and not self._park_one():
+        if not self._free_seqs and not self.make_room():
             return None
         return self._free_seqs.pop()
 
@@ -97,8 +107,14 @@ class Engine:
         self._clock += 1
         session.last_use = self._clock
 
-    def _park_one(self) -> bool:
-        """Moves the KV memory of the idle session unused for longest out of the context."""
+    def holds_others(self, session: Session) -> bool:
+        """True where the context holds memory of other sessions."""
+        return any(
+            other.seq is not None and other.kv_length for other in self._sessions if other is not session
+        )
+
+    def make_room(self) -> bool:
+        """Moves the KV memory of the idle session unused for longest out of the context; false where none is idle."""
         idle = [s for s in self._sessions if s.seq is not None and s not in self._kept]
         if not idle:
             return False
@@ -116,7 +132,9 @@ class Engine:
         Gives at least one and at most `count`: what is free, after parking idle sessions.
         """
         with self.kept(source):
-            while len(self._free_seqs) < count and self._park_one():
+            # Before others are taken: a source that was parked needs one too.
+            own = source.own_seq()
+            while len(self._free_seqs) < count and self.make_room():
                 pass
         taken = [self._free_seqs.pop() for _ in range(min(count, len(self._free_seqs)))]
         if not taken:
@@ -125,7 +143,6 @@ class Engine:
                 hint="Load the model with a larger n_seq_max, or close a chat.",
             )
         try:
-            own = source.own_seq()
             for seq in taken:
                 self.context.copy(own, seq)
             yield taken
@@ -137,16 +154,24 @@ class Engine:
     # -- decoding -------------------------------------------------------------------------------------
 
     @contextmanager
-    def in_use(self) -> Generator[None]:
-        """Refuses a second thread while one is inside."""
+    def in_use(self, *, wait_s: float = 0.0) -> Generator[None]:
+        """Refuses a second thread while one is inside.
+
+        With `wait_s` it waits for the end of that one's step; those who hold it so are brief, and waited for.
+        """
         if not self._use.acquire(blocking=False):
-            raise ConfigError(
-                "the engine is in use by another thread.",
-                hint="Use Chat.asend, or one thread for all chats of a runtime.",
-            )
+            is_own = self._user == threading.get_ident()
+            patience_s = max(wait_s, _CLOSE_WAIT_S if self._is_brief else 0.0)
+            if is_own or patience_s <= 0 or not self._use.acquire(timeout=patience_s):
+                raise ConfigError(
+                    "the engine is in use by another thread.",
+                    hint="Use Chat.asend, or one thread for all chats of a runtime.",
+                )
         try:
+            self._user, self._is_brief = threading.get_ident(), wait_s > 0
             yield
         finally:
+            self._user = 0
             self._use.release()
 
     def step(self) -> None:
@@ -159,27 +184,43 @@ class Engine:
             waiting.sort(key=lambda session: session.last_use)
             batch = waiting[: self.context.n_seq_max]
             with self.kept(*batch):
-                self._step(batch)
+                crowded = self._step(batch)
+            for session in crowded:
+                with self.kept(session):
+                    self._step((session,))
 
-    def _step(self, batch: Sequence[Session]) -> None:
+    def _step(self, batch: Sequence[Session]) -> list[Session]:
+        """Gives those that found no room in the context beside the others: each has to step alone."""
         ready: list[Session] = []
+        crowded: list[Session] = []
         for session in batch:
             try:
                 session.prepare_step()
+            except ContextFull as error:
+                if len(batch) > 1:
+                    crowded.append(session)
+                else:
+                    session.fail_step(error)
             except EdgeError as error:
                 session.fail_step(error)
             else:
                 if session.is_waiting:
                     ready.append(session)
         pending = [session for session in ready if not session.has_logits]
-        if pending:
-            self._decode_pending(pending)
-        for session in ready:
-            if session.has_logits:
-                session.finish_step()
+        try:
+            if pending:
+                crowded += self._decode_pending(pending, is_alone=len(batch) == 1)
+            for session in ready:
+                if session.has_logits:
+                    session.finish_step()
+        except BaseException:
+            for session in ready:
+                session.keep_logits()
+            raise
+        return crowded
 
-    def _decode_pending(self, sessions: list[Session]) -> None:
-        """One decode for the pending tokens of all given sessions that fit into a batch."""
+    def _decode_pending(self, sessions: list[Session], *, is_alone: bool) -> list[Session]:
+        """One decode for the pending tokens of all given sessions that fit into a batch; gives those without room."""
         rows: list[tuple[int, int, int, bool]] = []
         placed: list[tuple[Session, int]] = []
         for session in sessions:
@@ -192,31 +233,39 @@ class Engine:
         try:
             self.decode(rows, batch)
         except EdgeError as error:
+            if isinstance(error, ContextFull) and not is_alone:
+                return batch
             for session in batch:
                 # Only the session that was cancelled is told; the others try again in their next step.
                 if not isinstance(error, Cancelled) or session.is_cancelled:
                     session.fail_step(error)
-            return
+            return []
         for session, row in placed:
             session.decoded(len(session.tape), logits=self.context.logits(row))
+        return []
 
     def decode(self, rows: Sequence[tuple[int, int, int, bool]], sessions: Sequence[Session]) -> None:
         """Decodes rows of (token, position, sequence, wants_logits) on behalf of sessions.
 
         On failure their memory is cut back to what it held before. Raises ContextFull, Cancelled, DecodeError.
         """
-        with self._abort_lock:
-            if any(session.is_cancelled for session in sessions):
-                raise Cancelled("decoding was cancelled.")
-            self.context.clear_abort()
-            self._running = tuple(sessions)
         try:
+            with self._abort_lock:
+                # In this order a cancel is heard wherever it comes between.
+                self._running = tuple(sessions)
+                self.context.clear_abort()
+                if any(session.is_cancelled for session in sessions):
+                    raise Cancelled("decoding was cancelled.")
             while True:
                 with captured_log() as log:
                     status = self.context.decode(rows)
                 with self.kept(*sessions):
-                    if status is not DecodeStatus.NO_ROOM or not self._park_one():
+                    if status is not DecodeStatus.NO_ROOM or not self.make_room():
                         break
+        except BaseException:
+            for session in sessions:
+                session.restore_memory()
+            raise
         finally:
             with self._abort_lock:
                 self._running = ()
@@ -244,7 +293,15 @@ class Engine:
                 self.context.abort()
 
     def close(self) -> None:
-        """Frees the context and all sessions' chains. The weights stay."""
-        for session in list(self._sessions):
-            session.close()
-        self.context.close()
+        """Stops what runs, frees the context and all sessions' chains. The weights stay.
+
+        Raises ConfigError from within a step, and where another thread's step does not end.
+        """
+        for session in self._sessions:
+            session.cancel()
+        with self.in_use(wait_s=_CLOSE_WAIT_S):
+            for session in self._sessions:
+                session.seq = None
+                session.shut()
+            self._sessions.clear()
+            self.context.close()

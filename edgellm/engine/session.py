@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from edgellm.engine.session_file import SessionRecord, model_fingerprint, write_session
+from edgellm.engine.session_file import SessionRecord, computed_with, model_fingerprint, write_session
 from edgellm.engine.tape import Tape
-from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, SessionError
+from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, SamplerError, SessionError
 from edgellm.sampling.chain import StepContext
 from edgellm.types import SpanKind, Step
 
@@ -52,6 +53,11 @@ class Session:
         self._ready: deque[Step] = deque()
         self._held: deque[Step] = deque()
         self._failure: EdgeError | None = None
+        self._is_closed = False
+        # The memory was being changed, and nobody has seen yet that it went well.
+        self._is_unsure = False
+        # All stages of the chain know of all tokens of the tape.
+        self._is_told = True
 
     # -- state ---------------------------------------------------------------------------------------
 
@@ -65,6 +71,11 @@ class Session:
         """True where the distribution after the tape's last token is at hand."""
         return self._logits is not None
 
+    def check_open(self) -> None:
+        """Raises ConfigError once the session is closed."""
+        if self._is_closed:
+            raise ConfigError("the chat is closed.", hint="Open another one on a loaded model.")
+
     def check_memory(self) -> bool:
         """Does llama.cpp's memory hold exactly the positions this session believes in?"""
         if self.seq is None:
@@ -74,15 +85,23 @@ class Session:
 
     def own_seq(self) -> int:
         """The session's sequence in the context, with its memory in it."""
+        self.check_open()
         if self.seq is None:
             with self.engine.kept(self):
+                self._is_unsure = True
                 self.seq = self.engine.take_seq()
-            self._unpark()
+                self._unpark()
+                self._is_unsure = False
+        elif self._is_unsure:
+            self.restore_memory()
+        assert self.seq is not None
         return self.seq
 
     def park(self) -> int:
         """Takes the KV memory out of the context into ours; returns the sequence that is free now."""
         assert self.seq is not None
+        if self._is_unsure:
+            self.restore_memory()
         seq = self.seq
         self._parked = self.engine.context.state(seq) if self._kv else None
         self.engine.context.remove(seq, -1)
@@ -91,52 +110,69 @@ class Session:
 
     def _unpark(self) -> None:
         state, self._parked = self._parked, None
-        if self._kv == 0:
-            return
         assert self.seq is not None
-        try:
-            if state is None:
-                raise SessionError("no saved memory.")
-            self.engine.context.set_state(self.seq, state)
-            if not self.check_memory():
-                raise SessionError("the saved memory does not match the tape.")
-        except SessionError:
+        while self._kv and state is not None:
+            try:
+                self.engine.context.set_state(self.seq, state)
+            except SessionError:
+                if self.engine.make_room():
+                    continue
+                if self.engine.holds_others(self):
+                    # It may fit once those are done: computing it again now would be for nothing.
+                    self._parked = state
+                    self.engine.give_back(self)
+                    raise ContextFull(
+                        f"the context of {self.engine.context.n_ctx} tokens is full of other chats.",
+                        hint="Close a chat, or load the model with a larger n_ctx.",
+                    ) from None
+                break
+            if self.check_memory():
+                return
+            break
+        if self._kv:
             self._forget_memory()
 
     def _forget_memory(self) -> None:
         """Empties the memory; the next decode computes the tape again."""
         self._rebuild_until = max(self._rebuild_until, self._kv)
+        self._kv = 0
         if self.seq is not None:
             self.engine.context.remove(self.seq, -1)
-        self._kv = 0
+        self._is_unsure = False
 
     def _cut_memory(self, length: int) -> None:
         if self._kv <= length:
             return
-        seq = self.own_seq()
+        self.own_seq()
         if self._kv <= length:
             return
+        self._is_unsure = True
         self._kv = length
-        if not (self.engine.context.remove(seq, length) and self.check_memory()):
-            self._forget_memory()
+        self.restore_memory()
 
     def restore_memory(self) -> None:
-        """After a failed decode: cuts away what part of it may have left behind."""
+        """Cuts away what the memory holds beyond what it should, such as the rest of a failed decode."""
         if self.seq is not None and not (
             self.engine.context.remove(self.seq, self._kv) and self.check_memory()
         ):
             self._forget_memory()
+        self._is_unsure = False
+
+    def _cut_tape(self, length: int) -> None:
+        self.tape.cut(length)
+        self._rebuild_until = min(self._rebuild_until, length)
 
     # -- prefill ---------------------------------------------------------------------------------------
 
     def prefill(self, entries: Sequence[tuple[int, SpanKind]]) -> Iterator[tuple[int, int]]:
         """Adds (token, kind) pairs to the tape and computes them; yields (done, total) after each chunk.
 
-        Closing the iterator early, a cancel, or a failure leaves tape and memory as before.
-        Raises ContextFull, Cancelled, DecodeError.
+        Closing the iterator early, a cancel, or a failure leaves tape and memory as before; when the last chunk
+        is done, it is too late for that. Raises ContextFull, Cancelled, SamplerError, DecodeError.
         """
         from edgellm.engine.engine import PREFILL_CHUNK
 
+        self.check_open()
         self.settle()
         self._check_room(len(entries))
         length_before, kv_before, logits_before = len(self.tape), self._kv, self._logits
@@ -155,27 +191,40 @@ class Session:
                     is_complete = True
                 yield self._kv - start, total
             is_complete = True
+        except Cancelled:
+            self.is_cancelled = False
+            raise
         finally:
-            if not is_complete:
-                self.tape.cut(length_before)
+            if not is_complete and not self._is_closed:
+                self._cut_tape(length_before)
                 self._cut_memory(kv_before)
                 self._logits = logits_before if self._kv == length_before else None
 
     def _accept_prompt(self, start: int) -> None:
+        self._tell(start)
+        self._is_told = False
         self.chain.replay(self.tape.tokens[start:])
+        self._is_told = True
+
+    def _tell(self, length: int) -> None:
+        """Makes up for it where telling the chain of the first `length` tokens has failed or was broken off."""
+        if not self._is_told:
+            self.chain.rewind(self.tape.tokens[:length])
+            self._is_told = True
 
     def extend(self, entries: Sequence[tuple[int, SpanKind]]) -> None:
         """`prefill` without progress."""
         for _ in self.prefill(entries):
             pass
 
-    def _decode_chunk(self, size: int) -> None:
+    def _decode_chunk(self, size: int, limit: int | None = None) -> None:
         seq = self.own_seq()
         self.engine.touch(self)
         start = self._kv
-        end = min(start + size, len(self.tape))
+        end = min(start + size, len(self.tape) if limit is None else limit)
         is_last = end == len(self.tape)
         rows = [(self.tape.tokens[i], i, seq, is_last and i == end - 1) for i in range(start, end)]
+        self._is_unsure = True
         self.engine.decode(rows, (self,))
         # The logits are copied: another session's decode would overwrite them before ours is sampled.
         logits = self.engine.context.logits(len(rows) - 1).copy() if is_last else None
@@ -189,6 +238,7 @@ class Session:
         if end >= self._rebuild_until:
             self._rebuild_until = 0
         self._kv = end
+        self._is_unsure = False
         self._logits = logits
         return again
 
@@ -226,18 +276,25 @@ class Session:
         Raises ContextFull, Cancelled, SamplerError, ConstraintError, DecodeError; tape and memory are then
         as before.
         """
+        self.check_open()
         while not self._ready:
-            self.is_waiting = True
-            self.engine.step()
+            # Another session's step may have made ours fail already.
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 self.is_cancelled = False if isinstance(failure, Cancelled) else self.is_cancelled
                 raise failure
+            self.is_waiting = True
+            try:
+                self.engine.step()
+            except BaseException:
+                self.is_waiting = False
+                raise
+            self.check_open()
         return self._ready.popleft()
 
     def request(self) -> None:
         """Joins the engine's next batch, so that several sessions share one decode."""
-        if not self._ready:
+        if not self._ready and self._failure is None:
             self.is_waiting = True
 
     def prepare_step(self) -> None:
@@ -263,6 +320,7 @@ class Session:
         assert self.seq is not None
         last = len(self.tape) - 1
         self.engine.touch(self)
+        self._is_unsure = True
         return [(self.tape.tokens[i], i, self.seq, i == last) for i in range(self._kv, len(self.tape))]
 
     def fail_step(self, error: EdgeError) -> None:
@@ -278,14 +336,18 @@ class Session:
             self._check_room(1)
             self._draw()
         except EdgeError as error:
-            # The step can be tried again: the logits must survive other sessions' decodes.
-            if self._logits is not None:
-                self._logits = self._logits.copy()
+            self.keep_logits()
             self.fail_step(error)
+
+    def keep_logits(self) -> None:
+        """The step can be tried again: its logits must survive other sessions' decodes."""
+        if self._logits is not None and not self._logits.flags.owndata:
+            self._logits = self._logits.copy()
 
     def _draw(self) -> None:
         assert self._logits is not None
         position = len(self.tape)
+        self._tell(position)
         draw = self.chain.sample(
             self._logits,
             StepContext(position, self.branch, self.tape.tokens),
@@ -295,7 +357,6 @@ class Session:
         token = draw.token
         if self.constraint is not None:
             self.constraint.consume(token)
-        self._logits = None
         self._commit(
             Step(
                 token=token,
@@ -318,9 +379,9 @@ class Session:
             return False
         self._check_room(len(forced))
         vocabulary = self.engine.vocabulary
+        self._tell(len(self.tape))
         for token in forced:
             self.constraint.consume(token)
-            self._logits = None
             self._commit(
                 Step(
                     token=token,
@@ -335,38 +396,63 @@ class Session:
         return True
 
     def _commit(self, step: Step) -> None:
+        """Puts a token on the tape and tells the chain of it. Where a stage raises, all is as before."""
+        logits, self._logits = self._logits, None
+        try:
+            self._append(step)
+        except BaseException:
+            if len(self.tape) > step.position:
+                self._cut_tape(step.position)
+                self._logits = logits
+                self._is_told = False
+            for steps in (self._held, self._ready):
+                while steps and steps[-1].position >= len(self.tape):
+                    steps.pop()
+            if self.constraint is not None:
+                self.constraint.rollback(1)
+            raise
+        self.is_waiting = False
+
+    def _append(self, step: Step) -> None:
         self.tape.append(step.token, SpanKind.TEXT)
         self._held.append(step)
+        self._is_told = False
         rewind = self.chain.accept(step.token)
+        self._is_told = True
         if rewind is not None and rewind.tokens <= len(self._held) and self.constraint is None:
             self._rewind_for_stage(rewind.tokens)
         lookback = 0 if self.constraint is not None else self.chain.pending_tokens
         is_flush = bool(self._held) and self._held[-1].is_eog
         while self._held and (is_flush or len(self._held) > lookback):
             self._ready.append(self._held.popleft())
-        self.is_waiting = False
 
     def _rewind_for_stage(self, count: int) -> None:
         """A stage takes back the last `count` tokens, which no reader has seen yet."""
         for _ in range(count):
             self._held.pop()
         length = len(self.tape) - count
-        self.tape.cut(length)
-        self._logits = None
+        self._cut_tape(length)
         self._cut_memory(length)
-        self.chain.rewind(self.tape.tokens)
+        self._is_told = False
+        self._tell(length)
 
     def hold_last(self) -> None:
         """Computes all of the tape but its last token, and no more: the state from which texts are scored."""
         self.settle()
-        if self._kv < len(self.tape) - 1:
-            self.extend(())
-        self._logits = None
-        self._cut_memory(len(self.tape) - 1)
+        end = len(self.tape) - 1
+        # The sequence first: memory that was parked may turn out to be lost, and some cannot be cut by one token.
         self.own_seq()
+        self._logits = None
+        self._cut_memory(end)
+        while self._kv < end:
+            with self.engine.in_use():
+                self._decode_chunk(self.engine.context.n_batch, end)
 
     def settle(self) -> None:
-        """Takes back tokens that were drawn ahead of the reader (a stage may hold some back)."""
+        """Ends a run of steps: takes back tokens that were drawn ahead of the reader (a stage may hold some back),
+        and leaves the engine's next batch."""
+        self.is_waiting = False
+        self._failure = None
         count = len(self._held) + len(self._ready)
         if count:
             self.rewind(len(self.tape) - count)
@@ -380,17 +466,22 @@ class Session:
                 f"cannot rewind to {length}: the tape has {len(self.tape)} tokens.",
                 hint="Give a length from 0 to that.",
             )
+        self.check_open()
         self._held.clear()
         self._ready.clear()
         if length == len(self.tape):
             return
-        self.tape.cut(length)
+        self._cut_tape(length)
         self._logits = None
         self._cut_memory(min(self._kv, length))
-        self.chain.rewind(self.tape.tokens)
+        self._is_told = False
+        with suppress(SamplerError):  # the next step or prefill tries again, and says so
+            self._tell(length)
 
     def fork(self) -> Session:
         """A session with an equal tape that shares this one's memory without computing anything."""
+        self.check_open()
+        self._tell(len(self.tape))
         # Tokens that this session's reader has not seen yet belong to this session alone.
         unseen = len(self._held) + len(self._ready)
         tape = self.tape.copy()
@@ -403,7 +494,7 @@ class Session:
         self.engine.adopt(other)
         if self._kv:
             source = self.own_seq()
-            other._kv, other._rebuild_until = self._kv, self._rebuild_until
+            other._kv, other._rebuild_until = self._kv, min(self._rebuild_until, len(tape))
             with self.engine.kept(self):
                 other.seq = self.engine.find_seq()
             if other.seq is None:
@@ -425,6 +516,7 @@ class Session:
 
         `extra` is the caller's own JSON object. Raises ConfigError where the file cannot be written.
         """
+        self.check_open()
         self.settle()
         engine = self.engine
         memory = engine.context.state(self.own_seq()) if self._kv else b""
@@ -433,6 +525,7 @@ class Session:
             model_name=engine.model.path.name,
             n_ctx=engine.context.n_ctx,
             kv_types=(engine.options.kv_type_k, engine.options.kv_type_v),
+            setup=computed_with(engine.options),
             branch=self.branch,
             tokens=self.tape.tokens,
             kinds=[kind.value for kind in self.tape.kinds],
@@ -459,6 +552,7 @@ class Session:
         session._check_room(0)
         chain.replay(tape.tokens)
         fits = record.kv_types == (engine.options.kv_type_k, engine.options.kv_type_v)
+        fits = fits and record.setup == computed_with(engine.options)
         session._kv = record.kv_length
         engine.adopt(session)
         if fits and memory:
@@ -468,7 +562,15 @@ class Session:
         return session
 
     def close(self) -> None:
-        """Gives the sequence back and frees the chain."""
+        """Gives the sequence back and frees the chain. A second call does nothing."""
         self.engine.release(self)
-        self._parked = None
+        self.shut()
+
+    def shut(self) -> None:
+        """Called by the engine: from here on every use raises ConfigError."""
+        self._is_closed = True
+        self._held.clear()
+        self._ready.clear()
+        self._parked = self._logits = None
+        self._kv = 0
         self.chain.close()

@@ -15,6 +15,7 @@ from edgellm.errors import ConfigError, SessionError
 
 if TYPE_CHECKING:
     from edgellm.native.model import Model
+    from edgellm.types import LoadOptions
 
 _MAGIC = b"EDGELLM\x01"
 _LENGTH = struct.Struct("<Q")
@@ -24,7 +25,8 @@ _DIGEST_BYTES = 16
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is written: `kinds` are span kinds by name, one a token; `extra` belongs to the caller.
 
-    `kv_length` tokens of the tape are in the KV memory that follows the record in the file.
+    `kv_length` tokens of the tape are in the KV memory that follows the record in the file; `setup` is what it
+    was computed with.
     """
 
     model: str
@@ -38,6 +40,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     sampler: str
     seed: int | None
     extra: dict[str, Any] = {}
+    setup: str = ""
 
 
 def model_fingerprint(model: Model) -> str:
@@ -52,6 +55,12 @@ def model_fingerprint(model: Model) -> str:
         digest.update(file.read())
     digest.update(str(size).encode())
     return digest.hexdigest()
+
+
+def computed_with(options: LoadOptions) -> str:
+    """The load options that change the values in the KV memory, as text to compare."""
+    rope = (options.rope_scaling, options.rope_freq_base, options.rope_freq_scale, options.yarn_orig_ctx)
+    return repr((rope, [(Path(lora.path).name, lora.scale) for lora in options.lora]))
 
 
 def write_session(path: Path, record: SessionRecord, memory: bytes) -> None:
