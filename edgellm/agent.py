@@ -28,7 +28,7 @@ from edgellm.toolbox.permission import Decision
 from edgellm.types import Leg, Message, ToolResult, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from edgellm.conversation import Conversation
     from edgellm.events import Event
@@ -44,6 +44,7 @@ ToolChoice = str
 """auto, none, required, or the name of one tool."""
 
 _CANCELLED_TEXT = "The user cancelled this call before it finished."
+_NOT_RUN = ToolResult("This call was cancelled before it was run.", is_ok=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +102,18 @@ class Agent:
         self._make_constraint = make_constraint
         self._guided = guided
         self._running: list[Running] = []
+        self._legs: list[Leg] = []
         self.is_shared = False
 
     @property
     def is_cancelled(self) -> bool:
         """True between a cancel and the end of its turn."""
         return self.conversation.session.is_cancelled
+
+    @property
+    def usage(self) -> Usage:
+        """What the newest turn has cost so far."""
+        return Usage(tuple(self._legs))
 
     @property
     def is_guided(self) -> bool:
@@ -138,13 +145,14 @@ class Agent:
         choice: ToolChoice = "auto",
         answer_grammar: Callable[[], Constraint] | None = None,
         max_tokens: int | None = None,
-    ) -> Iterator[Event | Waiting]:
+    ) -> Generator[Event | Waiting, None, None]:
         """One turn: the user's message (None: go on from where the tape stands) to the end of the answer.
 
         Yields events and `Waiting`. Raises EdgeError; what was on the tape before the failed step stays.
         """
-        specs = self._specs(choice)
         turn = _Turn(choice)
+        self._legs = turn.legs
+        specs = self._specs(choice)
         budget = self.limits.max_tokens if max_tokens is None else max_tokens
         tail = [message] if message is not None else []
         try:
@@ -210,10 +218,15 @@ class Agent:
         session = self.conversation.session
         reused, prefilled, rebuilt = 0, session.prefilled_tokens, session.rebuilt_tokens
         started = time.perf_counter()
+        is_on_tape = False
         try:
             plan = self.conversation.plan(tail)
             reused = session.kv_length
             for done, total in session.prefill(plan.entries):
+                if done == total:
+                    # It stays on the tape also where the reader leaves at this very event.
+                    self.conversation.commit(plan)
+                    is_on_tape = True
                 yield PrefillProgress(done, total)
                 yield NEXT_TOKEN
         except Cancelled:
@@ -222,10 +235,11 @@ class Agent:
             turn.finish_reason = "cancelled"
             return True
         except BaseException:
-            if step > 0:
+            if step > 0 and not is_on_tape:
                 self.conversation.postpone(tail)
             raise
-        self.conversation.commit(plan)
+        if not is_on_tape:
+            self.conversation.commit(plan)
         turn.messages += tail
         decoding = Decoding(
             session,
@@ -244,7 +258,7 @@ class Agent:
             rebuilt_tokens=session.rebuilt_tokens - rebuilt,
             prefill_s=time.perf_counter() - started,
         )
-        is_first = step == 0
+        is_first, is_left = step == 0, True
         try:
             is_forced = is_first and turn.choice not in ("auto", "none")
             if is_first and specs and self._guided is not None:
@@ -255,6 +269,7 @@ class Agent:
             elif answer_grammar is not None and not specs:
                 session.constraint = answer_grammar()
             yield from decoding.run()
+            is_left = False
         finally:
             turn.legs.append(decoding.leg(cost))
             answer = Message(
@@ -264,8 +279,12 @@ class Agent:
             turn.messages.append(answer)
             turn.text.append(decoding.text)
             turn.calls += len(decoding.calls)
+            is_left = is_left or decoding.finish_reason in ("cancelled", "context_full")
+            if is_left:
+                # A call without a result would stand there for good, and some templates refuse that.
+                self.conversation.postpone([_result_message(call, _NOT_RUN) for call in decoding.calls])
         turn.finish_reason = decoding.finish_reason
-        return not decoding.calls or decoding.finish_reason in ("cancelled", "context_full")
+        return is_left or not decoding.calls
 
     # -- tools --------------------------------------------------------------------------------------------
 
@@ -274,23 +293,31 @@ class Agent:
         calls = turn.messages[-1].tool_calls
         results: list[ToolResult | Running] = []
         approved: list[ToolCall] = []
-        for call in calls:
-            call, outcome = yield from self._start(turn, call)
-            approved.append(call)
-            results.append(outcome)
         messages: list[Message] = []
-        for call, outcome in zip(approved, results, strict=True):
-            if isinstance(outcome, ToolResult):
-                result = outcome
-            else:
-                while not outcome.wait(0.0):
-                    yield Waiting(outcome.wait)
-                result = outcome.result()
-                self._running.remove(outcome)
-                if self.is_cancelled and not result.is_ok:
-                    result = replace(result, text=_CANCELLED_TEXT)
-            yield ToolFinished(call, result)
-            messages.append(Message("tool", result.text, tool_call_id=call.id, name=call.name))
+        try:
+            for call in calls:
+                call, outcome = yield from self._start(turn, call)
+                approved.append(call)
+                results.append(outcome)
+            for call, outcome in zip(approved, results, strict=True):
+                if isinstance(outcome, ToolResult):
+                    result = outcome
+                else:
+                    while not outcome.wait(0.0):
+                        yield Waiting(outcome.wait)
+                    result = outcome.result()
+                    self._running.remove(outcome)
+                    if self.is_cancelled and not result.is_ok:
+                        result = replace(result, text=_CANCELLED_TEXT)
+                messages.append(_result_message(call, result))
+                yield ToolFinished(call, result)
+        except BaseException:
+            # The turn is left here. What tools have done reaches the model all the same, with the next message.
+            for call, outcome in zip(approved[len(messages) :], results[len(messages) :], strict=True):
+                messages.append(_result_message(call, _result_so_far(outcome)))
+            messages += [_result_message(call, _NOT_RUN) for call in calls[len(messages) :]]
+            self.conversation.postpone(messages)
+            raise
         return messages
 
     def _start(
@@ -298,7 +325,7 @@ class Agent:
     ) -> Generator[Event | Waiting, None, tuple[ToolCall, ToolResult | Running]]:
         """Starts one call, or says at once why it does not run."""
         if self.is_cancelled:
-            return call, ToolResult(_CANCELLED_TEXT, is_ok=False)
+            return call, _NOT_RUN
         try:
             tool = self.toolset.get(call.name)
             tool.check(call.arguments)
@@ -352,3 +379,16 @@ class Agent:
             return answer.result()
         refusal = ToolResult("Not run: nobody allowed it in time. Answer without it.", is_ok=False)
         return Decision(call, "nobody", refusal)
+
+
+def _result_message(call: ToolCall, result: ToolResult) -> Message:
+    return Message("tool", result.text, tool_call_id=call.id, name=call.name)
+
+
+def _result_so_far(outcome: ToolResult | Running) -> ToolResult:
+    """The result of a call that nobody waits for any more."""
+    if isinstance(outcome, ToolResult):
+        return outcome
+    outcome.cancel()
+    result = outcome.result()
+    return result if result.is_ok else replace(result, text=_CANCELLED_TEXT)

@@ -13,25 +13,29 @@ from edgellm.types import Leg, Usage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from edgellm.engine.session import Session
+    from edgellm.engine.engine import Engine
     from edgellm.events import Event
+    from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
     from edgellm.types import FinishReason, SpanKind
 
 
 def complete(
-    session: Session,
+    engine: Engine,
+    chain: Chain,
     entries: Sequence[tuple[int, SpanKind]],
     *,
     max_tokens: int,
     trace: int,
     constraint: Constraint | None,
 ) -> Iterator[Event]:
-    """Events of one completion, ending with TurnFinished; the session is closed at the end."""
+    """Events of one completion, ending with TurnFinished, on a session of its own that is closed at the end."""
     finish: FinishReason = "length"
     decoder = TextDecoder()
     parts: list[str] = []
     decoded = forced = 0
+    # Made here: of a generator that nobody starts, nothing is left over.
+    session = engine.session(chain)
     session.trace = trace
     try:
         started = time.perf_counter()

@@ -148,7 +148,11 @@ class Conversation:
         self._postponed += messages
 
     def rewind(self, count: int) -> None:
-        """Keeps the first `count` messages. Raises ConfigError for a number out of range."""
+        """Keeps the first `count` messages. Raises ConfigError for a number out of range.
+
+        Of messages that were appended together (the results of parallel calls), those to keep wait for the next
+        message.
+        """
         if not 0 <= count <= len(self.messages):
             raise ConfigError(
                 f"cannot rewind to message {count}: the chat has {len(self.messages)}.",
@@ -164,6 +168,13 @@ class Conversation:
             start = kinds.index(SpanKind.USER) if SpanKind.USER in kinds else 0
             self._is_begun = False
         self.session.rewind(start)
+        if start > 0:
+            # Messages that were appended together leave the tape together; those to keep are appended again.
+            first = count
+            while first and self.starts[first - 1] == start and self.messages[first - 1].role != "assistant":
+                first -= 1
+            self._postponed += self.messages[first:count]
+            count = first
         del self.messages[count:]
         del self.starts[count:]
 

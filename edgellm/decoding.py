@@ -148,25 +148,27 @@ class Decoding:
                 self.decode_s += time.perf_counter() - started
                 self.decode_tokens += 1
                 self.forced_tokens += step.is_forced
-                if session.trace:
-                    yield TokenDrawn(step)
                 if step.is_eog:
                     session.tape.relabel(step.position, step.position + 1, SpanKind.GLUE)
-                    break
-                text = self._decoder.feed(step.piece)
-                events = self._feed(step, text)
-                if events is None:
-                    continue
-                if self._is_past_calls(events):
-                    self._unfeed_last()
-                    break
-                yield from events
-                if len(self.calls) >= self._max_calls and not self._parser.in_call:
+                    events, is_over = [], True
+                else:
+                    events = self._feed(step, self._decoder.feed(step.piece))
+                    is_over = events is not None and self._is_past_calls(events)
+                    if is_over:
+                        self._unfeed_last()
+                        events = []
+                # Not before the token is parsed: the reader may leave here, and its text is on the tape.
+                if session.trace:
+                    yield TokenDrawn(step)
+                yield from events or ()
+                if is_over or (len(self.calls) >= self._max_calls and not self._parser.in_call):
                     break
         finally:
             session.constraint = None
             session.settle()
-        yield from self.end()
+            # Also for a reader who left: what the parser still holds is part of the message.
+            rest = self._finish()
+        yield from rest
 
     def write(self, text: str) -> Iterator[Event]:
         """Writes text that the model has no say in, as part of its answer: computed in one batch, not drawn."""
@@ -242,12 +244,15 @@ class Decoding:
 
     def end(self) -> Iterator[Event]:
         """Gives out what the parser still holds, and names the reason the leg ended for."""
+        yield from self._finish()
+
+    def _finish(self) -> list[Event]:
         rest = self._decoder.finish()
-        if rest:
-            yield from self._parser.feed(rest)
-        yield from self._parser.finish()
+        events: list[Event] = self._parser.feed(rest) if rest else []
+        events += self._parser.finish()
         if self.calls and self.finish_reason == "eog":
             self.finish_reason = "tool_call"
+        return events
 
     def _feed(self, step: Step, text: str) -> list[Event] | None:
         """Parses one token; None where it was taken back to be drawn again under the grammar."""

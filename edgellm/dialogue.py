@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from edgellm.events import TurnFinished
 from edgellm.types import Message, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 
     from edgellm.agent import ToolChoice
     from edgellm.chat.formats.wire import WireFormat
@@ -85,7 +86,7 @@ class Chat:
         tool_choice: ToolChoice = "auto",
         schema: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """The events of one turn, ending with TurnFinished. Closing the iterator cancels the turn.
 
         `text` None lets the model go on without a new message. `tool_choice` is auto, none, required or a tool's
@@ -93,12 +94,13 @@ class Chat:
         tools. `max_tokens` caps what is decoded in this turn. Raises EdgeError; what was on the tape before
         the failed step stays there.
         """
-        for item in self._turn(text, tool_choice, schema, max_tokens):
-            if isinstance(item, Waiting):
-                while not item.wait(_WAIT_S):
-                    pass
-            else:
-                yield item
+        with closing(self._turn(text, tool_choice, schema, max_tokens)) as turn:
+            for item in turn:
+                if isinstance(item, Waiting):
+                    while not item.wait(_WAIT_S):
+                        pass
+                else:
+                    yield item
 
     async def asend(
         self,
@@ -107,12 +109,13 @@ class Chat:
         tool_choice: ToolChoice = "auto",
         schema: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """`send` for asyncio. Chats of one runtime that are answered at the same time share their batches."""
         self._agent.is_shared = True
         turn = self._turn(text, tool_choice, schema, max_tokens)
-        async for event in self.runtime.thread.stream(turn):
-            yield event
+        async with aclosing(self.runtime.thread.stream(turn)) as events:
+            async for event in events:
+                yield event
 
     def ask(self, text: str, **options: Any) -> str:
         """The whole answer as text; options as for `send`."""
@@ -128,13 +131,18 @@ class Chat:
         tool_choice: ToolChoice,
         schema: Mapping[str, Any] | None,
         max_tokens: int | None,
-    ) -> Iterator[Event | Waiting]:
+    ) -> Generator[Event | Waiting, None, None]:
+        session = self.conversation.session
+        session.check_open()
         if not self._open.acquire(blocking=False):
             raise ConfigError(
                 "a turn of this chat is still open.",
                 hint="Read its events to the end, or close the iterator first.",
             )
+        is_counted = False
         try:
+            # Of this turn only: a cancel that came when the turn before was as good as over is for nothing.
+            session.is_cancelled = False
             if text is not None and not text.strip():
                 raise ConfigError("the message is empty.", hint="Say something.")
             grammar: Callable[[], Constraint] | None = None
@@ -143,15 +151,21 @@ class Chat:
                 constraint = self.runtime.json_constraint(schema)
                 grammar = lambda: constraint  # noqa: E731
             message = Message("user", text) if text is not None else None
-            for item in self._agent.run(
-                message, choice=tool_choice, answer_grammar=grammar, max_tokens=max_tokens
-            ):
-                if isinstance(item, TurnFinished):
-                    self._usage += item.usage
-                    if schema is not None and item.finish_reason == "eog":
-                        item = _with_value(item)
-                yield item
+            run = self._agent.run(message, choice=tool_choice, answer_grammar=grammar, max_tokens=max_tokens)
+            try:
+                for item in run:
+                    if isinstance(item, TurnFinished):
+                        self._usage += item.usage
+                        is_counted = True
+                        if schema is not None and item.finish_reason == "eog":
+                            item = _with_value(item)
+                    yield item
+            finally:
+                run.close()
+                if not is_counted:
+                    self._usage += self._agent.usage
         finally:
+            session.is_cancelled = False
             self._open.release()
 
     def cancel(self) -> None:
@@ -211,6 +225,7 @@ class Chat:
     def set_sampler(self, sampler: ChainLike, *, seed: int | None = None) -> None:
         """Draws from another chain from here on. Raises SamplerError, and then the old one stays."""
         session = self.conversation.session
+        session.check_open()
         chain = self.runtime.make_chain(sampler, seed)
         chain.replay(session.tape.tokens)
         session.chain.close()
@@ -223,12 +238,12 @@ class Chat:
     def rewind(self, to: int) -> None:
         """Keeps the first `to` messages. Raises ConfigError for a number out of range, or in an open turn."""
         self._check_closed("rewind")
-        self.conversation.rewind(to)
+        self.runtime.in_turn(lambda: self.conversation.rewind(to))
 
     def fork(self) -> Chat:
         """A chat that goes its own way from here, sharing what is computed so far."""
         self._check_closed("fork")
-        session = self.conversation.session.fork()
+        session = self.runtime.in_turn(self.conversation.session.fork)
         conversation = self.conversation.fork(session)
         other = Chat(self.runtime, conversation, self._agent.fork(conversation), self.options)
         other._usage = self._usage
@@ -240,15 +255,17 @@ class Chat:
         self._check_closed("save")
         conversation = self.conversation
         extra = {"system": conversation.system, **conversation.state()}
-        conversation.session.save(Path(path), extra=extra)
+        self.runtime.in_turn(lambda: conversation.session.save(Path(path), extra=extra))
 
     def _check_closed(self, what: str) -> None:
+        self.conversation.session.check_open()
         if self._open.locked():
             raise ConfigError(f"cannot {what} while a turn is open.", hint="Read it to its end, or close it.")
 
     def close(self) -> None:
-        """Gives the chat's place in the context back."""
-        self.conversation.session.close()
+        """Gives the chat's place in the context back. An open turn is cancelled. A second call does nothing."""
+        self.cancel()
+        self.runtime.in_turn(self.conversation.session.close)
         self.runtime.forget(self)
 
     def __enter__(self) -> Chat:

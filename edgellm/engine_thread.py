@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edgellm.decoding import Waiting
+from edgellm.errors import Cancelled, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
 T = TypeVar("T")
 _IDLE_WAIT_S = 0.02
@@ -48,29 +50,38 @@ class EngineThread:
                     future.set_exception(error)
             return iter(())
 
-        self._put(_Turn(_lazily(once), _drop))
+        def forget(_end: object) -> None:
+            future.cancel()  # where the thread is closed first, the caller must not wait forever
+
+        self._put(_Turn(_lazily(once), forget))
         return future
+
+    @property
+    def is_current(self) -> bool:
+        """True on the thread itself."""
+        return self._thread is threading.current_thread()
 
     def _put(self, task: _Turn[T]) -> None:
         with self._wake:
             if self._is_closed:
-                raise RuntimeError("the engine thread is closed")
+                raise ConfigError("the runtime is closed.", hint="Load the model again.")
             self._tasks.append(task)  # type: ignore[arg-type]  # a queue of turns of any item type
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="edgellm-engine", daemon=True)
                 self._thread.start()
             self._wake.notify()
 
-    async def stream(self, turn: Iterator[T | Waiting]) -> AsyncIterator[T]:
-        """The items of a turn, for asyncio. Leaving the loop early closes the turn."""
+    async def stream(self, turn: Iterator[T | Waiting]) -> AsyncGenerator[T, None]:
+        """The items of a turn, for asyncio. Leaving the loop early closes the turn, and waits until it is closed."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[T | _End] = asyncio.Queue()
 
         def deliver(item: T | _End) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(queue.put_nowait, item)
+            # Raises RuntimeError where the loop is closed: the turn ends then.
+            loop.call_soon_threadsafe(queue.put_nowait, item)
 
         task = self.start_turn(turn, deliver)
+        item: T | _End | None = None
         try:
             while True:
                 item = await queue.get()
@@ -81,6 +92,8 @@ class EngineThread:
                 yield item
         finally:
             task.close()
+            while not isinstance(item, _End):
+                item = await queue.get()
 
     def _run(self) -> None:
         while True:
@@ -94,22 +107,23 @@ class EngineThread:
             for task in tasks:
                 has_moved |= task.advance()
                 if task.is_done:
-                    self._tasks.remove(task)
+                    with self._wake:
+                        self._tasks.remove(task)
             if not has_moved:
                 with self._wake:
                     self._wake.wait(_IDLE_WAIT_S)
 
     def close(self) -> None:
-        """Ends the thread; turns that are open are closed."""
+        """Ends the thread; turns that are open are closed, and their readers get Cancelled."""
         with self._wake:
             self._is_closed = True
-            tasks, self._tasks = list(self._tasks), deque()
             self._wake.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        with self._wake:
+            tasks, self._tasks = list(self._tasks), deque()
         for task in tasks:
-            task.close()
-            task.advance()
+            task.end(Cancelled("the runtime was closed while this turn was open."))
 
 
 class _End:
@@ -138,37 +152,38 @@ class _Turn(Generic[T]):
         if self.is_done:
             return True
         if self._is_closing:
-            self._end(None)
+            self.end(None)
             return True
-        if self._waiting is not None and not self._waiting.wait(0.0):
-            return False
-        self._waiting = None
         try:
+            if self._waiting is not None and not self._waiting.wait(0.0):
+                return False
+            self._waiting = None
             for item in self._turn:
                 if isinstance(item, Waiting):
                     self._waiting = item
                     return True
                 self._deliver(item)
                 if self._is_closing:
-                    self._end(None)
+                    self.end(None)
                     return True
         except BaseException as error:
-            self._end(error)
+            self.end(error)
         else:
-            self._end(None)
+            self.end(None)
         return True
 
-    def _end(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """Closes the turn and tells its reader. Never raises: the thread belongs to the other turns, too."""
         self.is_done = True
-        close = getattr(self._turn, "close", None)
-        if close is not None:
-            close()
-        self._deliver(_End(error))
+        try:
+            close = getattr(self._turn, "close", None)
+            if close is not None:
+                close()
+        except BaseException as raised:
+            error = error or raised
+        with contextlib.suppress(Exception):  # a reader whose event loop is closed is not there any more
+            self._deliver(_End(error))
 
 
 def _lazily(make: Callable[[], Iterator[T]]) -> Iterator[T]:
     yield from make()
-
-
-def _drop(_item: object) -> None:
-    """The reader of a turn that has no items."""

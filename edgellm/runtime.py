@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgellm.errors import ConfigError, SamplerError
 from edgellm.types import LoadOptions, SpanKind
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from edgellm.types import ToolCall, ToolSpec
 
 DEFAULT_MODEL = "smollm2-135m"
+
+T = TypeVar("T")
 
 
 def load(
@@ -103,6 +105,7 @@ class Runtime:
         self._chats: list[Chat] = []
         self._embedder: Embedder | None = None
         self._thread: EngineThread | None = None
+        self._is_closed = False
 
     # -- chats ------------------------------------------------------------------------------------------
 
@@ -111,6 +114,7 @@ class Runtime:
 
         Raises ConfigError, SamplerError, ToolError, TemplateError.
         """
+        self._check_open()
         chosen = _chat_options(options)
         return self._open(chosen, self.engine.session(self._chain_for(chosen)))
 
@@ -122,6 +126,7 @@ class Runtime:
         from edgellm.engine.session import Session
         from edgellm.engine.session_file import read_session
 
+        self._check_open()
         record, memory = read_session(Path(path))
         options.setdefault("sampler", record.sampler)
         options.setdefault("seed", record.seed)
@@ -130,7 +135,11 @@ class Runtime:
         chain = self._chain_for(chosen)
         session = Session.restore(self.engine, chain, record, memory)
         chat = self._open(chosen, session)
-        chat.conversation.restore(record.extra)
+        try:
+            chat.conversation.restore(record.extra)
+        except BaseException:
+            chat.close()
+            raise
         return chat
 
     def _open(self, options: ChatOptions, session: Session) -> Chat:
@@ -244,6 +253,7 @@ class Runtime:
         """
         from edgellm.completion import complete
 
+        self._check_open()
         if not text:
             raise ConfigError("there is no text to continue.", hint="Give some.")
         chain = self.make_chain(sampler, seed)
@@ -251,7 +261,7 @@ class Runtime:
         tokens = self.vocabulary.tokenize(text, add_special=True)
         entries = [(token, SpanKind.PROMPT) for token in tokens]
         return complete(
-            self.engine.session(chain), entries, max_tokens=max_tokens, trace=trace, constraint=constraint
+            self.engine, chain, entries, max_tokens=max_tokens, trace=trace, constraint=constraint
         )
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -260,6 +270,7 @@ class Runtime:
 
         if isinstance(texts, str):
             raise ConfigError("embed takes a list of texts.", hint="Write embed([text]).")
+        self._check_open()
         if self._embedder is None:
             self._embedder = Embedder(self.model, self.options)
         return self._embedder.embed(texts)
@@ -331,9 +342,20 @@ class Runtime:
         """The thread that serves `asend`; started on first use."""
         from edgellm.engine_thread import EngineThread
 
+        self._check_open()
         if self._thread is None:
             self._thread = EngineThread()
         return self._thread
+
+    def in_turn(self, function: Callable[[], T]) -> T:
+        """Runs what touches the engine's memory where no decode can run meanwhile: on the thread, if there is one."""
+        if self._thread is None or self._thread.is_current:
+            return function()
+        return self._thread.call(function).result()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ConfigError("the runtime is closed.", hint="Load the model again.")
 
     def adopt(self, chat: Chat) -> None:
         """Takes a chat made by a fork into the books."""
@@ -345,16 +367,19 @@ class Runtime:
             self._chats.remove(chat)
 
     def close(self) -> None:
-        """Frees everything. A second call does nothing."""
+        """Stops open turns and frees everything; what is left of it raises ConfigError. A second call does nothing."""
+        for chat in self._chats:
+            chat.cancel()
         if self._thread is not None:
             self._thread.close()
             self._thread = None
-        for chat in list(self._chats):
-            chat.close()
+        # First of all: it is refused while another thread does not leave the engine, and then nothing is freed.
+        self.engine.close()
+        self._is_closed = True
+        self._chats.clear()
         if self._embedder is not None:
             self._embedder.close()
             self._embedder = None
-        self.engine.close()
         self.model.close()
 
     def __enter__(self) -> Runtime:
