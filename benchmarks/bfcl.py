@@ -51,16 +51,22 @@ def run(
 
 @contextmanager
 def edgellm_caller(model: str, *, tool_choice: str = "required") -> Iterator[Caller]:
-    """A caller that asks edgellm, a new chat for each case; the tool is never run."""
+    """A caller that asks edgellm, a new chat for each case; the tool is never run.
+
+    A tool may have `examples` beside its `function`: [{"request", "arguments"}].
+    """
     import edgellm
-    from edgellm.toolbox.tool import raw_tool
+    from edgellm.toolbox.tool import ToolOptions, raw_tool
+
+    def offer(tool: dict[str, Any]) -> Any:
+        examples = tuple(edgellm.ToolExample(**example) for example in tool.get("examples", ()))
+        return raw_tool(tool, lambda **_: None, ToolOptions(examples=examples))
 
     with edgellm.load(model) as runtime:
 
         def call(messages: Sequence[dict[str, str]], tools: Sequence[dict[str, Any]]) -> Call | None:
-            offered = [raw_tool(tool, lambda **_: None) for tool in tools]
-            chat = runtime.chat(tools=offered, tool_choice=tool_choice)
-            with closing(chat.send(messages[-1]["content"])) as events:
+            chat = runtime.chat(tools=[offer(tool) for tool in tools])
+            with closing(chat.send(messages[-1]["content"], tool_choice=tool_choice)) as events:
                 for event in events:
                     if isinstance(event, edgellm.ToolCallReady):
                         return {"name": event.call.name, "arguments": event.call.arguments}
