@@ -46,7 +46,7 @@ test: $(STAMP)  ## everything
 
 prove: $(STAMP)  ## the full-size evidence: writes docs/evidence/
 	$(BIN)/edgellm models pull --quiet smollm2-135m
-	$(BIN)/python -m benchmarks.prove
+	$(BIN)/python benchmarks/prove.py
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

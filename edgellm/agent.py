@@ -258,17 +258,23 @@ class Agent:
             rebuilt_tokens=session.rebuilt_tokens - rebuilt,
             prefill_s=time.perf_counter() - started,
         )
-        is_first, is_left = step == 0, True
+        is_first, has_call, is_left = step == 0, False, True
         try:
             is_forced = is_first and turn.choice not in ("auto", "none")
             if is_first and specs and self._guided is not None:
-                yield from self._guided.decide(decoding, specs, is_required=is_forced)
+                request = next((m.content for m in reversed(tail) if m.role == "user"), "")
+                has_call = bool(request) and (
+                    yield from self._guided.decide(decoding, request, specs, is_required=is_forced)
+                )
             elif is_forced:
                 grammar = self.conversation.format.call_grammar(specs, lead="", many=False)
                 session.constraint = self._make_constraint(grammar)
             elif answer_grammar is not None and not specs:
                 session.constraint = answer_grammar()
-            yield from decoding.run()
+            if has_call:
+                yield from decoding.end()
+            else:
+                yield from decoding.run()
             is_left = False
         finally:
             turn.legs.append(decoding.leg(cost))
@@ -350,6 +356,9 @@ class Agent:
         yield ToolRunning(call)
         running = self._runner.start(tool, call)
         self._running.append(running)
+        if self.is_cancelled:
+            # The cancel came while the call was being started, and did not see it.
+            running.cancel()
         return call, running
 
     def _decide(self, tool: Tool[..., Any], call: ToolCall) -> Generator[Event | Waiting, None, Decision]:

@@ -33,7 +33,8 @@ class Plan:
 class Conversation:
     """Keeps messages and tape in step. What is on the tape is never rendered, tokenized or prefilled again.
 
-    `history` are messages from before the tape began. `starts[i]` is the tape length at which
+    `specs` are the tools the model is told of. `preamble` are made-up turns in front of the conversation (worked
+    examples), `history` real messages from before the tape began. `starts[i]` is the tape length at which
     message i begins.
     """
 
@@ -46,6 +47,7 @@ class Conversation:
         *,
         system: str = "",
         specs: Sequence[ToolSpec] = (),
+        preamble: Sequence[Message] = (),
         history: Sequence[Message] = (),
     ) -> None:
         self.session = session
@@ -54,6 +56,7 @@ class Conversation:
         self.format = wire_format
         self.system = system
         self.specs = tuple(specs)
+        self.preamble = tuple(preamble)
         self.messages: list[Message] = list(history)
         self.starts: list[int] = [0] * len(self.messages)
         self._postponed: list[Message] = []
@@ -89,7 +92,7 @@ class Conversation:
         return entries[shared:]
 
     def _start(self, messages: Sequence[Message]) -> tuple[Segment, ...]:
-        known = [*self._system_messages(), *self.messages, *messages]
+        known = [*self._system_messages(), *self.preamble, *self.messages, *messages]
         return self.template.render(self.format.to_template(known), tools=self._template_tools())
 
     def _system_messages(self) -> list[Message]:
@@ -210,6 +213,7 @@ class Conversation:
             self.format,
             system=self.system,
             specs=self.specs,
+            preamble=self.preamble,
             history=self.messages,
         )
         other.starts = list(self.starts)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgellm.engine.session import Session
     from edgellm.engine_thread import EngineThread
     from edgellm.events import Event
+    from edgellm.guided import Guided
     from edgellm.models.catalogue import Catalogue, ModelEntry
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.native.model import Model
@@ -103,6 +104,7 @@ class Runtime:
             model.close()
             raise
         self._chats: list[Chat] = []
+        self._guided_by_template: dict[str, Guided] = {}
         self._embedder: Embedder | None = None
         self._thread: EngineThread | None = None
         self._is_closed = False
@@ -153,7 +155,10 @@ class Runtime:
             toolset = options.tools if isinstance(options.tools, Toolset) else Toolset(options.tools)
             template = self._template(options, has_tools=bool(toolset))
             wire_format = self._format(options, template)
-            conversation = self._conversation(options, session, template, wire_format, toolset.specs)
+            guided = self._guided(options, template, wire_format) if len(toolset) else None
+            conversation = self._conversation(
+                options, session, template, wire_format, toolset.specs, is_guided=guided is not None
+            )
             agent = Agent(
                 conversation,
                 toolset,
@@ -161,7 +166,7 @@ class Runtime:
                 Permissions(options.permissions, approve=options.approve),
                 limits=options.limits,
                 make_constraint=self.grammar_constraint,
-                guided=self._guided(options, toolset.specs),
+                guided=guided,
             )
         except BaseException:
             session.close()
@@ -178,9 +183,12 @@ class Runtime:
         template: ChatTemplate,
         wire_format: WireFormat,
         specs: Sequence[ToolSpec],
+        *,
+        is_guided: bool,
     ) -> Conversation:
         from edgellm.chat.continuation import Continuation
         from edgellm.conversation import Conversation
+        from edgellm.guided import worked_turns
 
         return Conversation(
             session,
@@ -188,7 +196,9 @@ class Runtime:
             Continuation(template, wire_format),
             wire_format,
             system=options.system,
-            specs=specs,
+            # Where the runtime chooses, the model need not read about tools: what it learns from are the turns.
+            specs=() if is_guided else specs,
+            preamble=worked_turns(wire_format) if is_guided else (),
             history=options.history,
         )
 
@@ -232,8 +242,27 @@ class Runtime:
             override = self.entry.chat_format
         return choose_format(template.source, self.vocabulary.special_tokens, override)
 
-    def _guided(self, options: ChatOptions, specs: Sequence[ToolSpec]) -> None:
-        return None
+    def _guided(self, options: ChatOptions, template: ChatTemplate, wire_format: WireFormat) -> Guided | None:
+        """The guided strategy, where the chat, or the catalogue for this model, asks for it."""
+        from edgellm.guided import Guided
+
+        strategy = options.strategy
+        if strategy == "auto" and self.entry is not None:
+            strategy = self.entry.tool_strategy
+        if strategy not in ("auto", "free", "guided"):
+            raise ConfigError(f"tool strategy {strategy!r} is unknown.", hint="Choose auto, guided or free.")
+        if strategy != "guided":
+            return None
+        guided = self._guided_by_template.get(template.source)
+        if guided is None:
+            guided = self._guided_by_template[template.source] = Guided(
+                self.engine,
+                template,
+                wire_format,
+                make_chain=self.make_chain,
+                json_constraint=self.json_constraint,
+            )
+        return guided
 
     # -- completion, embedding, tokens --------------------------------------------------------------------
 
