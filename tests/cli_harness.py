@@ -62,17 +62,22 @@ def cli(*words: object, stdin: bytes | str = b"", encoding: str = "utf-8") -> Ou
         return Outcome(code, out.getvalue().decode(encoding), err.getvalue().decode(encoding))
 
 
-def child(*words: object, **options: Any) -> subprocess.Popen[bytes]:
-    """Starts `edgellm WORDS` as a child with pipes."""
+@contextlib.contextmanager
+def child(*words: object, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """`edgellm WORDS` as a child with pipes; it is ended with the block."""
     options.setdefault("stdin", subprocess.DEVNULL)
-    return subprocess.Popen(
+    with subprocess.Popen(
         [*MAIN, *map(str, words)],
         stdout=subprocess.PIPE,
-        stderr=options.pop("stderr", subprocess.PIPE),
+        stderr=subprocess.PIPE,
         # Python ignores SIGINT where its parent did, as a shell's background jobs do.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **options,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class Terminal:

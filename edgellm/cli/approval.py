@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from edgellm.toolbox.toolset import Toolset
     from edgellm.types import ToolCall, ToolSpec
 
+_POLL_S = 0.1
 _ANSWERS = {
     "y": "once",
     "yes": "once",
@@ -72,14 +74,15 @@ class Approver:
         return self._ask(call, spec, reason, origin)
 
     def _ask(self, call: ToolCall, spec: ToolSpec, reason: str, origin: str) -> Approval:
-        say("")
         arguments = one_line(json.dumps(call.arguments, ensure_ascii=False), 2000)
-        print(styled(f"{spec.name} {arguments}", "bold", sys.stderr), file=sys.stderr)
         choices = "[y]es once, [s]ession, [a]lways, [n]o" if spec.is_grantable else "[y]es once, [n]o"
-        print(f"{one_line(reason)} Allow it? {choices}: ", end="", file=sys.stderr, flush=True)
         try:
+            # Before the question is seen: Ctrl-C may come at once.
             with self.asking():
-                answer = sys.stdin.readline().strip().lower()
+                say("")
+                print(styled(f"{spec.name} {arguments}", "bold", sys.stderr), file=sys.stderr)
+                print(f"{one_line(reason)} Allow it? {choices}: ", end="", file=sys.stderr, flush=True)
+                answer = _typed_line().strip().lower()
         except KeyboardInterrupt:
             say("")
             if self.on_interrupt is not None:
@@ -96,6 +99,14 @@ class Approver:
     def _origin(self, name: str) -> str:
         # Without the line, which moves whenever the file is edited.
         return self._toolset.get(name).origin.rpartition(":")[0] if name in self._toolset else ""
+
+
+def _typed_line() -> str:
+    # Polled, because a signal that comes just before a blocking read would not be noticed until a key is hit.
+    if sys.platform != "win32":
+        while not select.select([sys.stdin], [], [], _POLL_S)[0]:
+            pass
+    return sys.stdin.readline()
 
 
 def _is_somebody_there() -> bool:

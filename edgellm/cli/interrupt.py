@@ -19,9 +19,9 @@ class Interrupt:
     """Within its block Ctrl-C calls `stop` instead of raising KeyboardInterrupt.
 
     Python runs signal handlers in the main thread, between two of its own instructions: not while a prefill
-    computes for seconds. So the signal wakes a thread, and that one calls `stop` (which must be safe there).
-    The third Ctrl-C raises KeyboardInterrupt all the same; so does the first within `asking`, where the main
-    thread waits for a key. Outside the main thread the block does nothing.
+    computes for seconds. So the signal wakes a thread, and that one calls `stop` (which must be safe there, and
+    more than once). The third Ctrl-C raises KeyboardInterrupt all the same; so does the first within `asking`,
+    where the main thread waits for a key. Outside the main thread the block does nothing.
     """
 
     def __init__(self, stop: Callable[[], None]) -> None:
@@ -80,7 +80,7 @@ class Interrupt:
 
     def _listen(self, reader: socket.socket) -> None:
         while data := reader.recv(64):
-            if signal.SIGINT in data and not self._is_asking:
+            if signal.SIGINT in data:
                 self._stop()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
