@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from edgellm.conversation import Conversation
     from edgellm.events import Event
-    from edgellm.guided import Guided
+    from edgellm.guided.strategy import Guided
     from edgellm.sampling.constraint import Constraint
     from edgellm.toolbox.permission import Permissions
     from edgellm.toolbox.runner import Runner, Running

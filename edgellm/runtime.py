@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgellm.engine.session import Session
     from edgellm.engine_thread import EngineThread
     from edgellm.events import Event
-    from edgellm.guided import Guided
+    from edgellm.guided.strategy import Guided
     from edgellm.models.catalogue import Catalogue, ModelEntry
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.native.model import Model
@@ -188,7 +188,7 @@ class Runtime:
     ) -> Conversation:
         from edgellm.chat.continuation import Continuation
         from edgellm.conversation import Conversation
-        from edgellm.guided import worked_turns
+        from edgellm.guided.strategy import worked_turns
 
         return Conversation(
             session,
@@ -244,7 +244,7 @@ class Runtime:
 
     def _guided(self, options: ChatOptions, template: ChatTemplate, wire_format: WireFormat) -> Guided | None:
         """The guided strategy, where the chat, or the catalogue for this model, asks for it."""
-        from edgellm.guided import Guided
+        from edgellm.guided.strategy import Guided
 
         strategy = options.strategy
         if strategy == "auto" and self.entry is not None:
@@ -260,7 +260,7 @@ class Runtime:
                 template,
                 wire_format,
                 make_chain=self.make_chain,
-                json_constraint=self.json_constraint,
+                make_constraint=self.grammar_constraint,
             )
         return guided
 

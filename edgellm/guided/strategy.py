@@ -16,6 +16,7 @@ from edgellm.decoding import NEXT_TOKEN
 from edgellm.engine.scoring import score_after_each
 from edgellm.errors import Cancelled, ContextFull
 from edgellm.events import ToolChoiceScored
+from edgellm.guided.arguments import ArgumentWriter
 from edgellm.types import Message, SpanKind, ToolCall
 
 if TYPE_CHECKING:
@@ -102,14 +103,16 @@ class Guided:
         wire_format: WireFormat,
         *,
         make_chain: Callable[[str], Chain],
-        json_constraint: Callable[[Mapping[str, Any]], Constraint],
+        make_constraint: Callable[[str], Constraint],
         threshold: float = THRESHOLD,
     ) -> None:
         self._engine = engine
         self._template = template
         self._format = wire_format
         self._make_chain = make_chain
-        self._json_constraint = json_constraint
+        self._writer = ArgumentWriter(
+            engine, template, wire_format, make_chain=make_chain, make_constraint=make_constraint
+        )
         self._threshold = threshold
         self._channels: dict[str, Session] = {}
 
@@ -132,7 +135,8 @@ class Guided:
                 )
             if chosen is None:
                 return False
-            yield from self._write_call(decoding, chosen)
+            arguments = yield from self._writer.write(chosen, request)
+            yield from self._write_call(decoding, chosen, arguments)
         except Cancelled:
             decoding.finish_reason = "cancelled"
         except ContextFull:
@@ -143,7 +147,9 @@ class Guided:
 
     def scores(self, request: str, specs: Sequence[ToolSpec]) -> list[float]:
         """For each tool, in nats: log P(request | its requests) − log P(request | requests that want words)."""
-        channels = [self._channel(f"words {i}", words.head, words.requests) for i, words in enumerate(_IN_WORDS)]
+        channels = [
+            self._channel(f"words {i}", words.head, words.requests) for i, words in enumerate(_IN_WORDS)
+        ]
         channels += [
             self._channel(f"tool {spec.name} {spec.parameters} {spec.examples}", *_requests_for(spec))
             for spec in specs
@@ -178,18 +184,16 @@ class Guided:
         body = [token for token, _ in entries[start:end]][:_MAX_REQUEST_TOKENS]
         return entries[:start], [*body, entries[end][0]]
 
-    # -- its arguments -----------------------------------------------------------------------------------------
-
-    def _write_call(self, decoding: Decoding, spec: ToolSpec) -> Generator[Event | Waiting, None, None]:
-        yield from decoding.write(self._format.render_call_head(spec.name))
-        chain = self._make_chain("greedy")
-        try:
-            yield from decoding.draw_under(self._json_constraint(_required_only(spec.parameters)), chain)
-        finally:
-            chain.close()
-        if decoding.finish_reason == "eog":
-            yield from decoding.write(self._format.render_call_tail(spec.name))
-            decoding.end_turn()
+    def _write_call(
+        self, decoding: Decoding, spec: ToolSpec, arguments: Mapping[str, Any]
+    ) -> Generator[Event | Waiting, None, None]:
+        """Puts the call on the chat's tape, in the words of its format."""
+        yield from decoding.write(
+            self._format.render_call_head(spec.name)
+            + self._format.render_arguments(arguments)
+            + self._format.render_call_tail(spec.name)
+        )
+        decoding.end_turn()
 
 
 def _requests_for(spec: ToolSpec) -> tuple[str, tuple[str, ...]]:
@@ -206,9 +210,3 @@ def _requests_for(spec: ToolSpec) -> tuple[str, tuple[str, ...]]:
 
 def _words(name: str) -> str:
     return name.replace("_", " ").replace("-", " ").replace(".", " ")
-
-
-def _required_only(schema: Mapping[str, Any]) -> dict[str, Any]:
-    required = schema.get("required", [])
-    properties = {name: value for name, value in schema.get("properties", {}).items() if name in required}
-    return {**schema, "properties": properties, "required": list(properties), "additionalProperties": False}
