@@ -13,7 +13,7 @@ from edgellm.decoding import Waiting
 from edgellm.errors import Cancelled, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 _IDLE_WAIT_S = 0.02
@@ -71,29 +71,9 @@ class EngineThread:
                 self._thread.start()
             self._wake.notify()
 
-    async def stream(self, turn: Iterator[T | Waiting]) -> AsyncGenerator[T, None]:
-        """The items of a turn, for asyncio. Leaving the loop early closes the turn, and waits until it is closed."""
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[T | _End] = asyncio.Queue()
-
-        def deliver(item: T | _End) -> None:
-            # Raises RuntimeError where the loop is closed: the turn ends then.
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        task = self.start_turn(turn, deliver)
-        item: T | _End | None = None
-        try:
-            while True:
-                item = await queue.get()
-                if isinstance(item, _End):
-                    if item.error is not None:
-                        raise item.error
-                    return
-                yield item
-        finally:
-            task.close()
-            while not isinstance(item, _End):
-                item = await queue.get()
+    def stream(self, turn: Iterator[T | Waiting]) -> Stream[T]:
+        """Starts a turn for the asyncio loop that is running, and gives its items. Close it when it is left early."""
+        return Stream(self, turn)
 
     def _run(self) -> None:
         while True:
@@ -124,6 +104,43 @@ class EngineThread:
             tasks, self._tasks = list(self._tasks), deque()
         for task in tasks:
             task.end(Cancelled("the runtime was closed while this turn was open."))
+
+
+class Stream(Generic[T]):
+    """The items of a turn, as an asynchronous iterator.
+
+    No asynchronous generator: a loop that shuts down closes those all at once, this one beside the one that
+    reads it, and neither would wait for the other.
+    """
+
+    def __init__(self, thread: EngineThread, turn: Iterator[T | Waiting]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[T | _End] = asyncio.Queue()
+        self._is_over = False
+        self._task = thread.start_turn(turn, self._deliver)
+
+    def _deliver(self, item: T | _End) -> None:
+        # Raises RuntimeError where the loop is closed: the turn ends then.
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+    def __aiter__(self) -> Stream[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._is_over:
+            raise StopAsyncIteration
+        item = await self._queue.get()
+        if isinstance(item, _End):
+            self._is_over = True
+            raise item.error or StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        """Closes the turn, and waits until it is closed."""
+        self._task.close()
+        # A reader that is collected after its loop was closed has nobody to wait for.
+        while not self._is_over and not self._loop.is_closed():
+            self._is_over = isinstance(await self._queue.get(), _End)
 
 
 class _End:

@@ -7,18 +7,19 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import tiny_models
 
 import edgellm
 from edgellm.engine.engine import Engine
 from edgellm.engine.scoring import score_after_each, score_continuations
+from edgellm.engine.session import Session
+from edgellm.engine.session_file import read_session
 from edgellm.engine_thread import EngineThread
 from edgellm.native.context import DecodeStatus
+from edgellm.native.library import log_text
 from edgellm.native.model import Model
 from edgellm.sampling.chain import Chain
 from edgellm.sampling.stage import Rewind
@@ -28,8 +29,6 @@ from edgellm.types import LoadOptions, SpanKind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from edgellm.engine.session import Session
 
 CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
 OPTIONS = LoadOptions(n_ctx=256, n_seq_max=3, n_batch=64, threads=1)
@@ -548,6 +547,67 @@ def test_chats_that_together_exceed_the_context_take_turns(engine: Engine) -> No
         assert_same_distribution(session)
 
 
+def test_what_llama_cpp_logged_is_still_there_after_many_tokens(engine: Engine) -> None:
+    """Each decode left a mark in the ring of lines, until it held nothing else."""
+    before = log_text()
+    session = new_session(engine)
+    session.extend(entries([5]))
+    for _ in range(200):
+        session.step()
+    for _ in range(3):
+        session.rewind(1)
+        session.extend(entries([7] * 100))
+    assert log_text() == before != ""
+
+
+@pytest.mark.parametrize("disturbance", ["another chat's tokens", "parking", "save"])
+def test_rewind_to_where_the_sliding_window_is_gone_computes_the_tape_again(
+    tiny_model: Callable[..., Path], tmp_path: Path, disturbance: str
+) -> None:
+    """llama.cpp reuses cells behind the window, and leaves them out of saved states; positions still looked right."""
+    model = Model.load(tiny_model("gemma3"), OPTIONS)
+    engine = Engine(model, OPTIONS)
+    first, session = new_session(engine), new_session(engine)
+    first.extend(entries([9] * 40))
+    session.extend(entries([10 + i % 7 for i in range(60)]))
+    if disturbance == "another chat's tokens":
+        first.rewind(5)
+        other = new_session(engine)
+        other.extend(entries([11] * 60))
+    elif disturbance == "parking":
+        for _ in range(3):
+            new_session(engine).extend(entries([12]))
+        assert session.seq is None
+    else:
+        session.save(tmp_path / "a")
+        record, memory = read_session(tmp_path / "a")
+        session = Session.restore(engine, Chain("greedy", n_vocab=engine.vocabulary.size), record, memory)
+    if disturbance != "another chat's tokens":
+        assert session.own_seq() is not None
+        assert session.kv_length == 60
+    session.rewind(30)
+    assert session.kv_length == 0
+    session.extend(entries([13]))
+    assert session.rebuilt_tokens == 30
+    assert_same_distribution(session)
+    engine.close()
+    model.close()
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+def test_rewind_of_whole_memory_computes_nothing_again(tiny_model: Callable[..., Path], arch: str) -> None:
+    model = Model.load(tiny_model(arch), OPTIONS)
+    engine = Engine(model, OPTIONS)
+    session = new_session(engine)
+    session.extend(entries([10 + i % 7 for i in range(60)]))
+    session.rewind(30)
+    session.extend(entries([13]))
+    assert session.rebuilt_tokens == 0
+    assert_same_distribution(session)
+    engine.close()
+    model.close()
+
+
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "mamba"])
 @pytest.mark.parametrize("n_seq_max", [1, 2])
 def test_many_chats_on_few_sequences(tiny_model: Callable[..., Path], arch: str, n_seq_max: int) -> None:
@@ -893,6 +953,44 @@ def test_chats_may_be_closed_forked_and_saved_beside_async_turns(
         chat.close()
 
 
+ASYNC_EXIT = """
+    import asyncio, sys
+    import edgellm
+    from edgellm.scripted import Scripted
+
+    runtime = edgellm.load(sys.argv[1], n_ctx=1024, threads=1)
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+    stream = runtime.chat(sampler=[Scripted(["word " * 50], end)], template="chatml").asend("Hi.")
+
+    async def read_some():
+        for _ in range(6):
+            await anext(stream)
+
+    if sys.argv[2] == "run":
+        asyncio.run(read_some())
+    else:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(read_some())
+        loop.close()
+    print("end")
+"""
+
+
+@pytest.mark.parametrize("way", ["run", "loop"])
+def test_program_that_ends_in_the_middle_of_an_async_turn_ends_quietly(
+    tiny_model: Callable[..., Path], way: str
+) -> None:
+    """The loop closed reader and turn beside each other, and both complained."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ASYNC_EXIT), str(tiny_model("llama", n_ctx=1024)), way],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
 class Ending:
     """A turn for the thread: yields, then raises while it is closed."""
 
@@ -998,8 +1096,3 @@ def test_failed_decode_of_one_batch_is_told_to_each_and_heals(
         assert session.check_memory()
         session.step()
         assert_same_distribution(session)
-
-
-def test_architectures_under_test_are_there() -> None:
-    assert {"llama", "gemma3", "mamba"} <= set(tiny_models.ARCHS)
-    assert time.monotonic() > 0

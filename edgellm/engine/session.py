@@ -77,11 +77,12 @@ class Session:
             raise ConfigError("the chat is closed.", hint="Open another one on a loaded model.")
 
     def check_memory(self) -> bool:
-        """Does llama.cpp's memory hold exactly the positions this session believes in?"""
+        """Does llama.cpp's memory hold exactly the positions this session believes in, and all the next needs?"""
         if self.seq is None:
             return True
-        low, high = self.engine.context.position_range(self.seq)
-        return high == self._kv - 1 and (self._kv == 0 or low >= 0)
+        context = self.engine.context
+        _, high = context.position_range(self.seq)
+        return high == self._kv - 1 and context.has_window(self.seq, self._kv)
 
     def own_seq(self) -> int:
         """The session's sequence in the context, with its memory in it."""

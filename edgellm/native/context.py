@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_CTX_LIMIT = 8192
 _ROPE = {"model": -1, "none": 0, "linear": 1, "yarn": 2}
+_WINDOW_ONLY = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY (llama.h): of windowed memory, the window
+_STATE_HEAD = 4
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -93,6 +95,7 @@ class Context:
         self.n_seq_max: int = llama.llama_n_seq_max(self.pointer)
         self.n_threads: int = llama.llama_n_threads(self.pointer)
         self._n_vocab = model.vocabulary.size
+        self._window: int = llama.llama_model_n_swa(model.live_pointer())
         self._batch = _Batch(llama, self.n_batch, self.n_seq_max)
         try:
             self._apply_adapters(model)
@@ -165,6 +168,27 @@ class Context:
         return (
             self._llama.llama_memory_seq_pos_min(self._memory, seq),
             self._llama.llama_memory_seq_pos_max(self._memory, seq),
+        )
+
+    def has_window(self, seq: int, length: int) -> bool:
+        """Does a sequence of `length` tokens still hold all that sliding-window layers need for the next one?
+
+        llama.cpp reuses cells that have left the window, and leaves them out of a sequence's state: after a cut
+        the window begins earlier, and some of it may be gone. True for models without a window.
+        """
+        if not self._window or not length:
+            return True
+        # A sequence's state begins with these words: magic, sequence, streams (1), cells, and for each cell its
+        # position, 1 and the sequence. A buffer that ends there spares llama.cpp the copy of the tensors.
+        words = (ctypes.c_uint32 * (_STATE_HEAD + 3 * self._window))()
+        target = ctypes.cast(words, ctypes.POINTER(ctypes.c_uint8))
+        with captured_log(is_kept=False):
+            self._llama.llama_state_seq_get_data_ext(
+                self._live(), target, ctypes.sizeof(words), seq, _WINDOW_ONLY
+            )
+        found = set(words[_STATE_HEAD::3][: words[_STATE_HEAD - 1]])
+        return words[_STATE_HEAD - 2] == 1 and found.issuperset(
+            range(max(0, length - self._window + 1), length)
         )
 
     def state(self, seq: int) -> bytes:

@@ -99,8 +99,8 @@ class CapturedLog:
 
 
 @contextmanager
-def captured_log() -> Generator[CapturedLog]:
-    """Collects what llama.cpp logs inside the block."""
+def captured_log(*, is_kept: bool = True) -> Generator[CapturedLog]:
+    """Collects what llama.cpp logs inside the block; unless `is_kept`, nobody else gets to see it."""
     # A ring buffer has no stable index, so the block is marked by a line of its own.
     mark = (_MARK, "")
     _log.append(mark)
@@ -110,6 +110,10 @@ def captured_log() -> Generator[CapturedLog]:
     finally:
         entries = list(_log)
         start = next((i for i in range(len(entries) - 1, -1, -1) if entries[i] is mark), -1)
+        if start >= 0 and is_kept:
+            del _log[start]  # or a few hundred tokens' marks would push all real lines out
+        while start >= 0 and not is_kept and len(_log) > start:
+            _log.pop()
         captured.entries += [entry for entry in entries[start + 1 :] if entry[0] != _MARK]
 
 
