@@ -110,7 +110,7 @@ def test_parse_by_template_and_tools_and_as_events(tmp_path: Path, model: Path) 
     assert json.loads(outcome.out)["calls"][0]["name"] == "add"
     assert json.loads(cli("parse", "-m", model, stdin="plain").out)["content"] == "plain"
     events = cli("parse", "--format", "hermes", "--events", stdin=CALL).events
-    assert [event["type"] for event in events][0] == "reasoning_delta"
+    assert events[0]["type"] == "reasoning_delta"
     assert events[-1]["type"] == "tool_call_ready"
     assert json.loads(cli("parse", "--format", "hermes").out) == {"content": "", "reasoning": "", "calls": []}
 

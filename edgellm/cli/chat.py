@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.cli import arguments
 from edgellm.cli.arguments import UsageError, text
 from edgellm.cli.failure import ERROR, INTERRUPTED
+from edgellm.cli.interrupt import raising
 from edgellm.cli.render import has_colour, is_terminal, say, styled, warn
 from edgellm.errors import EdgeError
 
@@ -80,7 +81,7 @@ def _loop(talk: Talk) -> int:
     is_interactive = is_terminal(sys.stdin)
     if is_interactive:
         say(f"{talk.title}. /help lists commands, Ctrl-D leaves.")
-    with _history(is_interactive, [f"/{name}" for name in COMMANDS]):
+    with raising(), _history(is_interactive, [f"/{name}" for name in COMMANDS]):
         has_failed, interrupts = False, 0
         while True:
             try:

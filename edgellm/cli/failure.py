@@ -25,6 +25,8 @@ _FALLBACKS: tuple[tuple[type[EdgeError], str], ...] = (
     (SessionError, "Start a new chat, or give another file."),
     (EdgeError, "`edgellm doctor` may tell more."),
 )
+# Hints speak to Python callers; here the same things have other names.
+_OPTIONS = (("kv_type_k='q8_0'", "--kv-type q8_0"), ("n_ctx", "--ctx"), ("n_gpu_layers", "--gpu-layers"))
 _OS_HINTS = {
     errno.ENOSPC: "Free some space.",
     errno.EDQUOT: "Free some space.",
@@ -77,13 +79,20 @@ def reported(command: Callable[[], int]) -> int:
 def error_text(error: EdgeError) -> str:
     """The error and its remedy."""
     if error.hint:
-        return str(error)
+        hint = error.hint
+        for ours, option in _OPTIONS:
+            hint = hint.replace(ours, option)
+        return str(error).removesuffix(error.hint) + hint
     remedy = next(text for kind, text in _FALLBACKS if isinstance(error, kind))
-    return f"{error} {remedy}"
+    # Behind a picture of several lines, a line of its own.
+    separator = "\n" if "\n" in str(error) else " "
+    return f"{error}{separator}{remedy}"
 
 
 def os_error_text(error: OSError) -> str:
     """What the system refused, and a remedy."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return "The working folder does not exist any more. Change to another one."
     what = (error.strerror or str(error) or type(error).__name__).rstrip(".")
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     return f"{place}{what}. {_OS_HINTS.get(error.errno or 0, '`edgellm doctor` may tell more.')}"

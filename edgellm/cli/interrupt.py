@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from types import FrameType
 
 _MOST_PRESSES = 3
@@ -44,7 +44,7 @@ class Interrupt:
         self._stop()
 
     @contextlib.contextmanager
-    def asking(self) -> Any:
+    def asking(self) -> Generator[None]:
         """Within it Ctrl-C raises KeyboardInterrupt."""
         self._is_asking = True
         try:
@@ -87,3 +87,18 @@ class Interrupt:
         self._presses += 1
         if self._is_asking or self._presses >= _MOST_PRESSES:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def raising() -> Generator[None]:
+    """Within it Ctrl-C raises KeyboardInterrupt, for commands that have something to tidy up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

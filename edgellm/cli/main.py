@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING
-
-from edgellm.cli.arguments import Parser, UsageError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +24,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "what this machine and installation offer, and what is wrong with them"),
 }
 _DEFAULT = "chat"
+_INTERRUPTED = 120  # failure.INTERRUPTED, which may not have been imported yet
 _EXAMPLES = """\
 examples:
   edgellm models pull smollm2-135m            fetch the default model (98 MB)
@@ -38,15 +37,53 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit code: 0, 1 for errors, 2 for wrong usage, 120 for an interrupt."""
-    from edgellm.cli.failure import reported
-    from edgellm.cli.render import prepare_streams
+    try:
+        if argv is None:
+            _leave_on_ctrl_c()
+        from edgellm.cli.failure import reported
+        from edgellm.cli.render import prepare_streams
 
-    words = list(sys.argv[1:] if argv is None else argv)
-    prepare_streams()
-    return reported(lambda: _run(words))
+        words = list(sys.argv[1:] if argv is None else argv)
+        prepare_streams()
+        code = reported(lambda: _run(words))
+        if argv is None:
+            _ignore_ctrl_c()
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    if code == _INTERRUPTED and argv is None:
+        # Python kills itself at its end if Ctrl-C came inside code that a library had put together (a dataclass,
+        # say), though it was caught: the exit code would be the signal's. All streams are flushed by now.
+        os._exit(code)
+    return code
+
+
+def _leave_on_ctrl_c() -> None:
+    """Until a command has something to tidy up, Ctrl-C ends the process there and then.
+
+    A KeyboardInterrupt would come in the middle of an import, where Python may print it and go on.
+    """
+    import signal
+
+    def leave(_number: int, _frame: object) -> None:
+        os.write(2, b"edgellm: interrupted. What was saved before is untouched.\n")
+        os._exit(_INTERRUPTED)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+
+
+def _ignore_ctrl_c() -> None:
+    # All is done and printed: a late Ctrl-C must not turn that into a death by signal.
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run(words: list[str]) -> int:
+    from importlib import import_module
+
+    from edgellm.cli.arguments import Parser, UsageError, nearest
+
     first = words[0] if words else _DEFAULT
     if first == "help" and len(words) > 1:
         words = [words[1], "--help"]

@@ -165,6 +165,7 @@ def show(args: Namespace) -> int:
 
 def pull(args: Namespace) -> int:
     """Fetches a model; prints its path."""
+    from edgellm.cli.interrupt import raising
     from edgellm.cli.progress import shown_progress
     from edgellm.models.store import Store
 
@@ -172,7 +173,7 @@ def pull(args: Namespace) -> int:
     store = Store()
     size = f" ({megabytes(entry.expected_bytes)})" if entry.expected_bytes else ""
     was_here = store.list()
-    with shown_progress(f"Fetching {entry.name}{size} ...") as progress:
+    with raising(), shown_progress(f"Fetching {entry.name}{size} ...") as progress:
         model = store.pull(entry, accept=args.accept_licence, force=args.force, progress=progress)
     if args.quiet:
         return 0

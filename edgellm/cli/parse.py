@@ -84,7 +84,7 @@ def _choice(args: Namespace) -> tuple[str | None, str]:
     from edgellm.errors import TemplateError
 
     if args.format is None and args.template is None and args.model is None:
-        raise UsageError("A format is missing: give --format NAME, --template FILE or --model NAME.")
+        raise UsageError("A format is missing. Give --format NAME, --template FILE or --model NAME.")
     source = ""
     if args.template is not None:
         from edgellm.chat.template import BUILTIN

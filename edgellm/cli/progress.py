@@ -1,4 +1,4 @@
-"""Download progress on stderr: a bar at a terminal, one line elsewhere."""
+"""Download progress on stderr: a bar at a terminal, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edgellm.cli.render import is_terminal, one_line, say
+from edgellm.cli.render import is_terminal, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown_progress(title: str) -> Generator[Progress]:
-    """A Progress to hand to the store. `title` is told once work begins; where nothing happens, nothing is shown."""
+    """A Progress to hand to the store. Where nothing happens, and where nobody looks, nothing is shown."""
+    from edgellm.models.files import silent
+
     if not is_terminal(sys.stderr):
-        yield _once(title)
+        yield silent
         return
     # rich costs a tenth of a second: only who looks at a bar pays for it.
     from rich.console import Console
@@ -43,15 +45,3 @@ def shown_progress(title: str) -> Generator[Progress]:
             )
 
         yield tell
-
-
-def _once(title: str) -> Progress:
-    has_told = False
-
-    def tell(_done: int, _total: int, _what: str) -> None:
-        nonlocal has_told
-        if not has_told:
-            has_told = True
-            say(title)
-
-    return tell

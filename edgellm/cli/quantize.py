@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.cli.arguments import text, whole_number
 from edgellm.cli.failure import INTERRUPTED
+from edgellm.cli.interrupt import raising
 from edgellm.cli.render import megabytes, say, warn
 
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ def run(args: Namespace) -> int:
     thread = threading.Thread(target=work, name="edgellm-quantize", daemon=True)
     before = set(_unfinished(target))
     try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_S)
+        with raising():
+            thread.start()
+            while thread.is_alive():
+                thread.join(_POLL_S)
     except KeyboardInterrupt:
         warn("interrupted. No file was written.")
         for path in set(_unfinished(target)) - before:

@@ -130,7 +130,7 @@ def _prompt(words: list[str]) -> str:
     parts = [" ".join(words), piped_text()]
     prompt = "\n\n".join(part for part in parts if part.strip())
     if not prompt:
-        raise UsageError('There is no prompt: write edgellm run "...", or pipe a text into it.')
+        raise UsageError('There is no prompt. Write edgellm run "...", or pipe a text into it.')
     return prompt
 
 
@@ -163,7 +163,7 @@ def _schema(args: Namespace) -> dict[str, Any] | None:
     if args.schema is None:
         return None
     if args.tool or args.tools or args.tool_choice not in ("auto", "none"):
-        raise UsageError("--schema goes without tools: leave --tool, --tools and --tool-choice out.")
+        raise UsageError("--schema goes without tools. Leave --tool, --tools and --tool-choice out.")
     found = read_json(Path(args.schema), "JSON Schema")
     if not isinstance(found, dict):
         raise ConfigError(

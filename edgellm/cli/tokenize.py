@@ -44,7 +44,7 @@ def run(args: Namespace) -> int:
         raise UsageError("--json and --ids exclude each other. Leave one of them out.")
     text = " ".join(args.text) if args.text else piped_text()
     if not text:
-        raise UsageError('There is no text: write edgellm tokenize "...", or pipe one into it.')
+        raise UsageError('There is no text. Write edgellm tokenize "...", or pipe one into it.')
     with read_vocabulary(args.model or "") as vocabulary:
         tokens = vocabulary.tokenize(text, parse_special=args.special, add_special=args.special)
         pieces = [vocabulary.piece(token) for token in tokens]

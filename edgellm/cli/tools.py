@@ -182,6 +182,8 @@ def call(args: Namespace) -> int:
     request = ToolCall("call_0", item.name, given)
     item.check(given)
     decision = Permissions(approve=Approver(toolset, allowed=args.allow).approve).decide(item, request)
+    if decision.refusal is not None and item.spec.permission == "deny":
+        raise ToolError(f"{item.name} is declared never to run.", hint=f"Change that in {item.origin}.")
     if decision.refusal is not None:
         raise ToolError(
             f"{item.name} was not allowed to run.",
@@ -200,7 +202,8 @@ def call(args: Namespace) -> int:
         print(json.dumps({**record, "duration_s": round(result.duration_s, 6)}))
         return 0 if result.is_ok else 1
     if not result.is_ok:
-        raise ToolError(result.text, hint=f"`edgellm tools show {item.name}` tells what it takes.")
+        failure = result.text if result.text.endswith((".", "!", "?")) else f"{result.text}."
+        raise ToolError(failure, hint=f"`edgellm tools show {item.name}` tells what it takes.")
     print(escape(result.text))
     return 0
 
