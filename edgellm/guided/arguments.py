@@ -32,7 +32,7 @@ NULL_WEIGHT = 0.7
 """How much of a choice's log-probability after the null request is taken off: it corrects for what the worked
 examples and the word itself make likely."""
 
-_MAX_VALUE_TOKENS = 64
+_MAX_VALUE_TOKENS = 160
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 _MADE_UP = (
@@ -102,10 +102,10 @@ class ArgumentWriter:
         self._sessions: dict[str, Session] = {}
         self._bias: CopyBias | None = None
 
-    def write(self, spec: ToolSpec, request: str) -> Generator[Waiting, None, dict[str, Any]]:
+    def write(self, spec: ToolSpec, request: str) -> Generator[Waiting, None, dict[str, Any] | None]:
         """Arguments for a call of the tool: all required properties, and the optional ones the request states.
 
-        Raises Cancelled, ContextFull, DecodeError.
+        None where a required value did not come to its end. Raises Cancelled, ContextFull, DecodeError.
         """
         properties: dict[str, Any] = spec.parameters.get("properties", {})
         required = [name for name in properties if name in spec.parameters.get("required", ())]
@@ -113,6 +113,8 @@ class ArgumentWriter:
         unused = Unused(request)
         for name in required:
             value = yield from self._required(writing, name, properties[name])
+            if value is NOTHING:
+                return None
             writing.arguments[name] = value
         for value in writing.arguments.values():
             unused.take(value)

@@ -136,7 +136,10 @@ class Guided:
             if chosen is None:
                 return False
             arguments = yield from self._writer.write(chosen, request)
-            yield from self._write_call(decoding, chosen, arguments)
+            if arguments is None:
+                yield from self._draw_call(decoding, chosen)
+            else:
+                yield from self._write_call(decoding, chosen, arguments)
         except Cancelled:
             decoding.finish_reason = "cancelled"
         except ContextFull:
@@ -194,6 +197,17 @@ class Guided:
             + self._format.render_call_tail(spec.name)
         )
         decoding.end_turn()
+
+    def _draw_call(self, decoding: Decoding, spec: ToolSpec) -> Generator[Event | Waiting, None, None]:
+        """Lets the model write the call's arguments on the chat's own tape, greedily, under the tool's schema."""
+        chain = self._make_chain("greedy")
+        grammar = self._format.call_grammar((spec,))
+        try:
+            yield from decoding.draw_under(self._make_constraint(grammar), chain)
+        finally:
+            chain.close()
+        if decoding.finish_reason == "eog" and decoding.calls:
+            decoding.end_turn()
 
 
 def _requests_for(spec: ToolSpec) -> tuple[str, tuple[str, ...]]:
