@@ -51,9 +51,14 @@ class Model:
 
     @classmethod
     def load(
-        cls, path: Path, options: LoadOptions, *, progress: Callable[[float], bool | None] | None = None
+        cls,
+        path: Path,
+        options: LoadOptions,
+        *,
+        progress: Callable[[float], bool | None] | None = None,
+        vocabulary_only: bool = False,
     ) -> Model:
-        """Loads a GGUF file.
+        """Loads a GGUF file; `vocabulary_only` leaves the weights out: no context can be made of it.
 
         `progress` gets a fraction in [0, 1] and may return False to stop (raises Cancelled).
         Raises ModelNotFound, ModelCorrupt, ModelUnsupported, OutOfMemory, ConfigError; the error carries
@@ -77,6 +82,7 @@ class Model:
         keep_alive = _fill_params(params, options)
         callback = llama.llama_progress_callback(on_progress)
         params.progress_callback = callback
+        params.vocab_only = vocabulary_only
         with captured_log() as log:
             pointer = llama.llama_model_load_from_file(str(path).encode(), params)
         if not pointer:
