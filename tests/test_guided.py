@@ -108,7 +108,9 @@ def test_guided_call_leaves_one_token_pending_and_prefills_nothing_twice(runtime
     assert second.reused_tokens == first.prefill_tokens + first.decode_tokens - 1
     assert chat.usage.rebuilt_tokens == 0
     (result,) = [event.result.text for event in steps if isinstance(event, edgellm.ToolFinished)]
-    glue = f"\n<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    glue = (
+        f"\n<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
     assert second.prefill_tokens == 1 + len(runtime.tokenize(glue, parse_special=True))
     assert chat.conversation.session.check_memory()
 
@@ -170,10 +172,19 @@ def test_unknown_strategy_is_refused(runtime: edgellm.Runtime) -> None:
 
 @pytest.mark.parametrize(
     ("request_text", "value"),
-    [("weather in celsius please", "celsius"), ("weather please", NOTHING), ("celsius or fahrenheit", NOTHING)],
+    [
+        ("weather in celsius please", "celsius"),
+        ("weather please", NOTHING),
+        ("celsius or fahrenheit", NOTHING),
+    ],
 )
-def test_optional_choice_counts_where_exactly_one_stands_in_the_request(request_text: str, value: Any) -> None:
-    assert stated_choice({"enum": ["celsius", "fahrenheit"]}, Unused(request_text)) is value or value == "celsius"
+def test_optional_choice_counts_where_exactly_one_stands_in_the_request(
+    request_text: str, value: Any
+) -> None:
+    assert (
+        stated_choice({"enum": ["celsius", "fahrenheit"]}, Unused(request_text)) is value
+        or value == "celsius"
+    )
     found = stated_choice({"enum": ["celsius", "fahrenheit"]}, Unused(request_text))
     assert found == value if value is not NOTHING else found is NOTHING
 
@@ -263,7 +274,9 @@ def smollm2(smollm2_path: Path) -> Iterator[edgellm.Runtime]:
 
 
 @pytest.mark.model
-def test_first_question_of_the_readme_is_a_call_a_result_and_an_appended_leg(smollm2: edgellm.Runtime) -> None:
+def test_first_question_of_the_readme_is_a_call_a_result_and_an_appended_leg(
+    smollm2: edgellm.Runtime,
+) -> None:
     from edgellm_tools.calculator import calculator
     from edgellm_tools.clock import clock
 
@@ -283,4 +296,6 @@ def test_first_question_of_the_readme_is_a_call_a_result_and_an_appended_leg(smo
     glue = "\n<|im_start|>user\n<tool_response>\n395\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     assert second.prefill_tokens == 1 + len(smollm2.tokenize(glue, parse_special=True))
     assert second.reused_tokens == first.prefill_tokens + first.decode_tokens - 1
-    assert [e for e in chat.send("Who was Napoleon?", max_tokens=5) if isinstance(e, edgellm.ToolCallStarted)] == []
+    assert [
+        e for e in chat.send("Who was Napoleon?", max_tokens=5) if isinstance(e, edgellm.ToolCallStarted)
+    ] == []

@@ -110,6 +110,7 @@ class Guided:
         self._template = template
         self._format = wire_format
         self._make_chain = make_chain
+        self._make_constraint = make_constraint
         self._writer = ArgumentWriter(
             engine, template, wire_format, make_chain=make_chain, make_constraint=make_constraint
         )

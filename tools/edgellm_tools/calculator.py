@@ -143,9 +143,28 @@ def _shown(expression: str) -> str:
     return repr(expression if len(expression) <= 60 else expression[:57] + "...")
 
 
+# Small models copy a request's words into the expression.
+_OPERATOR_WORDS = tuple(
+    (re.compile(rf"(?i)(?<=[\d)\s])\s*\b(?:{words})\b\s*"), f" {operator} ")
+    for words, operator in (
+        ("(?:raised )?to the power of", "**"),
+        ("multiplied by|times", "*"),
+        ("divided by|over", "/"),
+        ("plus", "+"),
+        ("minus|less", "-"),
+        ("squared", "** 2"),
+        ("cubed", "** 3"),
+        ("percent of|per cent of", "% of"),
+        ("percent|per cent", "/ 100"),
+    )
+)
+
+
 def _normalized(expression: str) -> str:
     """The expression as Python source made of known tokens only; raises ToolError at the first other."""
     text = expression.translate(_TWINS).strip().removesuffix("=").rstrip()
+    for words, operator in _OPERATOR_WORDS:
+        text = words.sub(operator, text)
     if not text:
         raise edgellm.ToolError("The expression is empty.", hint="Write it like (23 * 17 + 4) / 2.")
     tokens: list[str] = []
