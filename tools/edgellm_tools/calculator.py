@@ -164,7 +164,7 @@ def _normalized(expression: str) -> str:
     """The expression as Python source made of known tokens only; raises ToolError at the first other."""
     text = expression.translate(_TWINS).strip().removesuffix("=").rstrip()
     for words, operator in _OPERATOR_WORDS:
-        text = words.sub(operator, text)
+        text = words.sub(operator, text).rstrip()
     if not text:
         raise edgellm.ToolError("The expression is empty.", hint="Write it like (23 * 17 + 4) / 2.")
     tokens: list[str] = []
