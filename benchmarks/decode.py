@@ -10,8 +10,9 @@ import argparse
 import statistics
 from typing import TYPE_CHECKING, Any
 
-import edgellm
 from measure import alternate, busy_python_thread, parser, print_result, speed_ratio, timed
+
+import edgellm
 from edgellm.native.context import Context
 from edgellm.native.library import lib
 from edgellm.types import SpanKind

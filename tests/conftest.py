@@ -37,7 +37,9 @@ _REAL_MODEL = _find_default_model()
 def smollm2_path() -> Path:
     """The default model's file; skips with a reason where it is absent."""
     if _REAL_MODEL is None or not _REAL_MODEL.is_file():
-        pytest.skip("the default model is not here: edgellm models pull smollm2-135m, or set EDGELLM_TEST_MODEL")
+        pytest.skip(
+            "the default model is not here: edgellm models pull smollm2-135m, or set EDGELLM_TEST_MODEL"
+        )
     return _REAL_MODEL
 
 

@@ -180,7 +180,9 @@ def test_parallel_calls_run_at_once_and_return_in_order(runtime: edgellm.Runtime
         time.sleep(wait)
         return f"met {name}"
 
-    calls = "\n".join(CALL % ("meet", json.dumps({"name": n, "wait": w})) for n, w in (("A", 0.1), ("B", 0.0)))
+    calls = "\n".join(
+        CALL % ("meet", json.dumps({"name": n, "wait": w})) for n, w in (("A", 0.1), ("B", 0.0))
+    )
     chat = make_chat(runtime, calls, "Both met.", tools=[meet])
     finished = events_of(chat.send("Go."), edgellm.ToolFinished)
     assert [event.result.text for event in finished] == ["met A", "met B"]
@@ -346,7 +348,12 @@ def test_second_send_while_one_is_open_is_refused(runtime: edgellm.Runtime) -> N
     chat = make_chat(runtime, "Hello.")
     turn = chat.send("Hi.")
     next(turn)
-    for action in (lambda: next(chat.send("Again.")), chat.fork, lambda: chat.rewind(0), lambda: chat.save("x")):
+    for action in (
+        lambda: next(chat.send("Again.")),
+        chat.fork,
+        lambda: chat.rewind(0),
+        lambda: chat.save("x"),
+    ):
         with pytest.raises(edgellm.ConfigError, match="open"):
             action()
     turn.close()
@@ -380,7 +387,9 @@ def test_tool_choice(runtime: edgellm.Runtime) -> None:
     assert not events_of(chat.send("Go.", tool_choice="none"), edgellm.ToolCallStarted)
     with pytest.raises(edgellm.ConfigError, match="not a tool of this chat"):
         list(chat.send("Go.", tool_choice="multiply"))
-    (ready,) = events_of(chat.send("Go.", tool_choice="erase", max_tokens=200), edgellm.ToolCallReady)[:1] or [None]
+    (ready,) = events_of(chat.send("Go.", tool_choice="erase", max_tokens=200), edgellm.ToolCallReady)[
+        :1
+    ] or [None]
     assert ready is None or ready.call.name == "erase"
     bare = make_chat(runtime, "x", tools=[])
     with pytest.raises(edgellm.ConfigError, match="no tools"):
@@ -400,9 +409,7 @@ def test_rewind_fork_save_and_open(runtime: edgellm.Runtime, tmp_path: Path) -> 
     assert "Two." not in tape_text(chat)
     path = tmp_path / "a.chat"
     fork.save(path)
-    opened = runtime.open_chat(
-        path, tools=[add, erase], sampler="greedy", template=TEMPLATE
-    )
+    opened = runtime.open_chat(path, tools=[add, erase], sampler="greedy", template=TEMPLATE)
     assert opened.messages == fork.messages
     assert opened.tape == fork.tape
     list(opened.send("Go on.", max_tokens=2))
@@ -505,7 +512,9 @@ def test_empty_message_is_refused(runtime: edgellm.Runtime) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_required_call_at_high_temperature_is_valid_or_not_emitted(runtime: edgellm.Runtime, seed: int) -> None:
+def test_required_call_at_high_temperature_is_valid_or_not_emitted(
+    runtime: edgellm.Runtime, seed: int
+) -> None:
     chat = runtime.chat(
         tools=[add, erase], sampler="temperature(1.5) | dist", seed=seed, template=TEMPLATE, strategy="free"
     )

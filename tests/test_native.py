@@ -209,7 +209,9 @@ def test_embeddings_are_unit_vectors_and_equal_for_equal_texts(tiny_model: Calla
             runtime.embed(["x" * 5000])
 
 
-def test_tag_that_is_one_token_in_any_text_is_not_forged_by_a_content(tiny_model: Callable[..., Path]) -> None:
+def test_tag_that_is_one_token_in_any_text_is_not_forged_by_a_content(
+    tiny_model: Callable[..., Path],
+) -> None:
     tokens, types, merges = tiny_models.bpe_vocabulary()
     tokens[-1], types[-1] = "<tool_call>", 4
     metadata = {
@@ -221,7 +223,9 @@ def test_tag_that_is_one_token_in_any_text_is_not_forged_by_a_content(tiny_model
     model = Model.load(path, LoadOptions())
     tag = model.vocabulary.tokenize("<tool_call>")
     assert len(tag) == 1
-    entries = model.vocabulary.encode([template("<tool_call>"), content("see <tool_call> here"), template("!")])
+    entries = model.vocabulary.encode(
+        [template("<tool_call>"), content("see <tool_call> here"), template("!")]
+    )
     assert [token for token, _ in entries].count(tag[0]) == 1
     assert model.vocabulary.text_of([token for token, _ in entries]) == b"<tool_call>see <tool_call> here!"
     model.close()
