@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 _LOG_LINES_KEPT = 400
 _WARN, _ERROR, _LEVEL_CONT = 3, 4, 5  # ggml_log_level
-_MARK = -1
 _REASON_LINES = 3
 
 _lock = threading.Lock()
 _module: ModuleType | None = None
 _callback: Any = None  # a ctypes function object; must outlive the library
 _log: deque[tuple[int, str]] = deque(maxlen=_LOG_LINES_KEPT)
+_logged = 0  # lines ever logged
 
 
 def lib() -> ModuleType:
@@ -64,12 +64,14 @@ def _load() -> ModuleType:
 
 
 def _keep_log_line(level: int, text: bytes, _user_data: object) -> None:
+    global _logged
     line = text.decode("utf-8", "replace")
-    if level == _LEVEL_CONT and _log and _log[-1][0] != _MARK:
+    if level == _LEVEL_CONT and _log:
         last_level, last = _log[-1]
         _log[-1] = (last_level, last + line)
     else:
         _log.append((level, line))
+        _logged += 1
 
 
 def log_text(*, min_level: int = 0) -> str:
@@ -101,20 +103,17 @@ class CapturedLog:
 @contextmanager
 def captured_log(*, is_kept: bool = True) -> Generator[CapturedLog]:
     """Collects what llama.cpp logs inside the block; unless `is_kept`, nobody else gets to see it."""
-    # A ring buffer has no stable index, so the block is marked by a line of its own.
-    mark = (_MARK, "")
-    _log.append(mark)
+    # Every decode passes here: where nothing was logged, nothing is looked at.
+    before = _logged
     captured = CapturedLog()
     try:
         yield captured
     finally:
-        entries = list(_log)
-        start = next((i for i in range(len(entries) - 1, -1, -1) if entries[i] is mark), -1)
-        if start >= 0 and is_kept:
-            del _log[start]  # or a few hundred tokens' marks would push all real lines out
-        while start >= 0 and not is_kept and len(_log) > start:
-            _log.pop()
-        captured.entries += [entry for entry in entries[start + 1 :] if entry[0] != _MARK]
+        count = min(_logged - before, len(_log))
+        if count:
+            captured.entries += list(_log)[-count:]
+            for _ in range(0 if is_kept else count):
+                _log.pop()
 
 
 def system_info() -> str:
