@@ -259,8 +259,10 @@ class Engine:
             while True:
                 with captured_log() as log:
                     status = self.context.decode(rows)
+                if status is not DecodeStatus.NO_ROOM:
+                    break
                 with self.kept(*sessions):
-                    if status is not DecodeStatus.NO_ROOM or not self.make_room():
+                    if not self.make_room():
                         break
         except BaseException:
             for session in sessions:

@@ -24,6 +24,7 @@ _DEFAULT_CTX_LIMIT = 8192
 _ROPE = {"model": -1, "none": 0, "linear": 1, "yarn": 2}
 _WINDOW_ONLY = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY (llama.h): of windowed memory, the window
 _STATE_HEAD = 4
+_MAX_LOGIT_VIEWS = 1024
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -95,6 +96,7 @@ class Context:
         self.n_seq_max: int = llama.llama_n_seq_max(self.pointer)
         self.n_threads: int = llama.llama_n_threads(self.pointer)
         self._n_vocab = model.vocabulary.size
+        self._logit_views: dict[int, NDArray[np.float32]] = {}
         self._window: int = llama.llama_model_n_swa(model.live_pointer())
         self._batch = _Batch(llama, self.n_batch, self.n_seq_max)
         try:
@@ -142,7 +144,15 @@ class Context:
             raise DecodeError(
                 f"llama.cpp holds no logits for batch row {row}.", hint="This is a bug: report it."
             )
-        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        # llama.cpp writes to the same few places each time; making a view of one costs more than the draw does.
+        address = ctypes.addressof(pointer.contents)
+        view = self._logit_views.get(address)
+        if view is None:
+            if len(self._logit_views) >= _MAX_LOGIT_VIEWS:
+                self._logit_views.clear()
+            row_type = ctypes.c_float * self._n_vocab
+            view = self._logit_views[address] = np.frombuffer(row_type.from_address(address), dtype=np.float32)
+        return view
 
     def abort(self) -> None:
         """Makes a running decode stop within milliseconds. Safe from any thread."""
