@@ -1,4 +1,4 @@
-"""The Python of README, quickstart and embedding runs as printed, on the default model."""
+"""The Python of README, quickstart and embedding runs as printed; troubleshooting quotes messages that exist."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ PAGES = ("README.md", "docs/quickstart.md", "docs/embedding.md")
 CATALOGUE = """[models.smollm2-135m]
 sources = [{{ kind = "path", path = '{path}' }}]
 """
-
-pytestmark = pytest.mark.model
 
 
 def blocks(page: str) -> list[str]:
@@ -60,6 +58,7 @@ def run(
         runtime.close()
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("page", PAGES)
 def test_page_runs_as_printed(
     page: str, run: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
@@ -85,3 +84,24 @@ def test_page_runs_as_printed(
     }
     for text in wanted[page]:
         assert text in said, f"{page} printed: {said}"
+
+
+def test_troubleshooting_quotes_messages_of_the_code() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    symptoms = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    quoted = [text for symptom in symptoms for text in re.findall(r'"([^"]+)"', symptom)]
+    assert len(quoted) > 25
+    files = [path for folder in ("edgellm", "tools") for path in (ROOT / folder).rglob("*.py")]
+    # Adjacent literals are one message; so are the two sides of a value.
+    code = re.sub(r'"\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in files))
+    missing = [
+        part
+        for text in quoted
+        for part in re.split(r"\s*\.\.\.\s*", text)
+        if part not in code and part not in THEIRS
+    ]
+    assert not missing
+
+
+THEIRS = ("unknown model architecture", "the model's logits hold nan")
+"""Words of llama.cpp, and a number as Python writes it."""
