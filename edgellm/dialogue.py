@@ -13,7 +13,7 @@ import msgspec
 from edgellm.agent import Agent, AgentLimits
 from edgellm.decoding import Waiting
 from edgellm.errors import ConfigError
-from edgellm.events import TurnFinished
+from edgellm.events import Notice, TurnFinished
 from edgellm.types import Message, Usage
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class Chat:
         """The events of one turn, ending with TurnFinished. Closing the iterator cancels the turn.
 
         `text` None lets the model go on without a new message. `tool_choice` is auto, none, required or a tool's
-        name. `schema` (JSON Schema) constrains the answer, whose value is TurnFinished.value; it goes without
-        tools. `max_tokens` caps what is decoded in this turn. Raises EdgeError; what was on the tape before
+        name. `schema` (JSON Schema) constrains the answer, whose value is TurnFinished.value (None where it
+        does not fit: a Notice says why); it goes without tools. `max_tokens` caps what is decoded in this turn. Raises EdgeError; what was on the tape before
         the failed step stays there.
         """
         with closing(self._turn(text, tool_choice, schema, max_tokens)) as turn:
@@ -150,6 +150,8 @@ class Chat:
                 tool_choice = "none"
                 constraint = self.runtime.json_constraint(schema)
                 grammar = lambda: constraint  # noqa: E731
+                for note in constraint.notes:
+                    yield Notice(f"The schema is not wholly enforced while decoding: {note}")
             message = Message("user", text) if text is not None else None
             run = self._agent.run(message, choice=tool_choice, answer_grammar=grammar, max_tokens=max_tokens)
             try:
@@ -158,7 +160,9 @@ class Chat:
                         self._usage += item.usage
                         is_counted = True
                         if schema is not None and item.finish_reason == "eog":
-                            item = _with_value(item)
+                            item, complaint = _with_value(item, schema)
+                            if complaint:
+                                yield Notice(complaint)
                     yield item
             finally:
                 run.close()
@@ -224,8 +228,8 @@ class Chat:
 
     def set_sampler(self, sampler: ChainLike, *, seed: int | None = None) -> None:
         """Draws from another chain from here on. Raises SamplerError, and then the old one stays."""
+        self._check_closed("change the sampler")
         session = self.conversation.session
-        session.check_open()
         chain = self.runtime.make_chain(sampler, seed)
         chain.replay(session.tape.tokens)
         session.chain.close()
@@ -235,10 +239,16 @@ class Chat:
         """How many rows a point TokenDrawn events carry; 0 sends none."""
         self.conversation.session.trace = rows
 
-    def rewind(self, to: int) -> None:
-        """Keeps the first `to` messages. Raises ConfigError for a number out of range, or in an open turn."""
+    def rewind(self, to: int, *, redraw: bool = False) -> None:
+        """Keeps the first `to` messages. Raises ConfigError for a number out of range, or in an open turn.
+
+        What is said again after a rewind is answered as before: draws depend on seed, branch and position alone.
+        `redraw` makes it another branch, so that the answer may differ.
+        """
         self._check_closed("rewind")
         self.runtime.in_turn(lambda: self.conversation.rewind(to))
+        if redraw:
+            self.conversation.session.branch = self.runtime.engine.next_branch()
 
     def fork(self) -> Chat:
         """A chat that goes its own way from here, sharing what is computed so far."""
@@ -275,8 +285,15 @@ class Chat:
         self.close()
 
 
-def _with_value(event: TurnFinished) -> TurnFinished:
+def _with_value(event: TurnFinished, schema: Mapping[str, Any]) -> tuple[TurnFinished, str]:
+    """The event with the answer's value, and a complaint where the value does not fit the schema after all."""
+    from jsonschema import Draft202012Validator
+
     try:
-        return replace(event, value=msgspec.json.decode(event.text.encode()))
+        value = msgspec.json.decode(event.text.encode())
     except msgspec.DecodeError:
-        return event
+        return event, "The answer is not JSON."
+    fault = next(Draft202012Validator(schema).iter_errors(value), None)
+    if fault is not None:
+        return event, f"The answer does not fit the schema: {fault.message}"
+    return replace(event, value=value), ""

@@ -549,3 +549,38 @@ def test_banned_phrase_is_taken_back_before_anybody_reads_it(runtime: edgellm.Ru
             text += event.text
     assert "e" not in text
     assert_sound(chat)
+
+
+def test_keyword_that_cannot_be_enforced_is_named_and_the_value_is_checked(runtime: edgellm.Runtime) -> None:
+    schema = {
+        "type": "array",
+        "items": {"enum": [7]},
+        "minItems": 2,
+        "maxItems": 2,
+        "uniqueItems": True,
+    }
+    chat = runtime.chat(sampler="greedy", template=TEMPLATE)
+    events = list(chat.send("Give it.", schema=schema, max_tokens=50))
+    notices = [event.message for event in events if isinstance(event, edgellm.Notice)]
+    assert any("uniqueItems" in notice for notice in notices)
+    assert any("does not fit the schema" in notice for notice in notices)
+    assert events[-1].text == "[7, 7]"
+    assert events[-1].value is None
+
+
+def test_answer_after_a_rewind_is_the_same_unless_it_is_to_be_drawn_anew(runtime: edgellm.Runtime) -> None:
+    chat = runtime.chat(sampler="temperature(1.5) | dist(seed=3)", template=TEMPLATE)
+    first = chat.ask("Go.", max_tokens=12)
+    chat.rewind(0)
+    assert chat.ask("Go.", max_tokens=12) == first
+    chat.rewind(0, redraw=True)
+    assert chat.ask("Go.", max_tokens=12) != first
+
+
+def test_sampler_cannot_be_changed_in_an_open_turn(runtime: edgellm.Runtime) -> None:
+    chat = make_chat(runtime, "Hello there.")
+    turn = chat.send("Hi.")
+    next(turn)
+    with pytest.raises(edgellm.ConfigError, match="while a turn is open"):
+        chat.set_sampler("greedy")
+    turn.close()

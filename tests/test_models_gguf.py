@@ -19,6 +19,7 @@ from tiny_models import ARCHS, CHATML, build
 from edgellm.errors import EdgeError, ModelCorrupt, ModelNotFound, ModelUnsupported
 from edgellm.models.gguf_file import TENSOR_TYPES, read_gguf
 from edgellm.models.gguf_info import inspect_gguf, split_names
+from edgellm.native.library import captured_log, lib
 
 
 @pytest.fixture(scope="module")
@@ -215,33 +216,23 @@ def test_large_vocabulary_is_read_quickly_and_without_numpy(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_llama_cpp_loads_and_decodes_the_tiny_models(arch: str, tmp_path: Path) -> None:
-    native = pytest.importorskip("llama_cpp.llama_cpp")
+    native = lib()
     path = build(tmp_path / "m.gguf", arch)  # type: ignore[arg-type]
-    messages: list[bytes] = []
-
-    @native.llama_log_callback
-    def log(_level: int, text: bytes, _data: object) -> None:
-        messages.append(text)
-
-    native.llama_log_set(log, None)
-    native.llama_backend_init()
-    model = native.llama_model_load_from_file(str(path).encode(), native.llama_model_default_params())
-    try:
-        assert model, b"".join(messages[-5:])
-        params = native.llama_context_default_params()
-        params.n_ctx, params.n_threads, params.n_threads_batch = 64, 1, 1
-        context = native.llama_init_from_model(model, params)
-        vocabulary = native.llama_model_get_vocab(model)
-        text = b"<|im_start|>user\nthe end<|im_end|>\n"
-        tokens = (native.llama_token * 64)()
-        count = native.llama_tokenize(vocabulary, text, len(text), tokens, 64, False, True)
-        assert tokens[0] == 1
-        assert native.llama_decode(context, native.llama_batch_get_one(tokens, count)) == 0
-        rows = ctypes.cast(native.llama_get_logits_ith(context, -1), ctypes.POINTER(ctypes.c_float))
-        logits = np.ctypeslib.as_array(rows, (301,)).astype(np.float64)
-        probs = np.exp(logits - logits.max())
-        assert 0.004 < float(probs.max() / probs.sum()) < 0.9
-        native.llama_free(context)
-        native.llama_model_free(model)
-    finally:
-        native.llama_log_set(native.llama_log_callback(), None)
+    with captured_log() as log:
+        model = native.llama_model_load_from_file(str(path).encode(), native.llama_model_default_params())
+    assert model, log.text
+    params = native.llama_context_default_params()
+    params.n_ctx, params.n_threads, params.n_threads_batch = 64, 1, 1
+    context = native.llama_init_from_model(model, params)
+    vocabulary = native.llama_model_get_vocab(model)
+    text = b"<|im_start|>user\nthe end<|im_end|>\n"
+    tokens = (native.llama_token * 64)()
+    count = native.llama_tokenize(vocabulary, text, len(text), tokens, 64, False, True)
+    assert tokens[0] == 1
+    assert native.llama_decode(context, native.llama_batch_get_one(tokens, count)) == 0
+    rows = ctypes.cast(native.llama_get_logits_ith(context, -1), ctypes.POINTER(ctypes.c_float))
+    logits = np.ctypeslib.as_array(rows, (301,)).astype(np.float64)
+    probs = np.exp(logits - logits.max())
+    assert 0.004 < float(probs.max() / probs.sum()) < 0.9
+    native.llama_free(context)
+    native.llama_model_free(model)

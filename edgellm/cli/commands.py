@@ -67,7 +67,7 @@ def _rewind(talk: Talk, rest: str) -> None:
 def _retry(talk: Talk, _rest: str) -> None:
     if not talk.turns():
         raise ConfigError("There is no turn to try again.", hint="Say something first.")
-    talk.send(talk.rewind(1))
+    talk.send(talk.rewind(1, redraw=True))
 
 
 def _branch(talk: Talk, rest: str) -> None:

@@ -90,8 +90,11 @@ class Talk:
         """Indices of the user's messages."""
         return [index for index, message in enumerate(self.chat.messages) if message.role == "user"]
 
-    def rewind(self, turns: int) -> str:
-        """Takes back the last turns; gives the first message of the user that went. Raises ConfigError."""
+    def rewind(self, turns: int, *, redraw: bool = False) -> str:
+        """Takes back the last turns; gives the first message of the user that went. Raises ConfigError.
+
+        `redraw`: the same message may be answered otherwise.
+        """
         starts = self.turns()
         if turns > len(starts):
             raise ConfigError(
@@ -99,7 +102,7 @@ class Talk:
             )
         start = starts[-turns]
         message = self.chat.messages[start].content
-        self.chat.rewind(start)
+        self.chat.rewind(start, redraw=redraw)
         return message
 
     def fork(self, name: str) -> None:
