@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.errors import ConstraintError
-from edgellm.sampling.schema_relax import relax, schema_grammar
+from edgellm.sampling.schema_relax import relax, relax_lark, schema_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,10 +36,11 @@ class Constraint:
 
     @classmethod
     def from_lark(cls, tokenizer: LLTokenizer, grammar: str, *, n_vocab: int | None = None) -> Constraint:
-        """From a Lark grammar, as llguidance writes them."""
+        """From a Lark grammar, as llguidance writes them. Schemas in it are relaxed as in `from_json_schema`."""
         from llguidance import LLMatcher
 
-        return cls._from(tokenizer, LLMatcher.grammar_from_lark(grammar), n_vocab)
+        grammar, notes = relax_lark(grammar)
+        return cls._from(tokenizer, LLMatcher.grammar_from_lark(grammar), n_vocab, notes)
 
     @classmethod
     def from_regex(cls, tokenizer: LLTokenizer, pattern: str, *, n_vocab: int | None = None) -> Constraint:

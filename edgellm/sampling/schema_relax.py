@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import ConstraintError
+from edgellm.sampling.schema_pattern import portable_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _UNIMPLEMENTED = re.compile(r"^Unimplemented keys: (\[.*\])")
 _FORMAT = re.compile(r"^Unknown format: (.*)$", re.MULTILINE)
+_SIZES = ("minProperties", "maxProperties")
+_IN_LARK = re.compile(r"%json\s*(?=\{)")
 _MAX_ROUNDS = 64
 
 Schema = dict[str, Any]
@@ -35,6 +38,7 @@ def relax(schema: Mapping[str, Any]) -> tuple[Schema, list[str]]:
     broken in another way (an unknown type, a $ref that leads nowhere).
     """
     relaxed: Schema = copy.deepcopy(dict(schema))
+    _tighten(relaxed)
     notes: list[str] = []
     error = ""
     for _ in range(_MAX_ROUNDS):
@@ -48,6 +52,28 @@ def relax(schema: Mapping[str, Any]) -> tuple[Schema, list[str]]:
     raise ConstraintError(
         f"the JSON Schema cannot be enforced: {_one_line(error)}.", hint="Correct or simplify the schema."
     )
+
+
+def relax_lark(grammar: str) -> tuple[str, list[str]]:
+    """A Lark grammar with each JSON Schema in it (`%json {...}`) relaxed, and the notes. Raises as `relax` does."""
+    parts: list[str] = []
+    notes: list[str] = []
+    at = 0
+    for found in _IN_LARK.finditer(grammar):
+        if found.start() < at:  # inside a schema: text that only looks like one
+            continue
+        try:
+            schema, end = json.JSONDecoder().raw_decode(grammar, found.end())
+        except ValueError:
+            continue  # in a comment or in quotes
+        relaxed, said = relax(schema)
+        if relaxed != schema:
+            parts += [grammar[at : found.end()], json.dumps(relaxed, ensure_ascii=False)]
+            notes += said
+        else:
+            parts.append(grammar[at:end])
+        at = end
+    return "".join([*parts, grammar[at:]]), notes
 
 
 def schema_grammar(schema: Mapping[str, Any]) -> str:
@@ -82,6 +108,8 @@ def _repair(schema: Schema, error: str) -> list[str]:
         if keys & {"if", "then", "else"}:
             keys |= {"if", "then", "else"}
         return _drop(schema, lambda node, key: key in keys)
+    if error.startswith("min/maxProperties"):
+        return _drop(schema, lambda node, key: key in _SIZES)
     if unknown := _FORMAT.search(error):
         return _drop(schema, lambda node, key: key == "format" and node[key] == unknown.group(1))
     if "oneOf" in error:
@@ -91,6 +119,35 @@ def _repair(schema: Schema, error: str) -> list[str]:
             schema, lambda node, key: key == "pattern" and not _is_usable(node[key])
         ) + _drop_patterns(schema)
     return []
+
+
+def _tighten(schema: Schema) -> None:
+    """Rewrites what llguidance 1.9 reads more loosely than it is meant, so that it writes nothing invalid."""
+    for _, node in _walk(schema, "$"):
+        if isinstance(pattern := node.get("pattern"), str):
+            node["pattern"] = portable_pattern(pattern)
+        _tighten_bounds(node)
+
+
+def _tighten_bounds(node: Schema) -> None:
+    """Of the numbers above 0 and below 0.5 llguidance also writes 0: a bound is moved by a millionth.
+
+    That happens where an exclusive bound is a whole number and both bounds lie within one unit.
+    """
+    low, high = (_number(node, f"exclusive{end}", end.lower()) for end in ("Minimum", "Maximum"))
+    if low is None or high is None or not 0 < high - low < 1:
+        return
+    if node.get("exclusiveMinimum") == low == round(low):
+        del node["exclusiveMinimum"]
+        node["minimum"] = low + (high - low) / 1e6
+    if node.get("exclusiveMaximum") == high == round(high):
+        del node["exclusiveMaximum"]
+        node["maximum"] = high - (high - low) / 1e6
+
+
+def _number(node: Schema, *keys: str) -> float | None:
+    found = next((node[key] for key in keys if key in node), None)
+    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
 def _drop(schema: Schema, is_wrong: Callable[[Schema, str], bool]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from edgellm.errors import ToolError
+from edgellm.toolbox.foreign import readable
 from edgellm.toolbox.schema import Parameter, Schema, Signature, decode_hook
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def check_raw(name: str, schema: Schema, arguments: Mapping[str, Any]) -> dict[s
     """Arguments of a tool that came with its own JSON Schema (Draft 2020-12). Raises ToolError as check_typed."""
     from jsonschema import Draft202012Validator  # 0.1 s: not every toolset has such a tool
 
-    problems, given = _check_names(name, schema, arguments)
+    problems, given = _check_names(name, schema := readable(schema), arguments)
     try:
         problems, given = _check_foreign(problems, given, schema, Draft202012Validator(schema))
     except RecursionError:

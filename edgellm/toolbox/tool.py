@@ -13,6 +13,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 from edgellm.errors import ToolError
 from edgellm.toolbox.arguments import check_raw, check_typed
 from edgellm.toolbox.context import ToolContext
+from edgellm.toolbox.foreign import readable
 from edgellm.toolbox.schema import (
     CONTEXT_PARAMETER,
     Schema,
@@ -295,7 +296,7 @@ def raw_tool(
     from jsonschema.exceptions import SchemaError
 
     try:
-        Draft202012Validator.check_schema(parameters)
+        Draft202012Validator.check_schema(readable(parameters))
     except SchemaError as error:
         place = "/".join(str(part) for part in error.absolute_path) or "top"
         raise ToolError(
