@@ -90,9 +90,9 @@ class Chat:
         """The events of one turn, ending with TurnFinished. Closing the iterator cancels the turn.
 
         `text` None lets the model go on without a new message. `tool_choice` is auto, none, required or a tool's
-        name. `schema` (JSON Schema) constrains the answer, whose value is TurnFinished.value (None where it
-        does not fit: a Notice says why); it goes without tools. `max_tokens` caps what is decoded in this turn. Raises EdgeError; what was on the tape before
-        the failed step stays there.
+        name. `schema` (JSON Schema) constrains the answer, whose value is TurnFinished.value (None where it does not
+        fit: a Notice says why); it goes without tools. `max_tokens` caps what is decoded in this turn. Raises
+        EdgeError; what was on the tape before the failed step stays there.
         """
         with closing(self._turn(text, tool_choice, schema, max_tokens)) as turn:
             for item in turn:

@@ -31,7 +31,9 @@ class Scripted:
 
     def apply(self, candidates: Candidates) -> None:
         tokens = candidates.context.tokens
-        written = b"".join(map(self._vocabulary.piece, tokens[self._start :])) if self._start is not None else b""
+        written = (
+            b"".join(map(self._vocabulary.piece, tokens[self._start :])) if self._start is not None else b""
+        )
         if self._start is None or not self._answer.startswith(written) or len(tokens) < self._start:
             # Something that was not drawn here lies between, a prompt or a tool's result: the next answer.
             self._answer = self._waiting.pop(0).encode() if self._waiting else b""

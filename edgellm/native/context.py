@@ -151,7 +151,9 @@ class Context:
             if len(self._logit_views) >= _MAX_LOGIT_VIEWS:
                 self._logit_views.clear()
             row_type = ctypes.c_float * self._n_vocab
-            view = self._logit_views[address] = np.frombuffer(row_type.from_address(address), dtype=np.float32)
+            view = self._logit_views[address] = np.frombuffer(
+                row_type.from_address(address), dtype=np.float32
+            )
         return view
 
     def abort(self) -> None:
