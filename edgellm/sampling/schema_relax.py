@@ -37,15 +37,21 @@ def relax(schema: Mapping[str, Any]) -> tuple[Schema, list[str]]:
     What is relaxed accepts more than the schema: validate the result. Raises ConstraintError where the schema is
     broken in another way (an unknown type, a $ref that leads nowhere).
     """
-    relaxed: Schema = copy.deepcopy(dict(schema))
+    relaxed, notes = loosen(schema)
     _tighten(relaxed)
+    return relaxed, notes
+
+
+def loosen(schema: Mapping[str, Any]) -> tuple[Schema, list[str]]:
+    """The schema less what llguidance refuses, as every reader of schemas understands it; otherwise as `relax`."""
+    loosened: Schema = copy.deepcopy(dict(schema))
     notes: list[str] = []
     error = ""
     for _ in range(_MAX_ROUNDS):
-        error = _refusal(relaxed)
+        error = _refusal(loosened)
         if not error:
-            return relaxed, notes
-        found = _repair(relaxed, error)
+            return loosened, notes
+        found = _repair(loosened, error)
         if not found:
             break
         notes += found
