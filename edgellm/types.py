@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -144,22 +146,39 @@ class Rows:
     entropy_bits: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Distribution:
     """What the sampler saw for one token: `raw` rows, rows after each stage, and the draw.
 
     `u` is the uniform number in [0, 1) used by the inverse CDF (nan where the draw was greedy or made
-    inside llama.cpp).
+    inside llama.cpp). The rows were copied when the token was drawn; they are put into order when somebody looks.
     """
 
-    raw: Rows
-    stages: tuple[Rows, ...]
-    u: float
+    __slots__ = ("_make", "_rows", "u")
+
+    def __init__(self, make: Callable[[], tuple[Rows, ...]], u: float) -> None:
+        self._make = make
+        self._rows: tuple[Rows, ...] | None = None
+        self.u = u
+
+    def _all(self) -> tuple[Rows, ...]:
+        if self._rows is None:
+            self._rows = self._make()
+        return self._rows
+
+    @property
+    def raw(self) -> Rows:
+        """Rows before any stage."""
+        return self._all()[0]
+
+    @property
+    def stages(self) -> tuple[Rows, ...]:
+        """Rows after each stage, in order."""
+        return self._all()[1:]
 
     @property
     def final(self) -> Rows:
         """Rows the token was drawn from."""
-        return self.stages[-1] if self.stages else self.raw
+        return self._all()[-1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.errors import ConfigError, DecodeError, OutOfMemory, SessionError
+from edgellm.native.devices import devices
 from edgellm.native.library import captured_log, lib
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Context:
         self.n_threads: int = llama.llama_n_threads(self.pointer)
         self._n_vocab = model.vocabulary.size
         self._logit_views: dict[int, NDArray[np.float32]] = {}
+        self._logits_address = _logits_function(llama)
         self._window: int = llama.llama_model_n_swa(model.live_pointer())
         self._batch = _Batch(llama, self.n_batch, self.n_seq_max)
         try:
@@ -139,21 +141,18 @@ class Context:
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits (n_vocab,) of a row of the last batch, zero-copy: valid until the next decode."""
-        pointer = self._llama.llama_get_logits_ith(self._live(), row)
-        if not pointer:
+        address: int | None = self._logits_address(self._live(), row)
+        if not address:
             raise DecodeError(
                 f"llama.cpp holds no logits for batch row {row}.", hint="This is a bug: report it."
             )
         # llama.cpp writes to the same few places each time; making a view of one costs more than the draw does.
-        address = ctypes.addressof(pointer.contents)
         view = self._logit_views.get(address)
         if view is None:
             if len(self._logit_views) >= _MAX_LOGIT_VIEWS:
                 self._logit_views.clear()
-            row_type = ctypes.c_float * self._n_vocab
-            view = self._logit_views[address] = np.frombuffer(
-                row_type.from_address(address), dtype=np.float32
-            )
+            memory = (ctypes.c_float * self._n_vocab).from_address(address)
+            view = self._logit_views[address] = np.ctypeslib.as_array(memory)
         return view
 
     def abort(self) -> None:
@@ -278,6 +277,19 @@ def _default_sequences(model: Model) -> int:
 def _pooling_of(model: Model) -> str | None:
     architecture = model.metadata.get("general.architecture", "")
     return model.metadata.get(f"{architecture}.pooling_type")
+
+
+def _logits_function(llama: Any) -> Any:
+    """llama_get_logits_ith, giving an address. It waits for a GPU to finish, and there it lets others run; on the CPU
+    there is nothing to wait for, and giving the GIL away beside a busy Python thread costs 5 ms."""
+    has_gpu = any(device.kind in ("gpu", "igpu") for device in devices())
+    library = llama._lib if has_gpu else ctypes.PyDLL(llama._lib._name, handle=llama._lib._handle)
+    function = (
+        ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+        if has_gpu
+        else ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+    )
+    return function(("llama_get_logits_ith", library))
 
 
 def _abort_function(llama: Any) -> Any:

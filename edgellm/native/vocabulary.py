@@ -34,7 +34,10 @@ class Vocabulary:
         self.bos = self._id_or_none(self._llama.llama_vocab_bos(pointer))
         self.eos = self._id_or_none(self._llama.llama_vocab_eos(pointer))
         self.adds_bos: bool = bool(self._llama.llama_vocab_get_add_bos(pointer))
+        # Asked once a token: each call into the library gives the GIL away, which beside a busy thread costs 5 ms.
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+        self._controls: dict[int, bool] = {}
 
     @property
     def pointer(self) -> Any:
@@ -92,11 +95,17 @@ class Vocabulary:
 
     def is_eog(self, token: int) -> bool:
         """True for tokens that end a generation (llama_vocab_is_eog)."""
-        return bool(self._llama.llama_vocab_is_eog(self.pointer, token))
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = bool(self._llama.llama_vocab_is_eog(self.pointer, token))
+        return known
 
     def is_control(self, token: int) -> bool:
         """True for control tokens (llama_vocab_is_control)."""
-        return bool(self._llama.llama_vocab_is_control(self.pointer, token))
+        known = self._controls.get(token)
+        if known is None:
+            known = self._controls[token] = bool(self._llama.llama_vocab_is_control(self.pointer, token))
+        return known
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:

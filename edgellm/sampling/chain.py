@@ -16,8 +16,8 @@ from edgellm.sampling.draw import best, pick, uniform
 from edgellm.sampling.parts import NativePart, PythonPart, ReseededPart
 from edgellm.sampling.spec import ChainLike, ChainSpec, StageSpec
 from edgellm.sampling.stage import Rewind
-from edgellm.sampling.tap import Tap, VocabularyTop
-from edgellm.types import Distribution, Rows
+from edgellm.sampling.tap import Snapshot, Tap, VocabularyTop
+from edgellm.types import Distribution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,15 +157,14 @@ class Chain:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
         buffer = self._buffer
         top: VocabularyTop | None = None
-        taps: list[Rows] | None = None
-        raw: Rows | None = None
+        taps: list[Snapshot] | None = None
         log_total = 0.0
         if trace > 0:
             tap = self._tap = self._tap or Tap(self.n_vocab)
             top = VocabularyTop(logits)
             _check_logits(top.maximum)
-            raw, log_total = tap.raw(logits, top, trace)
-            taps = []
+            raw, log_total = tap.raw(logits, top, top.ids(max(trace, self._leading_k)))
+            taps = [raw]
         self._enter(logits, context, constraint, top, taps, trace)
         needs_u = self._chooses_by == "dist" or self._python
         u = uniform(self.seed, context.branch, context.position) if needs_u else _NAN
@@ -186,13 +185,13 @@ class Chain:
                 part.run(buffer, self.seed, context.branch, context.position)
             self._tap_rows(part.name, taps, trace)
         token, u = self._choose(u)
-        if raw is None or taps is None:
+        if taps is None:
             return Draw(token, u, self._choosing.name, is_constrained=constraint is not None)
         return Draw(
             token,
             u,
             self._choosing.name,
-            Distribution(raw, tuple(taps), u),
+            Distribution(lambda: tuple(one.rows(trace) for one in taps), u),
             float(logits[token]) - log_total,
             constraint is not None,
         )
@@ -203,7 +202,7 @@ class Chain:
         context: StepContext,
         constraint: Constraint | None,
         top: VocabularyTop | None,
-        taps: list[Rows] | None,
+        taps: list[Snapshot] | None,
         trace: int,
     ) -> None:
         """Fill the buffer with the rows that the first stage has to see."""
@@ -242,7 +241,7 @@ class Chain:
         buffer = self._buffer
         ids, logits = buffer.live_ids(), buffer.live_logits()
         if self._chooses_by == "dist":
-            return int(ids[pick(ids, logits, u)]), u
+            return int(ids[pick(ids, logits, u, is_sorted=buffer.is_sorted)]), u
         if self._chooses_by == "greedy":
             return int(ids[best(ids, logits)]), _NAN
         selected = buffer.selected
@@ -250,9 +249,9 @@ class Chain:
             raise SamplerError(f"sampler stage '{self._choosing.name}' chose no token.")
         return int(ids[selected]), _NAN
 
-    def _tap_rows(self, stage: str, taps: list[Rows] | None, trace: int) -> None:
+    def _tap_rows(self, stage: str, taps: list[Snapshot] | None, trace: int) -> None:
         if taps is not None and self._tap is not None:
-            taps.append(self._tap.rows(stage, self._buffer.live_ids(), self._buffer.live_logits(), trace))
+            taps.append(self._tap.after(stage, self._buffer.live_ids(), self._buffer.live_logits(), trace))
 
     # -- the tape
 

@@ -12,6 +12,7 @@ cutting the tail of a distribution only stretches what is left, as a reader of `
 from __future__ import annotations
 
 import struct
+import threading
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ _MASK = (1 << 64) - 1
 _PERSON = b"edgellm-draw"
 _HEAD = 256
 _SMALL = 1024
+_TINY = 512
 
 
 def uniform(seed: int, branch: int, position: int, label: str = "") -> float:
@@ -38,8 +40,18 @@ def derived_seed(seed: int, branch: int, position: int, label: str) -> int:
     return int(uniform(seed, branch, position, label) * 0xFFFFFFFF)
 
 
+def others_run_python() -> bool:
+    """Are there other Python threads? Then every release of the GIL may cost a switch interval (5 ms)."""
+    return threading.active_count() > 1
+
+
 def ordered(ids: NDArray[np.int32], logits: NDArray[np.float32]) -> NDArray[np.intp]:
     """Indices that put rows into descending logit, equal logits into ascending id. Both (n,)."""
+    if len(ids) <= _TINY and others_run_python():
+        # numpy gives the GIL away even for a sort of forty rows.
+        values, names = logits.tolist(), ids.tolist()
+        order = sorted(range(len(names)), key=lambda row: (-values[row], names[row]))
+        return np.array(order, dtype=np.intp)
     return np.lexsort((ids, -logits))
 
 
@@ -52,12 +64,17 @@ def top_rows(ids: NDArray[np.int32], logits: NDArray[np.float32], n: int) -> NDA
     return ordered(ids, logits)[:n]
 
 
-def pick(ids: NDArray[np.int32], logits: NDArray[np.float32], u: float) -> int:
-    """Index of the row drawn by `u` in [0, 1) from softmax(logits). Both (n,), n ≥ 1, the largest logit finite."""
+def pick(ids: NDArray[np.int32], logits: NDArray[np.float32], u: float, *, is_sorted: bool = False) -> int:
+    """Index of the row drawn by `u` in [0, 1) from softmax(logits). Both (n,), n ≥ 1, the largest logit finite.
+
+    `is_sorted`: the logits are known to be in descending order.
+    """
     n = len(logits)
     if n == 1:
         return 0
     if n <= _SMALL:
+        if is_sorted and not (logits[1:] == logits[:-1]).any():
+            return _invert(logits, u)
         order = ordered(ids, logits)
         return int(order[_invert(logits[order], u)])
     weights = np.exp(logits - logits.max())
