@@ -3,8 +3,9 @@
     python benchmarks/valid_calls.py --count 1000
 
 Each schema is offered to the model as the only tool, in a chat of its own, with tool_choice "required" and without
-guidance: what holds the call together is the grammar alone. A call that a limit cuts off is not emitted. Where llguidance
-cannot enforce a keyword, the call may violate that one: then the runtime must refuse it before the tool's code runs.
+guidance: what holds the call together is the grammar alone. A call that a limit cuts off is not emitted. Where
+llguidance cannot enforce a keyword, the call may violate that one: then the runtime must refuse it before the tool's
+code runs.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import tiny_models
 from hypothesis import settings
+from scale import SCALE
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Two noisy cores: a slow example is no failure.
-settings.register_profile("edgellm", deadline=None)
+settings.register_profile("edgellm", deadline=None, max_examples=100 * SCALE)
 settings.load_profile("edgellm")
 
 

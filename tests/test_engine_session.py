@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scale import SCALE
 
 from edgellm.engine.engine import Engine
 from edgellm.engine.scoring import score_after_each, score_continuations
@@ -102,7 +103,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25 * SCALE, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 def test_tape_and_memory_agree_after_any_operations(
     any_model: Model, tmp_path: Path, operations: list[tuple[str, object]]
