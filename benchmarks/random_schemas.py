@@ -1,7 +1,5 @@
 """Random tools, from a seed: schemas as people write them, and as nobody would.
 
-    python benchmarks/random_schemas.py --seed 1 --count 3
-
 Objects of one to six properties, up to three deep: bounded strings and numbers, patterns, formats, enums short and
 long, constants, arrays, anyOf and oneOf, references (also to themselves), names with quotes, spaces and emoji; and now
 and then a keyword that no grammar can enforce (uniqueItems, not, if/then, look-around). Every schema has valid values.
@@ -9,8 +7,6 @@ and then a keyword that no grammar can enforce (uniqueItems, not, if/then, look-
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from typing import Any
 
@@ -306,16 +302,3 @@ class _Maker:
             least = {"type": "object", "properties": {"id": self._integer()}, "required": ["id"]}
             return {"allOf": [least, {"properties": {"note": self._string()}}]}
         return {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 30}]}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=5)
-    given = parser.parse_args()
-    for index in range(given.count):
-        print(json.dumps(random_tool(given.seed, index), ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,328 @@
+"""The parts of the evidence: what each runs, and how it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+QUESTION = "What is 23 * 17 + 4?"
+RECORD = "EDGELLM_RECORD"
+
+_LAW_FILES = (
+    "tests/test_engine_session.py", "tests/test_chat_parser.py", "tests/test_chat_utf8.py",
+    "tests/test_chat_formats.py", "tests/test_chat_marked.py",
+)  # fmt: skip
+_BAD_INPUT_FILES = ("tests/test_bad_input.py", "tests/test_cli_interrupt.py", "tests/test_toolbox_runner.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the run was asked for. `folder` is for files on the way."""
+
+    model: str
+    bfcl: Path | None
+    count: int
+    scale: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One page: the claim in words, whether the run shows it, Markdown, and the commands that were run."""
+
+    title: str
+    claim: str
+    is_shown: bool
+    body: str
+    commands: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A command that has ended."""
+
+    command: str
+    code: int
+    out: str
+    err: str
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The JSON object in the last line; empty where there is none."""
+        lines = self.out.strip().splitlines()
+        try:
+            found = json.loads(lines[-1]) if lines else {}
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def table(self) -> str:
+        """What stands before the last line, as a block."""
+        return block("\n".join(self.out.strip().splitlines()[:-1] or [self.err.strip()]))
+
+
+def block(text: str, kind: str = "text") -> str:
+    """Markdown of a block of code."""
+    return f"```{kind}\n{text}\n```\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", "<br>")
+
+
+def run(*words: object, env: Mapping[str, str] | None = None) -> Ran:
+    """Runs Python with some arguments from the project's folder; what it says on stderr is passed on, too."""
+    arguments = [str(word) for word in words]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    shown = " ".join(f'"{word}"' if " " in word else word for word in arguments)
+    settings = "".join(f"{name}={value} " for name, value in (env or {}).items() if name != RECORD)
+    command = f"{settings}python {shown}".replace("python -m edgellm.cli.main", "edgellm")
+    return Ran(command, done.returncode, done.stdout, done.stderr)
+
+
+def pytest(files: Sequence[str], options: Options, *words: object, env: Mapping[str, str]) -> Ran:
+    """Runs test files, with the model where it is in the store."""
+    from edgellm.models.store import Store
+
+    path = Store().path_of(options.model) or Path(options.model)
+    known = {"EDGELLM_TEST_MODEL": str(path)} if path.is_file() else {}
+    files = [file for file in files if (ROOT / file).is_file()]
+    ran = run("-m", "pytest", "-q", "--timeout", 7200, *words, *files, env={**known, **env})
+    return Ran(ran.command.replace(str(Path.home()), "~"), ran.code, ran.out, ran.err)
+
+
+# -- a question, a call, its result, an answer ----------------------------------------------------------------------
+
+
+def first_call(options: Options) -> Evidence:
+    """One question through the command line, as events and as a chat; the second prefill counted by hand."""
+    main = ("-m", "edgellm.cli.main")
+    events_run = run(*main, "run", "--json", "-m", options.model, QUESTION)
+    chat_run = run(*main, "chat", "-m", options.model, "--prompt", QUESTION)
+    events = [json.loads(line) for line in events_run.out.splitlines()]
+    by_type = {event["type"]: event for event in events}
+    legs = by_type.get("turn_finished", {}).get("usage", {}).get("legs", [])
+    ready, finished = by_type.get("tool_call_ready", {}), by_type.get("tool_finished", {})
+    glue, expected = _second_prefill(options.model, str(finished.get("result")))
+    first, second = [*legs, {}, {}][:2]
+    reused = first.get("prefill_tokens", 0) + first.get("decode_tokens", 0) - 1
+    rows = [
+        ("the model calls the calculator", ready.get("name"), "calculator"),
+        ("with the expression", ready.get("arguments"), {"expression": "23 * 17 + 4"}),
+        ("its result", finished.get("result"), "395"),
+        ("legs (uninterrupted decodes)", len(legs), 2),
+        ("prefill tokens of the second leg", second.get("prefill_tokens"), expected),
+        ("tokens it finds in the KV cache", second.get("reused_tokens"), reused),
+        ("tokens computed again", sum(leg.get("rebuilt_tokens", 0) for leg in legs), 0),
+    ]
+    answer = by_type.get("turn_finished", {}).get("text", "")
+    holds = "395" in answer and "395" in chat_run.out.split("395", 1)[-1]
+    told = [event for event in events if event["type"] not in ("tool_call_delta", "text_delta")]
+    body = (
+        table(("", "measured", "expected"), rows)
+        + f"\nThe answer: {json.dumps(answer)}. The second prefill is one pending token, the one that ended the call's "
+        + f"leg, and the {expected - 1} tokens of this text, tokenized here by itself:\n\n"
+        + block(json.dumps(glue))
+        + "\n`edgellm chat --prompt`:\n\n"
+        + block(chat_run.out.strip())
+        + "\nThe events, without the pieces of text and arguments:\n\n"
+        + block("\n".join(map(json.dumps, told)), "json")
+    )
+    is_shown = all(measured == wanted for _, measured, wanted in rows) and holds
+    is_shown = is_shown and events_run.code == chat_run.code == 0
+    return Evidence(
+        "A question, a call, its result, an answer",
+        "The model calls a tool in the middle of its turn; the result is appended to the same KV cache, and nothing "
+        "that is on the tape is computed twice.",
+        is_shown,
+        body,
+        (events_run.command, chat_run.command),
+    )
+
+
+def _second_prefill(model: str, result: str) -> tuple[str, int]:
+    """The text between call and answer in ChatML, and how many tokens are new with it."""
+    import edgellm
+
+    glue = (
+        "\n<|im_start|>user\n<tool_response>\n",
+        result,
+        "\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
+    )
+    with edgellm.load(model, n_ctx=256) as runtime:
+        count = sum(
+            len(runtime.tokenize(text, parse_special=is_template))
+            for text, is_template in zip(glue, (True, False, True), strict=True)
+        )
+    return "".join(glue), 1 + count
+
+
+# -- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+def decode_speed(options: Options) -> Evidence:
+    """benchmarks/decode.py."""
+    ran = run("benchmarks/decode.py", "--model", options.model)
+    figures = ran.figures
+    goals = [
+        ("ratio_vs_bare", "with a tap of 20 rows, against the bare loop", 0.97),
+        ("ratio_vs_bare_busy", "the same beside one busy Python thread", 0.97),
+        ("ratio_python_stage", "with a Python stage behind top_k, against without", 0.98),
+        ("ratio_vs_llama_cpp_python", "against llama-cpp-python's own stream", 1.0),
+    ]
+    rows = [(what, figures.get(name, "not measured"), f"at least {goal}") for name, what, goal in goals]
+    return Evidence(
+        "Decode speed",
+        "Our speed divided by the other's, pairs run in turn in one process: above 1 we are faster.",
+        ran.code == 0 and all(figures.get(name, 0) >= goal for name, _, goal in goals),
+        table(("speed", "ratio", "goal"), rows)
+        + "\n"
+        + ran.table
+        + "\n"
+        + block(json.dumps(figures), "json"),
+        (ran.command,),
+    )
+
+
+def valid_calls(options: Options) -> Evidence:
+    """benchmarks/valid_calls.py."""
+    return valid_calls_page(
+        run("benchmarks/valid_calls.py", "--model", options.model, "--count", options.count)
+    )
+
+
+def valid_calls_page(ran: Ran) -> Evidence:
+    """The page of a run of benchmarks/valid_calls.py."""
+    return Evidence(
+        "Every call is valid",
+        "Random tool schemas, the model at temperature 1.5, `guided` off, tool choice `required`: every call that is "
+        "emitted parses and is valid against its tool's own schema (jsonschema, Draft 2020-12). Where llguidance "
+        "cannot enforce a keyword, a call that violates it is refused, or mended, before the tool's code runs.",
+        ran.code == 0 and bool(ran.figures),
+        ran.table + "\n" + block(json.dumps(ran.figures), "json"),
+        (ran.command,),
+    )
+
+
+def guided_tools(options: Options) -> Evidence:
+    """benchmarks/guided.py, and benchmarks/bfcl.py where its data is there."""
+    ran = [run("benchmarks/guided.py", "--model", options.model, "--split", "held")]
+    names = ["Our own cases, the half held apart"]
+    if options.bfcl is not None:
+        ran.append(run("benchmarks/bfcl.py", "--model", options.model, "--data", options.bfcl))
+        names.append("BFCL v4, simple_python and multiple, by the official checker's rules")
+    parts = [
+        f"## {name}\n\n{one.table}\n{block(json.dumps(one.figures), 'json')}\n"
+        for name, one in zip(names, ran, strict=True)
+    ]
+    return Evidence(
+        "Guided tools",
+        "How often the model, with the `guided` strategy, calls the right tool with the right arguments, and only "
+        "where a tool helps. Shares of all cases.",
+        all(one.code == 0 and one.figures for one in ran),
+        "\n".join(parts),
+        tuple(one.command for one in ran),
+    )
+
+
+# -- tests at full size ----------------------------------------------------------------------------------------------
+
+
+def session_laws(options: Options) -> Evidence:
+    """The property tests of sessions and of the output parser, with many more examples."""
+    ran = pytest(
+        _LAW_FILES, options, "--hypothesis-show-statistics", env={"EDGELLM_EXAMPLES": str(options.scale)}
+    )
+    laws = read_statistics(ran.out)
+    rows = [(f"`{name}`", passing, failing) for name, passing, failing in laws]
+    summary = ran.out.strip().splitlines()[-1]
+    return Evidence(
+        "Laws of sessions and of the output parser",
+        "Any sequence of extend, step, rewind, fork, save, load, cancel and failure leaves tape and KV memory equal "
+        "(checked on one thread, on six architectures, against the same tape computed from nothing); any split of the "
+        "model's output gives the same events. Examples are drawn by hypothesis.",
+        ran.code == 0 and bool(laws) and not any(failing for _, _, failing in laws),
+        table(("law", "examples that hold", "that do not"), rows)
+        + f"\nAll tests of these files: {summary}\n",
+        (ran.command,),
+    )
+
+
+def read_statistics(text: str) -> list[tuple[str, int, int]]:
+    """(test, passing examples, failing examples) from hypothesis' statistics, the generating phase only."""
+    found: list[tuple[str, int, int]] = []
+    name = ""
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"(tests/\S.*?::.*):", line.strip()):
+            name = heading.group(1)
+        counted = re.search(r"- (\d+) passing examples, (\d+) failing examples", line)
+        if counted and name:
+            found.append((name, int(counted.group(1)), int(counted.group(2))))
+            name = ""
+    return found
+
+
+def bad_input(options: Options) -> Evidence:
+    """The tests of bad input, and what each command printed."""
+    record = options.folder / "bad_input.jsonl"
+    ran = pytest(
+        _BAD_INPUT_FILES, options, "-p", "record_cli", env={RECORD: str(record), "PYTHONPATH": "benchmarks"}
+    )
+    seen = (
+        [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+        if record.is_file()
+        else []
+    )
+    rows: list[tuple[str, str, str, str]] = []
+    for test in seen:
+        passed = "" if test["passed"] else " **(failed)**"
+        told = [command for command in test["commands"] if command["code"]] or test["commands"][-1:]
+        rows += [
+            (test["name"] + passed, f"`{command['words']}`", command["err"], command["code"])
+            for command in told
+        ]
+        if not told:
+            rows.append((test["name"] + passed, "", "", ""))
+    summary = ran.out.strip().splitlines()[-1]
+    return Evidence(
+        "Bad input",
+        "Each gives an error in a line, with a remedy, a non-zero exit code, and loses nothing: files, saved chats and "
+        "the store are as before. Rows without a command are tests of what happens inside a session.",
+        ran.code == 0 and len(seen) >= 40,
+        f"{len(seen)} tests: {summary}\n\n" + table(("what", "command", "stderr", "exit code"), rows),
+        (ran.command,),
+    )
+
+
+PARTS: dict[str, Callable[[Options], Evidence]] = {
+    "first-call": first_call,
+    "decode-speed": decode_speed,
+    "valid-calls": valid_calls,
+    "session-laws": session_laws,
+    "bad-input": bad_input,
+    "guided-tools": guided_tools,
+}

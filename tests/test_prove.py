@@ -1,0 +1,102 @@
+"""The evidence runner: what it reads from others' output, and the pages it writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import prove
+import prove_parts
+import pytest
+
+STATISTICS = """\
+..                                                                       [100%]
+============================ Hypothesis Statistics =============================
+
+tests/test_x.py::test_one[llama]:
+
+  - during generate phase (0.41 seconds):
+    - Typical runtimes: ~ 5-9 ms, of which ~ 1-2 ms in data generation
+    - 25 passing examples, 0 failing examples, 3 invalid examples
+
+  - Stopped because settings.max_examples=25
+
+tests/test_x.py::test_two:
+
+  - during reuse phase (0.00 seconds):
+    - 1 passing examples, 1 failing examples, 0 invalid examples
+
+  - during shrink phase (0.00 seconds):
+    - 3 passing examples, 9 failing examples, 0 invalid examples
+
+2 passed in 1.50s
+"""
+
+
+def test_statistics_of_laws_are_read() -> None:
+    assert prove_parts.read_statistics(STATISTICS) == [
+        ("tests/test_x.py::test_one[llama]", 25, 0),
+        ("tests/test_x.py::test_two", 4, 10),
+    ]
+
+
+def test_a_page_names_what_was_measured_and_says_when_it_was_not_shown() -> None:
+    evidence = prove_parts.Evidence("Title", "A claim.", False, "body", ("python x.py",))
+    text = prove.page(evidence, {"Commit": prove.commit(), "Machine": prove.machine()})
+    assert text.startswith("# Title\n\nA claim.\n\nShown by this run: **No: see below.**\n")
+    assert "cores" in text or sys.platform != "linux"
+    assert text.endswith("\nbody\n")
+
+
+def test_tables_survive_bars_and_lines() -> None:
+    assert prove_parts.table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y<br>z |\n"
+
+
+def test_figures_are_the_last_line() -> None:
+    assert prove_parts.Ran("c", 0, 'a table\n{"x": 1}\n', "").figures == {"x": 1}
+    assert prove_parts.Ran("c", 0, "a table\n", "").figures == {}
+    assert prove_parts.Ran("c", 0, "", "broken").figures == {}
+    assert not prove_parts.valid_calls_page(prove_parts.Ran("c", 0, "", "broken")).is_shown
+    assert not prove_parts.valid_calls_page(prove_parts.Ran("c", 1, 'x\n{"invalid": 1}', "")).is_shown
+
+
+@pytest.mark.parametrize("outcome", ["passed", "failed"])
+def test_commands_of_tests_are_recorded(tmp_path: Path, outcome: str) -> None:
+    test = tmp_path / "test_x.py"
+    test.write_text(
+        "from types import SimpleNamespace\n"
+        "def cli(*words, **options): return SimpleNamespace(code=2, err=f'edgellm: {words[1]} is wrong.\\n')\n"
+        f"def test_it(tmp_path): assert cli('run', tmp_path / 'a b').code == {2 if outcome == 'passed' else 3}\n",
+        encoding="utf-8",
+    )
+    record = tmp_path / "record"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "record_cli",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            tmp_path,
+            test,
+        ],
+        env={"EDGELLM_RECORD": str(record), "PYTHONPATH": str(prove_parts.ROOT / "benchmarks")},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == (0 if outcome == "passed" else 1), done.stdout
+    assert json.loads(record.read_text(encoding="utf-8")) == {
+        "file": "test_x.py",
+        "name": "test_it",
+        "passed": outcome == "passed",
+        "commands": [{"words": "edgellm run 'TMP/a b'", "code": 2, "err": "edgellm: TMP/a b is wrong."}],
+    }
