@@ -273,17 +273,17 @@ def session_laws(options: Options) -> Evidence:
 
 
 def read_statistics(text: str) -> list[tuple[str, int, int]]:
-    """(test, passing examples, failing examples) from hypothesis' statistics, the generating phase only."""
-    found: list[tuple[str, int, int]] = []
+    """(test, examples that passed, that failed) from hypothesis' statistics, over all its phases."""
+    found: dict[str, tuple[int, int]] = {}
     name = ""
     for line in text.splitlines():
         if heading := re.fullmatch(r"(tests/\S.*?::.*):", line.strip()):
             name = heading.group(1)
         counted = re.search(r"- (\d+) passing examples, (\d+) failing examples", line)
         if counted and name:
-            found.append((name, int(counted.group(1)), int(counted.group(2))))
-            name = ""
-    return found
+            passing, failing = found.get(name, (0, 0))
+            found[name] = (passing + int(counted.group(1)), failing + int(counted.group(2)))
+    return [(name, *counts) for name, counts in found.items()]
 
 
 def bad_input(options: Options) -> Evidence:
@@ -292,28 +292,29 @@ def bad_input(options: Options) -> Evidence:
     ran = pytest(
         _BAD_INPUT_FILES, options, "-p", "record_cli", env={RECORD: str(record), "PYTHONPATH": "benchmarks"}
     )
-    seen = (
-        [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-        if record.is_file()
-        else []
-    )
+    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+    seen = [json.loads(line) for line in lines]
     rows: list[tuple[str, str, str, str]] = []
+    others: list[str] = []
     for test in seen:
-        passed = "" if test["passed"] else " **(failed)**"
-        told = [command for command in test["commands"] if command["code"]] or test["commands"][-1:]
-        rows += [
-            (test["name"] + passed, f"`{command['words']}`", command["err"], command["code"])
-            for command in told
-        ]
+        name = re.sub(r"^test_bad_input\[(.*)\]$", r"\1", test["name"]) + (
+            "" if test["passed"] else " **(failed)**"
+        )
+        told = [command for command in test["commands"] if command["code"]]
+        rows += [(name, f"`{command['words']}`", command["err"], command["code"]) for command in told]
         if not told:
-            rows.append((test["name"] + passed, "", "", ""))
+            others.append(f"- `{test['file']}`: {name.removeprefix('test_').replace('_', ' ')}\n")
     summary = ran.out.strip().splitlines()[-1]
     return Evidence(
         "Bad input",
         "Each gives an error in a line, with a remedy, a non-zero exit code, and loses nothing: files, saved chats and "
-        "the store are as before. Rows without a command are tests of what happens inside a session.",
-        ran.code == 0 and len(seen) >= 40,
-        f"{len(seen)} tests: {summary}\n\n" + table(("what", "command", "stderr", "exit code"), rows),
+        "the store are as before (the tests check that, too). TMP stands for the test's own folder.",
+        ran.code == 0 and len(rows) >= 40,
+        f"{len(rows)} commands that fail as they should; {len(seen)} tests in all: {summary}\n\n"
+        + table(("what", "command", "stderr", "exit code"), rows)
+        + "\n## At a terminal, and inside a session\n\n"
+        + "Ctrl-C in every phase, and tools that raise, hang, flood or print:\n\n"
+        + "".join(others),
         (ran.command,),
     )
 

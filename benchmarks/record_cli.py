@@ -49,6 +49,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     finally:
         if real is not None:
             module.cli = real
-        line = {"name": item.nodeid.split("::", 1)[-1], "passed": passed, "commands": commands}
-        with Path(os.environ[RECORD]).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        file, _, name = item.nodeid.partition("::")
+        line = {"file": file, "name": name, "passed": passed, "commands": commands}
+        with Path(os.environ[RECORD]).open("a", encoding="utf-8") as record:
+            record.write(json.dumps(line) + "\n")
