@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "edgellm.dialogue": ("Chat", "ChatOptions"),
-    "edgellm.runtime": ("Runtime", "catalog", "doctor", "inspect", "load", "parse", "quantize"),
+    "edgellm.offline": ("Parsed", "catalog", "doctor", "inspect", "parse", "quantize"),
+    "edgellm.runtime": ("Runtime", "load"),
     "edgellm.agent": ("AgentLimits", "ToolChoice"),
     "edgellm.toolbox.tool": ("Tool", "ToolContext", "tool"),
     "edgellm.toolbox.toolset": ("Toolset",),
@@ -139,7 +140,8 @@ if TYPE_CHECKING:
         ToolRunning,
         TurnFinished,
     )
-    from edgellm.runtime import Runtime, catalog, doctor, inspect, load, parse, quantize
+    from edgellm.offline import Parsed, catalog, doctor, inspect, parse, quantize
+    from edgellm.runtime import Runtime, load
     from edgellm.sampling.candidates import Candidates
     from edgellm.sampling.spec import ChainSpec
     from edgellm.sampling.stage import Rewind, StageVocabulary, sampler

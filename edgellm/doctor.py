@@ -212,7 +212,7 @@ def _first_existing(path: Path) -> Path:
 
 
 def _configuration(problems: list[Problem]) -> dict[str, Any]:
-    from edgellm.runtime import catalog
+    from edgellm.offline import catalog
     from edgellm.trust import config_dir
 
     folder = config_dir()

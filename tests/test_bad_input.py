@@ -590,7 +590,7 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_error(
     def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("edgellm.runtime.catalog", broken)
+    monkeypatch.setattr("edgellm.offline.catalog", broken)
     place.file("home", "not a folder")
     outcome = cli("models", "list")
     assert outcome.code == 70

@@ -84,7 +84,7 @@ def test_an_unforeseen_error_is_one_line_and_its_details_lie_in_a_log(
     def broken() -> None:
         raise ZeroDivisionError("by\nnothing")
 
-    monkeypatch.setattr("edgellm.runtime.catalog", broken)
+    monkeypatch.setattr("edgellm.offline.catalog", broken)
     outcome = cli("models", "list")
     assert outcome.code == 70
     assert outcome.err.startswith("edgellm: internal error: ZeroDivisionError: by nothing. Report it")

@@ -50,7 +50,7 @@ class _Writing:
 
 def run(args: Namespace) -> int:
     """Prints the facts."""
-    from edgellm.runtime import inspect
+    from edgellm.offline import inspect
 
     if args.file is not None and args.model is not None:
         raise UsageError("Two models are named. Leave MODEL or --model out.")
@@ -181,7 +181,7 @@ def _writing(info: GGUFInfo) -> _Writing:
 
 def _special_tokens(info: GGUFInfo) -> tuple[set[str], str, str, str]:
     """Control tokens by spelling, BOS and EOS; without them and with the reason, where llama.cpp cannot read it."""
-    from edgellm.runtime import read_vocabulary
+    from edgellm.offline import read_vocabulary
 
     try:
         with read_vocabulary(info.path) as vocabulary:

@@ -68,7 +68,7 @@ def _add_name(parser: ArgumentParser) -> None:
 
 
 def _catalogue() -> Catalogue:
-    from edgellm.runtime import catalog
+    from edgellm.offline import catalog
 
     return catalog()
 

@@ -93,7 +93,7 @@ def _choice(args: Namespace) -> tuple[str | None, str]:
         source = BUILTIN.get(given, given)
     elif args.model is not None:
         from edgellm.chat.template import select_template
-        from edgellm.runtime import inspect
+        from edgellm.offline import inspect
 
         templates = dict(inspect(args.model).chat_templates)
         if not templates and args.format is None:

@@ -41,7 +41,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Quantizes; prints the path of the new file."""
-    from edgellm.runtime import inspect, quantize
+    from edgellm.offline import inspect, quantize
 
     source = inspect(args.source)
     target = Path(args.target).expanduser()

@@ -38,7 +38,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Prints the tokens of a text."""
     from edgellm.cli.run import piped_text
-    from edgellm.runtime import read_vocabulary
+    from edgellm.offline import read_vocabulary
 
     if args.json and args.ids:
         raise UsageError("--json and --ids exclude each other. Leave one of them out.")
