@@ -67,11 +67,13 @@ def test_piped_lines_are_turns_without_prompts(chat: Callable[..., Outcome]) -> 
     assert outcome.out.startswith(one.out)
 
 
-def test_rewind_and_retry_with_the_same_seed_give_the_same_answer(chat: Callable[..., Outcome]) -> None:
+def test_what_is_said_again_is_answered_as_before_and_retry_draws_anew(chat: Callable[..., Outcome]) -> None:
     first = chat("Hello").out
     outcome = chat("Hello", "/rewind", "Hello")
     assert outcome.out == f"{first}Back to before: Hello\n{first}"
-    assert chat("Hello", "/retry").out == first + first
+    retried = chat("Hello", "/retry").out
+    assert retried.startswith(first)
+    assert retried != first + first
 
 
 def test_branches_go_their_own_ways(chat: Callable[..., Outcome]) -> None:

@@ -846,7 +846,7 @@ AFTER_CLOSE = """
     for action in (
         lambda: chats[0].ask("x"), lambda: chats[0].fork(), lambda: chats[0].rewind(0),
         lambda: chats[0].save("/tmp/never"), lambda: runtime.chat(), lambda: runtime.complete("x"),
-        lambda: runtime.embed(["x"]), lambda: runtime.tokenize("something new"), lambda: vocabulary.is_eog(3),
+        lambda: runtime.embed(["x"]), lambda: runtime.tokenize("something new"), lambda: vocabulary.is_eog(10**6),
         lambda: runtime.engine.context.logits(0), lambda: runtime.thread,
         lambda: runtime.model.chat_template(),
         lambda: runtime.engine.context.state(0), lambda: runtime.make_chain("dry"),

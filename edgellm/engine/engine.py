@@ -38,7 +38,8 @@ class Engine:
         self._branches = 0
         self._use = threading.Lock()
         self._user = 0
-        self._is_brief = False
+        self._brief = 0
+        self._brief_lock = threading.Lock()
         # A signal handler may call `abort` on the very thread that is about to decode.
         self._abort_lock = threading.RLock()
         self._running: tuple[Session, ...] = ()
@@ -159,20 +160,30 @@ class Engine:
 
         With `wait_s` it waits for the end of that one's step; those who hold it so are brief, and waited for.
         """
-        if not self._use.acquire(blocking=False):
-            is_own = self._user == threading.get_ident()
-            patience_s = max(wait_s, _CLOSE_WAIT_S if self._is_brief else 0.0)
-            if is_own or patience_s <= 0 or not self._use.acquire(timeout=patience_s):
-                raise ConfigError(
-                    "the engine is in use by another thread.",
-                    hint="Use Chat.asend, or one thread for all chats of a runtime.",
-                )
+        is_brief = wait_s > 0
+        if is_brief:
+            # Said before the lock is taken: nobody may find it taken and not know by whom.
+            with self._brief_lock:
+                self._brief += 1
         try:
-            self._user, self._is_brief = threading.get_ident(), wait_s > 0
-            yield
+            if not self._use.acquire(blocking=False):
+                is_own = self._user == threading.get_ident()
+                patience_s = max(wait_s, _CLOSE_WAIT_S if self._brief else 0.0)
+                if is_own or patience_s <= 0 or not self._use.acquire(timeout=patience_s):
+                    raise ConfigError(
+                        "the engine is in use by another thread.",
+                        hint="Use Chat.asend, or one thread for all chats of a runtime.",
+                    )
+            try:
+                self._user = threading.get_ident()
+                yield
+            finally:
+                self._user = 0
+                self._use.release()
         finally:
-            self._user = 0
-            self._use.release()
+            if is_brief:
+                with self._brief_lock:
+                    self._brief -= 1
 
     def step(self) -> None:
         """Decodes one batch for every session that waits for a token and samples all of them.
