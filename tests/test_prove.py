@@ -21,7 +21,7 @@ tests/test_x.py::test_one[llama]:
 
   - during generate phase (0.41 seconds):
     - Typical runtimes: ~ 5-9 ms, of which ~ 1-2 ms in data generation
-    - 25 passing examples, 0 failing examples, 3 invalid examples
+    - 25 passing, 0 failing, and 3 invalid test cases
 
   - Stopped because settings.max_examples=25
 
