@@ -235,12 +235,18 @@ class Decoding:
             own.replay(session.tape.tokens[start:])
 
     def _take(self, step: Step, text: str) -> list[Event]:
-        """Parses one token and labels it."""
+        """Parses one token and labels it; where it shows that a call has begun, the mark's tokens too."""
+        was_in_call = self._parser.in_call
         self._fed.append(_Fed(step.position, self._length, step.piece, text, step.is_control))
         self._length += len(text.encode("utf-8", "surrogatepass"))
         events: list[Event] = self._parser.feed(text, is_control=step.is_control) if text else []
         self._label(step.position, events)
+        if not was_in_call and self._has_begun(events):
+            self._label_call_start()
         return events
+
+    def _has_begun(self, events: Sequence[Event]) -> bool:
+        return self._parser.in_call or any(isinstance(event, ToolCallReady) for event in events)
 
     def end(self) -> Iterator[Event]:
         """Gives out what the parser still holds, and names the reason the leg ended for."""
@@ -258,11 +264,9 @@ class Decoding:
         """Parses one token; None where it was taken back to be drawn again under the grammar."""
         was_in_call = self._parser.in_call
         events = self._take(step, text)
-        has_begun = self._parser.in_call or any(isinstance(event, ToolCallReady) for event in events)
-        if not was_in_call and has_begun:
-            self._label_call_start()
-            if self._session.constraint is None and self._make_constraint is not None:
-                return self._constrain(events)
+        is_free = self._session.constraint is None and self._make_constraint is not None
+        if is_free and not was_in_call and self._has_begun(events):
+            return self._constrain(events)
         return events
 
     def _label(self, position: int, events: Sequence[Event]) -> None:

@@ -113,6 +113,9 @@ def test_guided_call_leaves_one_token_pending_and_prefills_nothing_twice(runtime
     )
     assert second.prefill_tokens == 1 + len(runtime.tokenize(glue, parse_special=True))
     assert chat.conversation.session.check_memory()
+    (span, *_) = [s for s in chat.spans if s.kind == "tool_call" and s.start >= first.prefill_tokens]
+    text = runtime.vocabulary.text_of(chat.tape[span.start : span.end]).decode()
+    assert text.startswith("<tool_call>") and text.rstrip().endswith("</tool_call>")
 
 
 def test_guided_steps_are_marked_and_the_sampler_is_told_of_them(runtime: edgellm.Runtime) -> None:
