@@ -13,6 +13,9 @@ import pytest
 RECORD = "EDGELLM_RECORD"
 
 
+_CHECKOUT = f"{Path(__file__).resolve().parents[1]}/"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Runs a test; its name, its commands and how it ended become one line of JSON in the file named by RECORD."""
@@ -27,7 +30,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
         text = text.replace(folder, "TMP")
         for part in {str(Path(folder).parents[1]), str(Path(folder).parent)} if folder != "\0" else ():
             text = text.replace(part, "TMP")
-        return text.strip()
+        return text.replace(_CHECKOUT, "").strip()
 
     def recording(*words: object, **options: Any) -> Any:
         outcome = real(*words, **options)
