@@ -10,7 +10,7 @@ import numpy as np
 
 from edgellm.decoding import NEXT_TOKEN
 from edgellm.engine.scoring import score_continuations
-from edgellm.errors import TemplateError
+from edgellm.errors import ConstraintError, TemplateError
 from edgellm.guided.copy_bias import CopyBias
 from edgellm.guided.grounding import NOTHING, Unused, is_stated, stated_choice, stated_flag
 from edgellm.sampling.schema_relax import relax
@@ -164,7 +164,10 @@ class ArgumentWriter:
         self, writing: _Writing, name: str, schema: Mapping[str, Any], *, source: str | None = None
     ) -> Generator[Waiting, None, Any]:
         """One value under its own schema, greedily, with the copy bias; NOTHING where none came out whole."""
-        constraint = self._value_constraint(schema)
+        try:
+            constraint = self._value_constraint(schema)
+        except ConstraintError:
+            return NOTHING  # one that only makes sense inside the whole: "$ref": "#", say
         session = self._prepared(writing, name, writing.request)
         vocabulary = self._engine.vocabulary
         if self._bias is None:
@@ -268,7 +271,8 @@ def _parameter_lines(spec: ToolSpec) -> str:
     for name, schema in spec.parameters.get("properties", {}).items():
         kind = schema.get("type", "any")
         if kind == "array":
-            kind = f"list of {schema.get('items', {}).get('type', 'any')}"
+            items = schema.get("items")
+            kind = f"list of {items.get('type', 'any') if isinstance(items, dict) else 'any'}"
         if "enum" in schema:
             kind = "one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
         lines.append(f"- {name} ({kind}): {schema.get('description', '')}")

@@ -17,6 +17,7 @@ from edgellm.engine.scoring import score_after_each
 from edgellm.errors import Cancelled, ContextFull
 from edgellm.events import ToolChoiceScored
 from edgellm.guided.arguments import ArgumentWriter
+from edgellm.guided.parameters import standing_alone
 from edgellm.types import Message, SpanKind, ToolCall
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class Guided:
         self, decoding: Decoding, request: str, specs: Sequence[ToolSpec], *, is_required: bool
     ) -> Generator[Event | Waiting, None, bool]:
         """Chooses a tool and writes its call, or leaves the answer to the model. True where a call was written."""
+        specs = [standing_alone(spec) for spec in specs]
         try:
             if is_required and len(specs) == 1:
                 chosen = specs[0]
