@@ -43,10 +43,6 @@ class Tape:
         """Gives tokens [start, end) another owner: whose a drawn token is shows only once it is parsed."""
         self._kinds[start:end] = [kind] * (end - start)
 
-    def kind_at(self, position: int) -> SpanKind:
-        """The owner of one token."""
-        return self._kinds[position]
-
     @property
     def kinds(self) -> tuple[SpanKind, ...]:
         """The owner of every token."""

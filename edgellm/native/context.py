@@ -221,11 +221,6 @@ class Context:
                 log=log.text,
             )
 
-    def set_threads(self, decode: int, batch: int) -> None:
-        """Changes thread counts, from the next decode on."""
-        self._llama.llama_set_n_threads(self._live(), decode, batch)
-        self.n_threads = decode
-
     def embeddings(self, seq: int) -> NDArray[np.float32]:
         """The pooled embedding (n_embd,) of a sequence, or raises DecodeError where the model gives none."""
         pointer = self._llama.llama_get_embeddings_seq(self._live(), seq)
