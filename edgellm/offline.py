@@ -13,6 +13,7 @@ from edgellm.types import LoadOptions
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
+    from edgellm.chat.formats import Marks
     from edgellm.models.catalogue import Catalogue
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.native.vocabulary import Vocabulary
@@ -80,10 +81,19 @@ def parse(
     if template is None:
         # No template says whether the model thinks: marks of reasoning are taken for what they look like.
         wire_format = replace(wire_format, is_thinking=True)
+        prefix = prefix or _implied_prefix(text, wire_format.marks)
     parser = OutputParser(wire_format, prefix=prefix, tools=specs)
     parser.feed(text)
     parser.finish()
     return Parsed(parser.text, parser.reasoning, tuple(parser.calls))
+
+
+def _implied_prefix(text: str, marks: Marks) -> str:
+    """The opening mark of reasoning where the output closes reasoning that it has not opened."""
+    opens, closes = marks.reasoning_open, marks.reasoning_close
+    if not opens or closes not in text:
+        return ""
+    return "" if opens in text[: text.index(closes)] else opens
 
 
 @contextmanager

@@ -266,6 +266,17 @@ def test_nothing_is_swallowed_but_marks_and_space(output: str) -> None:
     assert parser.held == ""
 
 
+@given(OUTPUTS, st.sampled_from([PLAIN, THINKING]), st.sampled_from(["", "<think>\n"]))
+def test_pieces_are_the_output(output: str, wire_format: Hermes, prefix: str) -> None:
+    parser, _ = parse(list(output), wire_format, prefix=prefix)
+    assert "".join(piece.text for piece in parser.pieces) == output
+    kinds = {kind: "".join(p.text for p in parser.pieces if p.kind == kind) for kind in ("text", "reasoning")}
+    assert kinds == {"text": parser.text, "reasoning": parser.reasoning}
+    assert [p.text for p in parser.pieces if p.kind == "call"] == [call.raw for call in parser.calls]
+    hidden = "".join("".join(p.text for p in parser.pieces if p.kind == "mark").split())
+    assert hidden.replace("<think>", "").replace("</think>", "") == ""
+
+
 JSON_LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 )

@@ -13,7 +13,10 @@ inside reasoning. A call ends reasoning that was still open.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from edgellm.chat.formats import wire
 from edgellm.events import (
@@ -28,12 +31,24 @@ from edgellm.events import (
 )
 from edgellm.types import ToolCall, ToolSpec
 
+PieceKind = Literal["text", "reasoning", "call", "mark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of output and what it was taken for. "mark" is what is not shown: marks, and space around them."""
+
+    kind: PieceKind
+    text: str
+
 
 class OutputParser:
     """Turns the text of one assistant turn into events.
 
     `prefix` is the generation prompt the output continues: it may have opened the reasoning already.
     `start_index` is the number of the turn's first call here. Without `expects_calls` call marks are text.
+    `control_marks` are the marks that this vocabulary spells as one control token: the same characters written
+    as plain text are text.
     """
 
     def __init__(
@@ -44,34 +59,53 @@ class OutputParser:
         start_index: int = 0,
         tools: Sequence[ToolSpec] = (),
         expects_calls: bool = True,
+        control_marks: Collection[str] = (),
     ) -> None:
-        marks = wire_format.marks
         self._format = wire_format
         self._tools = tools
-        self._call_marks = marks.call_open if expects_calls else ()
-        self._open, self._close = marks.reasoning_open, marks.reasoning_close
-        self._in_reasoning = bool(self._open) and prefix.rfind(self._open) > prefix.rfind(self._close)
-        self._is_thinking = bool(self._open) and (wire_format.is_thinking or self._in_reasoning)
+        self._in_reasoning = wire_format.opens_reasoning(prefix)
+        if self._in_reasoning and not wire_format.is_thinking:
+            wire_format = replace(wire_format, is_thinking=True)
+        marks = [
+            mark for mark in wire_format.scan_marks() if expects_calls or mark.does not in ("call", "maybe")
+        ]
+        self._control_marks = {mark.text: mark for mark in marks if mark.text in control_marks}
+        self._marks_in = {
+            inside: _Marks(
+                [
+                    mark
+                    for mark in marks
+                    if mark.inside in ("both", inside) and mark.text not in self._control_marks
+                ]
+            )
+            for inside in ("text", "reasoning")
+        }
         # Nothing but space so far in this stretch; whether that space belongs to the mark before it.
         self._at_start = True
         self._drops_space = self._in_reasoning
+        self._at_line = True
         self._gap: list[str] = []
         self._hold = ""
         self._fed = 0
         self._reader: wire.CallReader | None = None
+        self._mark = ""
         self._raw: list[str] = []
-        self._call_start: int | None = None
+        self._raw_start = 0
+        self._is_call = False
         self._has_begun = False
         self._index = start_index
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[ToolCall] = []
         self._events: list[Event] = []
+        self._pieces: list[Piece] = []
+        if expects_calls and (reader := wire_format.opening_reader(prefix, tools)):
+            self._open_reader(reader, "", is_call=False)
 
     @property
     def in_call(self) -> bool:
-        """An opening mark has been read, and the call behind it has not ended."""
-        return self._reader is not None
+        """An opening mark has been read, and the call behind it, or the section of calls, has not ended."""
+        return self._reader is not None and (self._is_call or self._has_begun)
 
     @property
     def in_reasoning(self) -> bool:
@@ -81,7 +115,7 @@ class OutputParser:
     @property
     def call_start(self) -> int | None:
         """Where the open call's first marker character stands in the text fed so far; None outside a call."""
-        return self._call_start
+        return self._raw_start if self.in_call else None
 
     @property
     def held(self) -> str:
@@ -103,10 +137,17 @@ class OutputParser:
         """All complete calls."""
         return tuple(self._calls)
 
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """All text that is not held back, as what it was taken for: joined, it is what was fed."""
+        return tuple(self._pieces)
+
     def feed(self, piece: str, *, is_control: bool = False) -> list[Event]:
         """The events that are certain after `piece`. `is_control`: it is the spelling of a control token."""
         self._fed += len(piece)
         rest = piece
+        if is_control and self._reader is None:
+            rest = self._control(piece)
         while rest:
             # Only the piece as it came is a control token, not what a reader has given back of it.
             rest = self._read_call(rest, is_control and rest is piece) if self._reader else self._scan(rest)
@@ -114,59 +155,85 @@ class OutputParser:
 
     def finish(self) -> list[Event]:
         """The output has ended: what was held back is given out, an open call is complete or broken."""
-        if self._reader:
+        while self._reader:
             rest = self._handle(self._reader.finish(), "")
             if self._reader:
-                self._break_call("the output ended inside it")
+                rest = self._leave_call("the output ended inside it") + rest
             while rest:
-                rest = self._scan(rest)
+                rest = self._read_call(rest, False) if self._reader else self._scan(rest)
         hold, self._hold = self._hold, ""
         if hold:
             self._give(hold)
-        if not (self._at_start and self._drops_space):
+        if self._at_start and self._drops_space:
+            self._take_gap()
+        else:
             self._put("".join(self._gap))
-        self._gap.clear()
+            self._gap.clear()
         return self._take_events()
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
+    def _control(self, piece: str) -> str:
+        """A control token outside a call: a mark, or else text like any other; gives what is left to read."""
+        mark = self._control_marks.get(piece)
+        if mark is None or mark.inside not in ("both", "reasoning" if self._in_reasoning else "text"):
+            return piece
+        if self._hold:
+            hold, self._hold = self._hold, ""
+            self._give(hold)
+        if mark.where == "start" and not self._at_start:
+            return piece
+        self._act(mark, self._fed - len(piece))
+        return ""
+
     def _scan(self, piece: str) -> str:
         """Read text or reasoning up to the next mark; gives what stands behind it."""
         text = self._hold + piece
         self._hold = ""
+        marks = self._marks_in["reasoning" if self._in_reasoning else "text"]
         if self._at_start:
             body = text.lstrip()
             if len(body) < len(text):
-                self._gap.append(text[: len(text) - len(body)])
+                space = text[: len(text) - len(body)]
+                self._gap.append(space)
+                self._at_line = self._at_line or "\n" in space
             text = body
-            if self._is_thinking and text:
-                if text.startswith(self._open):
-                    self._switch(in_reasoning=True)
-                    return text[len(self._open) :]
-                if self._open.startswith(text):
-                    self._hold = text
-                    return ""
-        marks = (*self._call_marks, self._close) if self._in_reasoning else self._call_marks
-        at, mark = min(
-            ((found, mark) for mark in marks if (found := text.find(mark)) >= 0), default=(len(text), "")
-        )
-        if not mark:
-            at -= _overlap(text, marks)
-            self._hold = text[at:]
+        at, mark = marks.first(text, is_start=self._at_start, is_line=self._at_line)
         if at:
             self._give(text[:at])
-        rest = text[at + len(mark) :] if mark else ""
-        if mark and mark in self._call_marks:
-            self._reader = self._format.reader(self._tools)
-            self._raw = [mark]
-            self._has_begun = False
-            # `piece` is the end of what was fed, so the mark's place is counted from there.
-            self._call_start = self._fed - len(rest) - len(mark)
-        elif mark:
-            self._switch(in_reasoning=False)
+        if mark is None:
+            self._hold = text[at:]
+            return ""
+        rest = text[at + len(mark.text) :]
+        # `piece` is the end of what was fed, so the mark's place is counted from there.
+        self._act(mark, self._fed - len(rest) - len(mark.text))
         return rest
+
+    def _act(self, mark: wire.Mark, start: int) -> None:
+        """Does what a mark says. It begins at `start` of the text fed."""
+        if mark.does in ("call", "maybe"):
+            self._open_reader(
+                self._format.reader(self._tools, mark.text),
+                mark.text,
+                is_call=mark.does == "call",
+                start=start,
+            )
+        elif mark.does == "drop":
+            self._take_gap()
+            self._piece("mark", mark.text)
+            self._at_start = self._drops_space = True
+        else:
+            self._switch(in_reasoning=mark.does == "reason", mark=mark.text)
+
+    def _open_reader(self, reader: wire.CallReader, mark: str, *, is_call: bool, start: int = 0) -> None:
+        self._reader = reader
+        self._mark = mark
+        self._is_call = is_call
+        self._has_begun = False
+        self._raw = [mark] if mark else []
+        self._raw_start = start
 
     def _read_call(self, piece: str, is_control: bool) -> str:
         assert self._reader is not None
@@ -175,7 +242,8 @@ class OutputParser:
         return self._handle(signals, piece[consumed:])
 
     def _handle(self, signals: list[wire.Signal], rest: str) -> str:
-        for signal in signals:
+        """Turns a reader's signals into events; gives what is to be read by others, `rest` last."""
+        for number, signal in enumerate(signals, 1):
             match signal:
                 case wire.Begun():
                     self._has_begun = True
@@ -185,48 +253,84 @@ class OutputParser:
                 case wire.Fragment(text):
                     self._put_fragment(text)
                 case wire.Complete():
-                    rest = self._end_call(signal, rest)
-                case wire.NotACall(error):
-                    self._break_call(error)
+                    self._end_call(signal)
+                    if number == len(signals) and not (self._reader and self._reader.is_open):
+                        rest = self._leave() + rest
+                case wire.Closed(unread):
+                    self._drop_raw(unread)
+                    rest = self._leave() + rest
+                case wire.Enter(what, unread):
+                    self._drop_raw(unread)
+                    rest = self._leave() + rest
+                    self._switch(in_reasoning=what == "reasoning")
+                case wire.NotACall(error, unread):
+                    rest = self._leave_call(error, unread) + rest
         return rest
 
-    def _end_call(self, signal: wire.Complete, rest: str) -> str:
-        assert self._reader is not None
+    def _cut_raw(self, unread: int) -> str:
+        """Takes what was read so far but for its last `unread` characters."""
         raw = "".join(self._raw)
-        end = len(raw) - signal.unread
-        call = ToolCall(
-            self._format.call_id(self._index, signal.name), signal.name, signal.arguments, raw[:end]
-        )
+        end = len(raw) - unread
+        self._raw = [raw[end:]] if unread else []
+        self._raw_start += end
+        return raw[:end]
+
+    def _end_call(self, signal: wire.Complete) -> None:
+        self._take_gap()
+        raw = self._cut_raw(signal.unread)
+        call = ToolCall(self._format.call_id(self._index, signal.name), signal.name, signal.arguments, raw)
         self._calls.append(call)
+        self._piece("call", raw)
         self._events.append(ToolCallReady(self._index, call))
         self._index += 1
         self._has_begun = False
-        self._raw = []
-        if self._reader.is_open:
-            return raw[end:] + rest
-        self._reader = None
-        self._call_start = None
-        self._switch(in_reasoning=False)
-        return raw[end:] + rest
+        self._in_reasoning = False
+        self._at_start = self._drops_space = True
 
-    def _break_call(self, error: str) -> None:
-        raw = "".join(self._raw)
+    def _drop_raw(self, unread: int) -> None:
+        self._take_gap()
+        self._piece("mark", self._cut_raw(unread))
+        self._at_start = self._drops_space = True
+
+    def _leave(self) -> str:
+        """The reader is finished; what it has not read goes on as anything."""
+        left = "".join(self._raw)
+        self._reader, self._raw = None, []
+        self._is_call = self._has_begun = False
+        return left
+
+    def _leave_call(self, error: str, unread: int = 0) -> str:
+        """It is no call: what was written is text again. Gives what is to be read again."""
+        raw = self._cut_raw(unread)
         if self._has_begun:
             self._events.append(ToolCallBroken(self._index, raw, error))
             self._index += 1
-        self._reader, self._raw, self._call_start = None, [], None
-        if raw:
-            self._give(raw)
+            if raw:
+                self._give(raw)
+            return self._leave()
+        # Never a call: only its mark is certain to be no mark.
+        keep = len(self._mark)
+        self._raw.insert(0, raw[keep:])
+        if keep:
+            self._give(raw[:keep])
+        return self._leave()
 
-    def _switch(self, *, in_reasoning: bool) -> None:
+    def _switch(self, *, in_reasoning: bool, mark: str = "") -> None:
+        self._take_gap()
+        if mark:
+            self._piece("mark", mark)
         self._in_reasoning = in_reasoning
-        self._gap.clear()
         self._at_start = self._drops_space = True
+
+    def _take_gap(self) -> None:
+        """The space held back belongs to a mark."""
+        self._piece("mark", "".join(self._gap))
+        self._gap.clear()
 
     def _give(self, text: str) -> None:
         """Give out text that is no mark, except for space at its end that may belong to the next one."""
         if self._at_start and self._drops_space:
-            self._gap.clear()
+            self._take_gap()
         body = text.rstrip() if self._in_reasoning else text.rstrip("\n")
         if body:
             self._put("".join((*self._gap, body)))
@@ -234,17 +338,23 @@ class OutputParser:
         if len(body) < len(text):
             self._gap.append(text[len(body) :])
         self._at_start = False
+        self._at_line = text.endswith("\n")
 
     def _put(self, text: str) -> None:
         if not text:
             return
         (self._reasoning if self._in_reasoning else self._text).append(text)
+        self._piece("reasoning" if self._in_reasoning else "text", text)
         kind = ReasoningDelta if self._in_reasoning else TextDelta
         last = self._events[-1] if self._events else None
         if isinstance(last, kind):
             self._events[-1] = kind(last.text + text)
         else:
             self._events.append(kind(text))
+
+    def _piece(self, kind: PieceKind, text: str) -> None:
+        if text:
+            self._pieces.append(Piece(kind, text))
 
     def _put_fragment(self, text: str) -> None:
         last = self._events[-1] if self._events else None
@@ -254,11 +364,62 @@ class OutputParser:
             self._events.append(ToolCallDelta(self._index, text))
 
 
-def _overlap(text: str, marks: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of a mark."""
-    longest = max((len(mark) for mark in marks), default=1) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        ending = text[-length:]
-        if any(mark.startswith(ending) for mark in marks):
-            return length
-    return 0
+class _Marks:
+    """The marks that count in one state, and the search for the first of them."""
+
+    def __init__(self, marks: Sequence[wire.Mark]) -> None:
+        # Of two that begin at one place the longer wins.
+        self._marks = sorted(marks, key=lambda mark: -len(mark.text))
+        self._pattern = re.compile("|".join(re.escape(mark.text) for mark in self._marks) or r"(?!)")
+        self._by_text: dict[str, list[wire.Mark]] = {}
+        for mark in self._marks:
+            self._by_text.setdefault(mark.text, []).append(mark)
+        self._longest = max((len(mark.text) for mark in self._marks), default=1) - 1
+        self._prefixes = {mark.text[:size] for mark in marks for size in range(1, len(mark.text))}
+
+    def first(self, text: str, *, is_start: bool, is_line: bool) -> tuple[int, wire.Mark | None]:
+        """(where the first mark begins, it); without one, where what may become a mark begins, and None."""
+        at = 0
+        while found := self._pattern.search(text, at):
+            place, spelled = found.start(), found.group()
+            mark = self._allowed(self._by_text[spelled], text, place, is_start, is_line)
+            if mark is None:
+                shorter = self._shorter(text, place, spelled, is_start, is_line)
+                if shorter is None:
+                    at = place + 1
+                    continue
+                mark = shorter
+            if text[place:] in self._prefixes and len(text) - place == len(mark.text):
+                # A longer mark may still begin here.
+                return place, None
+            return place, mark
+        return len(text) - self._open_end(text, at), None
+
+    def _shorter(
+        self, text: str, place: int, spelled: str, is_start: bool, is_line: bool
+    ) -> wire.Mark | None:
+        for mark in self._marks:
+            if len(mark.text) < len(spelled) and spelled.startswith(mark.text):
+                allowed = self._allowed([mark], text, place, is_start, is_line)
+                if allowed:
+                    return allowed
+        return None
+
+    @staticmethod
+    def _allowed(
+        marks: Sequence[wire.Mark], text: str, place: int, is_start: bool, is_line: bool
+    ) -> wire.Mark | None:
+        for mark in marks:
+            if mark.where == "anywhere":
+                return mark
+            if mark.where == "start" and is_start and place == 0:
+                return mark
+            if mark.where == "line" and (is_line if place == 0 else text[place - 1] == "\n"):
+                return mark
+        return None
+
+    def _open_end(self, text: str, at: int) -> int:
+        for length in range(min(self._longest, len(text) - at), 0, -1):
+            if text[-length:] in self._prefixes:
+                return length
+        return 0

@@ -7,21 +7,15 @@ from dataclasses import replace
 
 from edgellm.chat.formats.generic import Generic
 from edgellm.chat.formats.hermes import Hermes
-from edgellm.chat.formats.wire import Marks, WireFormat
+from edgellm.chat.formats.wire import Mark, Marks, WireFormat
 from edgellm.errors import ConfigError
 
-__all__ = ["FORMATS", "Marks", "WireFormat", "choose_format"]
+__all__ = ["FORMATS", "Mark", "Marks", "WireFormat", "choose_format"]
 
-FORMATS: Mapping[str, type[WireFormat]] = {format_.id: format_ for format_ in (Hermes, Generic)}
+# In the order in which their signs are looked for: the first hit wins.
+_ALL: tuple[WireFormat, ...] = (Hermes(), Generic())
 
-# Inside the same marks these families write something else than a JSON object.
-_OTHER_SYNTAX = (
-    "<function=",
-    "<function name=",
-    "<arg_key>",
-    "<invoke name=",
-    f"{Hermes.marks.call_open[0]}[",
-)
+FORMATS: Mapping[str, WireFormat] = {wire_format.id: wire_format for wire_format in _ALL}
 
 
 def choose_format(
@@ -32,24 +26,36 @@ def choose_format(
     `special_tokens` are the spellings of the vocabulary's special tokens. `override` is a format's id, or
     "auto". Raises ConfigError for an unknown id.
     """
-    is_thinking = Hermes.marks.reasoning_open in template_source
     if override and override != "auto":
         if override not in FORMATS:
             known = ", ".join(sorted(FORMATS))
             raise ConfigError(
                 f"chat format {override!r} is unknown.", hint=f"Known formats: {known}; or auto."
             )
-        return replace(FORMATS[override](), is_thinking=is_thinking, reason="it was asked for by name")
-    mark = Hermes.marks.call_open[0]
-    if mark in template_source and "tools" in template_source:
-        other = next((text for text in _OTHER_SYNTAX if text in template_source), None)
-        if other is None:
-            return Hermes(is_thinking=is_thinking, reason=f"its template writes calls as JSON after {mark}")
-        reason = f"its template writes calls in a syntax of its own ({other!r}) that has no format here yet"
-    elif "tools" in template_source:
-        reason = f"its template takes tools, but writes calls without {mark}"
-    elif mark in special_tokens:
-        reason = f"its template knows nothing of tools, though the vocabulary has {mark}"
-    else:
-        reason = "its template knows nothing of tools"
-    return Generic(is_thinking=is_thinking, reason=reason)
+        return _fitted(FORMATS[override], template_source, "it was asked for by name")
+    for wire_format in _ALL:
+        for signs in wire_format.signs:
+            if _has(template_source, signs):
+                return _fitted(wire_format, template_source, f"its template has {_words(signs)}")
+    for wire_format in _ALL:
+        if wire_format.vocabulary_sign and wire_format.vocabulary_sign in special_tokens:
+            reason = f"its template names no call, but its vocabulary has {wire_format.vocabulary_sign}"
+            return _fitted(wire_format, template_source, reason)
+    knows = (
+        "takes tools, in a way that is not known" if "tools" in template_source else "knows nothing of tools"
+    )
+    return _fitted(FORMATS[Generic().id], template_source, f"its template {knows}")
+
+
+def _fitted(wire_format: WireFormat, template_source: str, reason: str) -> WireFormat:
+    opens = wire_format.marks.reasoning_open
+    is_thinking = wire_format.is_thinking or (bool(opens) and opens in template_source)
+    return replace(wire_format, is_thinking=is_thinking, reason=reason)
+
+
+def _has(source: str, signs: tuple[str, ...]) -> bool:
+    return all(sign[1:] not in source if sign.startswith("!") else sign in source for sign in signs)
+
+
+def _words(signs: tuple[str, ...]) -> str:
+    return " and ".join(repr(sign) for sign in signs if not sign.startswith("!"))

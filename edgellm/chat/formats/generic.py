@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from edgellm.chat.formats.hermes import Hermes
 from edgellm.chat.marked import joined, mark
@@ -18,8 +18,8 @@ from edgellm.types import Message, SpanKind, ToolCall, ToolResult, ToolSpec
 class Generic(Hermes):
     """Hermes calls where the template offers no place for tools."""
 
-    id: ClassVar[str] = "generic"
-    template_takes_tools: ClassVar[bool] = False
+    id: str = "generic"
+    template_takes_tools: bool = False
 
     def describe_tools(self, tools: Sequence[ToolSpec]) -> str | None:
         """One line a tool, as a signature: a JSON schema says the same in four times as many tokens."""

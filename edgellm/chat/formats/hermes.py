@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from edgellm.chat.formats.json_call import JsonCallReader, grammar
 from edgellm.chat.formats.wire import Marks, WireFormat
@@ -15,22 +15,29 @@ _TURN = "<|im_start|>"
 _TURN_END = "<|im_end|>\n"
 
 
+_MARKS = Marks(
+    call_open=("<tool_call>",),
+    call_close="</tool_call>",
+    between_calls="\n",
+    reasoning_open="<think>",
+    reasoning_close="</think>",
+    result_open="<tool_response>",
+    result_close="</tool_response>",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hermes(WireFormat):
     """Calls as JSON between marks, one block each; the template describes the tools."""
 
-    id: ClassVar[str] = "hermes"
-    marks: ClassVar[Marks] = Marks(
-        call_open=("<tool_call>",),
-        call_close="</tool_call>",
-        between_calls="\n",
-        reasoning_open="<think>",
-        reasoning_close="</think>",
-        result_open="<tool_response>",
-        result_close="</tool_response>",
+    id: str = "hermes"
+    marks: Marks = _MARKS
+    # Inside the same marks other families write something else than a JSON object.
+    signs: tuple[tuple[str, ...], ...] = (
+        ("<tool_call>", "tools", "!<function", "!<arg_key>", "!<invoke name=", "!<tool_call>["),
     )
 
-    def reader(self, tools: Sequence[ToolSpec] = ()) -> JsonCallReader:
+    def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> JsonCallReader:
         return JsonCallReader(self.marks.call_close)
 
     def call_grammar(

@@ -1,7 +1,7 @@
 """What a wire format is: how a model family writes tool calls, and how their results are fed back.
 
-A format is data (`Marks`) plus a few small functions. The parser knows none of them by name: it looks for
-the marks, and hands what stands between them to the format's own reader.
+A format is data plus a few small functions. The parser knows none of them by name: it looks for the format's
+marks, and hands what stands behind one to the format's own reader.
 """
 
 from __future__ import annotations
@@ -9,27 +9,46 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Literal, Protocol
 
 from edgellm.errors import FormatError
 from edgellm.types import Message, Segment, ToolCall, ToolResult, ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """Texts that carry meaning on the wire. An empty mark is one the format does not have.
+class Mark:
+    """A text that carries meaning on the wire.
 
-    `call_open` may list several spellings; the first is the one that is written. No mark may be contained in
-    another: the parser could not tell them apart without looking ahead.
+    `does`: "call" (a call follows; the format's reader takes over), "maybe" (the same, but it is no call before
+    the reader says `Begun`: headers of messages, bare JSON), "reason" or "answer" (what follows is reasoning, or
+    text), "drop" (nothing: it is not shown). `where`: "anywhere", "start" (nothing but space has come before it
+    in this stretch of text or reasoning), "line" (it begins a line). `inside`: where it counts. Of two marks that
+    begin at one place the longer wins.
     """
 
-    call_open: tuple[str, ...]
+    text: str
+    does: Literal["call", "maybe", "reason", "answer", "drop"]
+    where: Literal["anywhere", "start", "line"] = "anywhere"
+    inside: Literal["text", "reasoning", "both"] = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The texts that most formats have. An empty one is one the format does not have.
+
+    `call_open` may list several spellings; the first is the one that is written. `reasoning_open` counts at the
+    start of a stretch only, and only where the model thinks; `reasoning_close` inside reasoning only. `more`
+    are marks beyond these.
+    """
+
+    call_open: tuple[str, ...] = ()
     call_close: str = ""
     between_calls: str = ""
     reasoning_open: str = ""
     reasoning_close: str = ""
     result_open: str = ""
     result_close: str = ""
+    more: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +72,7 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """The call is whole. The last `unread` characters consumed so far do not belong to it."""
+    """The call is whole. The last `unread` characters fed so far do not belong to it."""
 
     name: str
     arguments: dict[str, Any]
@@ -65,17 +84,34 @@ class NotACall:
     """It does not parse: as a call that went wrong if `Begun` was given, else it was never one."""
 
     error: str
+    unread: int = 0
 
 
-Signal = Begun | Named | Fragment | Complete | NotACall
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The section of calls is over, or there was none in it: its marks are not shown."""
+
+    unread: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """It was the header of a message: it is not shown, and what follows it is text or reasoning."""
+
+    what: Literal["text", "reasoning"]
+    unread: int = 0
+
+
+Signal = Begun | Named | Fragment | Complete | NotACall | Closed | Enter
 
 
 class CallReader(Protocol):
     """Reads what follows an opening mark, in pieces of any size, and never looks back.
 
-    `feed` consumes characters up to the end of its piece, or up to where a call is `Complete` or `NotACall`;
-    it gives the number consumed and what they meant. After `Complete`, `is_open` says whether the same
-    section may hold another call (formats that write lists); after `NotACall` the reader is finished.
+    `feed` consumes characters up to the end of its piece, or up to a `Complete`, `NotACall`, `Closed` or `Enter`;
+    it gives the number consumed and what they meant. `unread` characters of all consumed ones are given back:
+    they are read again, by this reader if `is_open` after `Complete` (formats that write several calls into one
+    section), else by the parser. After the other three the reader is finished.
     """
 
     @property
@@ -84,7 +120,7 @@ class CallReader(Protocol):
     def feed(self, text: str, *, is_control: bool = False) -> tuple[int, list[Signal]]: ...
 
     def finish(self) -> list[Signal]:
-        """The output ends here: `Complete` if the call is, else `NotACall`, or nothing if none is open."""
+        """The output ends here: `Complete` if the call is, else `NotACall` or `Closed`, or nothing."""
         ...
 
 
@@ -92,20 +128,48 @@ class CallReader(Protocol):
 class WireFormat(ABC):
     """One family's way to write calls. `reason` says why it was chosen, for people.
 
-    `is_thinking`: the model may open reasoning by itself. `template_takes_tools`: the template describes the tools,
-    and writes calls and results, when it is given them; else `describe_tools` and `to_template` do that here.
+    `signs` recognise a template: each is a tuple of texts that must all stand in its source, "!" before one that
+    must not. `vocabulary_sign` is a special token that tells as much. `is_thinking`: the model may open reasoning
+    by itself. `template_takes_tools`: the template describes the tools, and writes calls and results, when it is
+    given them; else `describe_tools` and `to_template` do that here.
     """
 
-    id: ClassVar[str]
-    marks: ClassVar[Marks]
-    template_takes_tools: ClassVar[bool] = True
-
+    id: str
+    marks: Marks = Marks()
+    signs: tuple[tuple[str, ...], ...] = ()
+    vocabulary_sign: str = ""
+    template_takes_tools: bool = True
     is_thinking: bool = False
     reason: str = ""
 
+    # -- reading ----------------------------------------------------------------------------------------
+
     @abstractmethod
-    def reader(self, tools: Sequence[ToolSpec] = ()) -> CallReader:
-        """A reader for what follows an opening mark. `tools` type the values of formats that do not."""
+    def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
+        """A reader for what follows the opening mark `mark`. `tools` type the values of formats that do not."""
+
+    def scan_marks(self) -> tuple[Mark, ...]:
+        """All marks to look for in text and reasoning."""
+        marks = self.marks
+        found = [Mark(text, "call") for text in marks.call_open]
+        if marks.reasoning_open and self.is_thinking:
+            found.append(Mark(marks.reasoning_open, "reason", "start", "text"))
+        if marks.reasoning_close:
+            found.append(Mark(marks.reasoning_close, "answer", "anywhere", "reasoning"))
+        return (*found, *marks.more)
+
+    def opens_reasoning(self, prefix: str) -> bool:
+        """Whether the generation prompt `prefix` has left reasoning open, so that the output starts inside it."""
+        marks = self.marks
+        return bool(marks.reasoning_open) and prefix.rfind(marks.reasoning_open) > prefix.rfind(
+            marks.reasoning_close
+        )
+
+    def opening_reader(self, prefix: str, tools: Sequence[ToolSpec] = ()) -> CallReader | None:
+        """A reader for the very first characters of the output, where the format begins in a header."""
+        return None
+
+    # -- writing ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def call_grammar(
@@ -142,9 +206,17 @@ class WireFormat(ABC):
             + self.render_call_tail(call.name)
         )
 
+    def render_calls(self, calls: Sequence[ToolCall]) -> str:
+        """All calls of one turn, as the model writes them."""
+        return self.marks.between_calls.join(map(self.render_call, calls))
+
     def describe_tools(self, tools: Sequence[ToolSpec]) -> str | None:
         """Text to add to the system turn, where the template does not describe tools itself."""
         return None
+
+    def template_inputs(self, tools: Sequence[ToolSpec]) -> Mapping[str, Any]:
+        """Variables by other names than `tools` that the template wants the tools in."""
+        return {}
 
     def call_id(self, index: int, name: str) -> str:
         """The id of the turn's call number `index`."""
@@ -174,7 +246,7 @@ class WireFormat(ABC):
         """(name, arguments) of one call, with or without its marks. Raises FormatError."""
         text = raw.strip()
         opening = next((mark for mark in self.marks.call_open if text.startswith(mark)), "")
-        reader = self.reader()
+        reader = self.reader((), opening)
         _, signals = reader.feed(text[len(opening) :])
         for signal in (*signals, *reader.finish()):
             if isinstance(signal, Complete):
