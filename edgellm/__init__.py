@@ -49,6 +49,8 @@ _HOME_OF = {
         "TokenDrawn",
         "ToolApproved",
         "ToolCallBroken",
+        "CallRepaired",
+        "ExactnessChecked",
         "ToolCallDelta",
         "ToolCallName",
         "ToolCallReady",
@@ -122,7 +124,9 @@ if TYPE_CHECKING:
     )
     from edgellm.events import (
         ApprovalRequested,
+        CallRepaired,
         Event,
+        ExactnessChecked,
         Notice,
         PrefillProgress,
         ReasoningDelta,

@@ -38,11 +38,12 @@ if TYPE_CHECKING:
     from edgellm.toolbox.runner import Runner, Running
     from edgellm.toolbox.tool import Tool
     from edgellm.toolbox.toolset import Toolset
-    from edgellm.types import FinishReason, ToolCall, ToolSpec
+    from edgellm.types import ConstraintMode, FinishReason, ToolCall, ToolSpec
 
 ToolChoice = str
 """auto, none, required, or the name of one tool."""
 
+_MAX_COMPLAINTS = 1
 _CANCELLED_TEXT = "The user cancelled this call before it finished."
 _NOT_RUN = ToolResult("This call was cancelled before it was run.", is_ok=False)
 
@@ -74,6 +75,9 @@ class _Turn:
     repeats: Counter[str] = field(default_factory=Counter[str])
     finish_reason: FinishReason = "eog"
     value: Any = None
+    # What was wrong with a call of the last leg that could not be repaired, and how often the model was told so.
+    fault: str = ""
+    complaints: int = 0
 
     @property
     def decoded(self) -> int:
@@ -92,6 +96,7 @@ class Agent:
         *,
         limits: AgentLimits,
         make_constraint: Callable[[str], Constraint],
+        constraint_mode: ConstraintMode = "check",
         guided: Guided | None = None,
     ) -> None:
         self.conversation = conversation
@@ -100,6 +105,7 @@ class Agent:
         self._runner = runner
         self._permissions = permissions
         self._make_constraint = make_constraint
+        self._constraint_mode: ConstraintMode = constraint_mode
         self._guided = guided
         self._running: list[Running] = []
         self._legs: list[Leg] = []
@@ -129,6 +135,7 @@ class Agent:
             self._permissions,
             limits=self.limits,
             make_constraint=self._make_constraint,
+            constraint_mode=self._constraint_mode,
             guided=self._guided,
         )
 
@@ -158,6 +165,10 @@ class Agent:
         try:
             for step in range(self.limits.max_steps):
                 is_done = yield from self._leg(turn, tail, specs, budget, step, answer_grammar)
+                if turn.fault and turn.complaints < _MAX_COMPLAINTS:
+                    turn.complaints += 1
+                    tail = [Message("user", self._complaint(turn.fault))]
+                    continue
                 if is_done:
                     break
                 tail = yield from self._run_tools(turn)
@@ -250,6 +261,8 @@ class Agent:
             max_tokens=max(0, budget - turn.decoded),
             max_calls=self.limits.max_calls_per_step,
             make_constraint=self._make_constraint,
+            is_constrained=self._constraint_mode != "off",
+            find_fault=self._fault_of,
         )
         cost = Leg(
             prefill_tokens=session.prefilled_tokens - prefilled,
@@ -290,7 +303,25 @@ class Agent:
                 # A call without a result would stand there for good, and some templates refuse that.
                 self.conversation.postpone([_result_message(call, _NOT_RUN) for call in decoding.calls])
         turn.finish_reason = decoding.finish_reason
+        turn.fault = "" if is_left or decoding.calls else decoding.fault
         return is_left or not decoding.calls
+
+    def _complaint(self, fault: str) -> str:
+        wire_format = self.conversation.format
+        form = (
+            wire_format.render_call_head("NAME")
+            + '{"ARGUMENT": VALUE}'
+            + wire_format.render_call_tail("NAME")
+        )
+        return f"Your tool call could not be read: {fault}. Write it like this:\n{form}"
+
+    def _fault_of(self, call: ToolCall) -> str:
+        """What is wrong with a call, in words for the model; "" where nothing is."""
+        try:
+            self.toolset.get(call.name).check(call.arguments)
+        except ToolError as error:
+            return str(error)
+        return ""
 
     # -- tools --------------------------------------------------------------------------------------------
 

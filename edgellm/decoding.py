@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from edgellm.chat.mend import mend
 from edgellm.chat.parser import OutputParser
 from edgellm.chat.utf8 import TextDecoder
 from edgellm.errors import Cancelled, ConstraintError, ContextFull
 from edgellm.events import (
+    CallRepaired,
     Notice,
     ReasoningDelta,
     TextDelta,
@@ -20,7 +22,7 @@ from edgellm.events import (
     ToolCallReady,
     ToolCallStarted,
 )
-from edgellm.types import SpanKind, Step
+from edgellm.types import SpanKind, Step, ToolCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
     from edgellm.events import Event
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
-    from edgellm.types import FinishReason, Leg, ToolCall, ToolSpec
+    from edgellm.types import FinishReason, Leg, ToolSpec
+
+MAX_REPAIRS = 2
+_SALVAGE_CHARS = 2000
 
 _CALL_EVENTS = (ToolCallStarted, ToolCallName, ToolCallDelta, ToolCallReady, ToolCallBroken)
 
@@ -77,6 +82,9 @@ class Decoding:
         max_tokens: int,
         max_calls: int,
         make_constraint: Callable[[str], Constraint] | None,
+        is_constrained: bool = True,
+        find_fault: Callable[[ToolCall], str] | None = None,
+        max_repairs: int = MAX_REPAIRS,
     ) -> None:
         self._session = session
         self._format = wire_format
@@ -84,18 +92,31 @@ class Decoding:
         self._max_tokens = max_tokens
         self._max_calls = max_calls
         self._make_constraint = make_constraint if specs else None
+        self._is_constrained = is_constrained
+        self._find_fault = find_fault
+        self._repairs_left = max_repairs if specs else 0
         self._new_parser = lambda: OutputParser(
             wire_format, prefix=prefix, start_index=start_index, tools=specs, expects_calls=bool(specs)
         )
         self._parser = self._new_parser()
         self._decoder = TextDecoder()
         self._fed: list[_Fed] = []
+        # (index into the fed tokens of the one in which the open section of calls begins, its text before that)
+        self._section = (0, "")
+        self._section_calls = 0
+        # What is wrong with the call that is being written; it is repaired once enough of it is there.
+        self._fault: str | None = None
+        # What a broken call gave out as text: sent only where nothing comes of its repair.
+        self._withheld: list[Event] = []
         self._length = 0
         self.finish_reason: FinishReason = "eog"
         self.decode_tokens = 0
         self.forced_tokens = 0
         self.guided_tokens = 0
+        self.repaired_calls = 0
         self.decode_s = 0.0
+        # What is wrong with a call that could not be repaired.
+        self.fault = ""
 
     @property
     def calls(self) -> Sequence[ToolCall]:
@@ -119,6 +140,7 @@ class Decoding:
             decode_tokens=self.decode_tokens,
             forced_tokens=self.forced_tokens,
             guided_tokens=self.guided_tokens,
+            repaired_calls=self.repaired_calls,
             decode_s=self.decode_s,
             finish_reason=self.finish_reason,
         )
@@ -148,19 +170,19 @@ class Decoding:
                 self.decode_s += time.perf_counter() - started
                 self.decode_tokens += 1
                 self.forced_tokens += step.is_forced
-                if step.is_eog:
-                    session.tape.relabel(step.position, step.position + 1, SpanKind.GLUE)
-                    events, is_over = [], True
-                else:
-                    events = self._feed(step, self._decoder.feed(step.piece))
-                    is_over = events is not None and self._is_past_calls(events)
-                    if is_over:
-                        self._unfeed_last()
-                        events = []
+                events, is_over = self._read(step)
                 # Not before the token is parsed: the reader may leave here, and its text is on the tape.
                 if session.trace:
                     yield TokenDrawn(step)
-                yield from events or ()
+                if self._fault is None:
+                    yield from events
+                elif self._is_salvaged(is_over):
+                    # What the broken call gave out is taken back with it.
+                    yield from self._repair(events)
+                    is_over = self.finish_reason in ("length", "cancelled", "context_full")
+                else:
+                    self._withheld += events
+                    continue
                 if is_over or (len(self.calls) >= self._max_calls and not self._parser.in_call):
                     break
         finally:
@@ -168,6 +190,7 @@ class Decoding:
             session.settle()
             # Also for a reader who left: what the parser still holds is part of the message.
             rest = self._finish()
+        yield from self._withheld
         yield from rest
 
     def write(self, text: str) -> Iterator[Event]:
@@ -242,6 +265,8 @@ class Decoding:
         events: list[Event] = self._parser.feed(text, is_control=step.is_control) if text else []
         self._label(step.position, events)
         if not was_in_call and self._has_begun(events):
+            self._section = self._call_tokens()
+            self._section_calls = len(self.calls) - sum(isinstance(e, ToolCallReady) for e in events)
             self._label_call_start()
         return events
 
@@ -260,11 +285,35 @@ class Decoding:
             self.finish_reason = "tool_call"
         return events
 
+    def _read(self, step: Step) -> tuple[list[Event], bool]:
+        """(events of one drawn token, whether the leg is over)."""
+        if step.is_eog:
+            if self._fault is None and self._parser.in_call and self._can_repair():
+                self._fault = "the output ended inside it"
+            if self._fault is not None:
+                # The call has to be whole first: the end is drawn, or written, again behind it.
+                self._session.rewind(step.position)
+            else:
+                self._session.tape.relabel(step.position, step.position + 1, SpanKind.GLUE)
+            return [], True
+        was_in_call = self._parser.in_call
+        events = self._feed(step, self._decoder.feed(step.piece))
+        if events is None:
+            return [], False
+        if self._fault is None:
+            self._fault = self._fault_in(events, was_in_call)
+        if self._fault is not None or not self._is_past_calls(events):
+            return events, False
+        self._unfeed_last()
+        return [], True
+
     def _feed(self, step: Step, text: str) -> list[Event] | None:
         """Parses one token; None where it was taken back to be drawn again under the grammar."""
         was_in_call = self._parser.in_call
         events = self._take(step, text)
-        is_free = self._session.constraint is None and self._make_constraint is not None
+        is_free = (
+            self._is_constrained and self._session.constraint is None and self._make_constraint is not None
+        )
         if is_free and not was_in_call and self._has_begun(events):
             return self._constrain(events)
         return events
@@ -325,12 +374,173 @@ class Decoding:
         fed = self._fed.pop()
         self._session.rewind(fed.position)
         self._length = fed.start
+        self._refeed()
+
+    def _refeed(self) -> None:
+        """A parser that has read what is left of the leg."""
         self._parser = self._new_parser()
         self._decoder = TextDecoder()
         for earlier in self._fed:
             text = self._decoder.feed(earlier.piece)
             if text:
                 self._parser.feed(text, is_control=earlier.is_control)
+
+    # -- repair ------------------------------------------------------------------------------------------
+
+    def _can_repair(self) -> bool:
+        # Calls of this section that were given out already stay as they are.
+        is_first = len(self.calls) <= self._section_calls + 1
+        return self._repairs_left > 0 and self._make_constraint is not None and is_first
+
+    def _fault_in(self, events: Sequence[Event], was_in_call: bool) -> str | None:
+        """What is wrong with the call that ended with this token; None where all is well."""
+        if not self._can_repair():
+            return None
+        for event in events:
+            if isinstance(event, ToolCallBroken):
+                return event.error
+            if isinstance(event, ToolCallReady):
+                # Where the grammar was on, drawing once more would give the same again.
+                return (self._fault_of(event.call) or None) if self._session.constraint is None else None
+        if was_in_call and not self._parser.in_call and len(self.calls) == self._section_calls:
+            return "it holds no call"
+        return None
+
+    def _is_salvaged(self, is_over: bool) -> bool:
+        """Enough of a broken call has been written to see what it was to be. The model is let go on until then."""
+        if is_over or len(self.calls) > self._section_calls:
+            return True
+        raw = self._written_since(self._section)
+        closing = self._format.marks.call_close
+        if (closing and raw.rstrip().endswith(closing)) or len(raw) > _SALVAGE_CHARS:
+            return True
+        mended = mend(raw, self._specs, self._format)
+        return mended is not None and mended.is_whole
+
+    def _fault_of(self, call: ToolCall) -> str:
+        if len(self.calls) == self._section_calls + 1 and self._format.marks.call_open:
+            written = self._written_since(self._section)
+            if written.startswith(("{", "[", "```")) and not written.startswith(self._format.marks.call_open):
+                return "its opening mark is missing"
+        return self._find_fault(call) if self._find_fault else ""
+
+    def _written_since(self, place: tuple[int, str]) -> str:
+        index, before = place
+        return "".join(fed.text for fed in self._fed[index:])[len(before) :]
+
+    def _repair(self, events: Sequence[Event]) -> Iterator[Event | Waiting]:
+        """Writes the broken call again: what of it can be read, the rest drawn under the grammar."""
+        assert self._make_constraint is not None
+        error, self._fault = self._fault or "", None
+        session = self._session
+        index, lead = self._section
+        before = self._written_since(self._section)
+        is_second = self._repairs_left == 1
+        self._repairs_left -= 1
+        try:
+            constraint = self._make_constraint(self._format.call_grammar(self._specs, lead=lead, many=False))
+        except ConstraintError:
+            self._repairs_left = 0
+            self.fault = error
+            self._withheld += events
+            return
+        session.constraint = None
+        self._withheld.clear()
+        self._unfeed_to(index)
+        number = self._parser.next_index
+        mended = None if is_second else mend(before, self._specs, self._format)
+        if mended is not None and mended.is_whole and self._find_fault is not None:
+            call = ToolCall("", mended.name, mended.arguments)
+            # What does not fit the tool is drawn again, all but its name.
+            if self._find_fault(call):
+                mended = mend(self._format.render_call_head(mended.name), self._specs, self._format)
+        redone: list[Event] = []
+        tokens: list[int] = []
+        if lead or mended is not None:
+            text = lead + (mended.text if mended is not None else "")
+            tokens = session.engine.vocabulary.tokenize(text, parse_special=True)
+            tokens = tokens[: constraint.try_consume(tokens)]
+        redone += self._write_tokens(tokens)
+        known = len(self.calls)
+        if len(self.calls) == self._section_calls:
+            session.constraint = constraint
+            for item in self._draw_call():
+                if isinstance(item, Waiting):
+                    yield item
+                else:
+                    redone.append(item)
+            session.constraint = None
+        if len(self.calls) == self._section_calls and known == self._section_calls:
+            # A limit came first: nothing of the call is given out.
+            self.fault = error
+            return
+        call = self.calls[-1]
+        after_fault = self._fault_of(call)
+        if after_fault and self._repairs_left:
+            self._fault = after_fault
+            yield from self._repair(redone)
+            return
+        self.repaired_calls += 1
+        yield CallRepaired(number, before, call.raw, error)
+        yield from redone
+
+    def _write_tokens(self, tokens: Sequence[int]) -> list[Event]:
+        """Writes tokens of a call that nobody draws, in one batch."""
+        session = self._session
+        if not tokens:
+            return []
+        start = len(session.tape)
+        started = time.perf_counter()
+        session.extend([(token, SpanKind.TOOL_CALL) for token in tokens])
+        self.decode_s += time.perf_counter() - started
+        events: list[Event] = []
+        for position, token in enumerate(tokens, start):
+            vocabulary = session.engine.vocabulary
+            piece = vocabulary.piece(token)
+            step = Step(token, piece, position, is_control=vocabulary.is_control(token), is_forced=True)
+            self.decode_tokens += 1
+            self.forced_tokens += 1
+            if session.trace:
+                events.append(TokenDrawn(step))
+            events += self._take(step, self._decoder.feed(piece))
+        return events
+
+    def _draw_call(self) -> Iterator[Event | Waiting]:
+        """Draws under the session's constraint until a call is whole or a limit is met."""
+        session = self._session
+        try:
+            while len(self.calls) == self._section_calls or self._parser.in_call:
+                if self.decode_tokens >= self._max_tokens:
+                    self.finish_reason = "length"
+                    return
+                session.request()
+                yield NEXT_TOKEN
+                started = time.perf_counter()
+                step = session.step()
+                self.decode_s += time.perf_counter() - started
+                self.decode_tokens += 1
+                self.forced_tokens += step.is_forced
+                if session.trace:
+                    yield TokenDrawn(step)
+                if step.is_eog:
+                    session.rewind(step.position)
+                    return
+                yield from self._take(step, self._decoder.feed(step.piece))
+        except Cancelled:
+            self.finish_reason = "cancelled"
+        except ContextFull:
+            self.finish_reason = "context_full"
+        finally:
+            session.settle()
+
+    def _unfeed_to(self, index: int) -> None:
+        """Takes all tokens from the fed one `index` on back from tape and parser."""
+        session = self._session
+        session.settle()
+        session.rewind(self._fed[index].position)
+        self._length = self._fed[index].start
+        del self._fed[index:]
+        self._refeed()
 
     def _is_past_calls(self, events: Sequence[Event]) -> bool:
         """After a call: does this token begin something that is not another call?"""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgellm.sampling.constraint import Constraint
     from edgellm.sampling.spec import ChainLike
     from edgellm.toolbox.permission import Approve
-    from edgellm.types import Permission, Span
+    from edgellm.types import ConstraintMode, Permission, Span
 
 _WAIT_S = 0.05
 
@@ -41,7 +41,8 @@ class ChatOptions:
     `tools` are functions, Tool objects, instances, modules or a Toolset. `sampler` None is the model's own chain,
     else the default one. `trace` above 0 sends TokenDrawn events with that many rows a point. `permissions` may
     only tighten what a tool declares; `approve` None: whatever asks is denied. `strategy`: "auto" (the
-    catalogue's word), "guided" or "free". `chat_format` and `template` override what the GGUF says
+    catalogue's word), "guided" or "free". `constraint`: how calls are kept to their grammar: "off" (written freely;
+    what breaks is repaired) or "force" (only what the grammar allows is drawn). `chat_format` and `template` override what the GGUF says
     (`template`: "chatml", or the template's text).
     """
 
@@ -57,6 +58,7 @@ class ChatOptions:
     permissions: Mapping[str, Permission] = field(default_factory=dict[str, "Permission"])
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     strategy: str = "auto"
+    constraint: ConstraintMode = "force"
     limits: AgentLimits = field(default_factory=AgentLimits)
     history: Sequence[Message] = ()
 

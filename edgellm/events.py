@@ -79,6 +79,32 @@ class ToolCallBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class CallRepaired:
+    """Call `index` did not parse or did not fit its tool's schema, and was written again in its place.
+
+    `before` is what the model wrote, `after` what stands on the tape now, `error` what was wrong. What was sent of
+    the call before is void: its events follow once more.
+    """
+
+    index: int
+    before: str
+    after: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExactnessChecked:
+    """The tape compared with a full render of the conversation: "exact", "equivalent" or "diverges".
+
+    `position` is the first token that differs, `reason` says in what. Sent where the chat asks for the check.
+    """
+
+    verdict: str
+    position: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApprovalRequested:
     """A call waits for somebody's yes."""
 
@@ -154,6 +180,8 @@ Event = (
     | ToolCallDelta
     | ToolCallReady
     | ToolCallBroken
+    | CallRepaired
+    | ExactnessChecked
     | ApprovalRequested
     | ToolApproved
     | ToolDenied

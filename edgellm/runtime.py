@@ -165,6 +165,7 @@ class Runtime:
                 Permissions(options.permissions, approve=options.approve),
                 limits=options.limits,
                 make_constraint=self.grammar_constraint,
+                constraint_mode=options.constraint,
                 guided=guided,
             )
         except BaseException:

@@ -17,6 +17,7 @@ FinishReason = Literal[
     "eog", "length", "cancelled", "stop", "tool_call", "max_steps", "budget", "context_full"
 ]
 Permission = Literal["auto", "ask", "deny"]
+ConstraintMode = Literal["off", "check", "force"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -207,7 +208,8 @@ class Leg:
     """One uninterrupted decode: from a prefill to the token that ended it.
 
     `reused_tokens` were in the KV cache already; `rebuilt_tokens` had to be prefilled again because the
-    memory could not be cut; `forced_tokens` are decode_tokens that the grammar forced, unsampled.
+    memory could not be cut; `forced_tokens` are decode_tokens that nobody drew: the grammar left no choice, or
+    a repair wrote them. `repaired_calls` were broken and written again.
     """
 
     prefill_tokens: int
@@ -216,6 +218,7 @@ class Leg:
     forced_tokens: int = 0
     rebuilt_tokens: int = 0
     guided_tokens: int = 0
+    repaired_calls: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     finish_reason: str = ""
@@ -246,6 +249,16 @@ class Usage:
     def rebuilt_tokens(self) -> int:
         """Tokens prefilled again because the memory could not be cut."""
         return sum(leg.rebuilt_tokens for leg in self.legs)
+
+    @property
+    def forced_tokens(self) -> int:
+        """Decoded tokens that were not drawn."""
+        return sum(leg.forced_tokens for leg in self.legs)
+
+    @property
+    def repaired_calls(self) -> int:
+        """Calls that were broken and written again."""
+        return sum(leg.repaired_calls for leg in self.legs)
 
     @property
     def prefill_s(self) -> float:

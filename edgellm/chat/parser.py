@@ -113,6 +113,11 @@ class OutputParser:
         return self._in_reasoning
 
     @property
+    def next_index(self) -> int:
+        """The number of the open call, or of the next one."""
+        return self._index
+
+    @property
     def call_start(self) -> int | None:
         """Where the open call's first marker character stands in the text fed so far; None outside a call."""
         return self._raw_start if self.in_call else None

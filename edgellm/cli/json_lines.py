@@ -79,6 +79,8 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "reused_tokens": usage.reused_tokens,
         "decode_tokens": usage.decode_tokens,
         "rebuilt_tokens": usage.rebuilt_tokens,
+        "forced_tokens": usage.forced_tokens,
+        "repaired_calls": usage.repaired_calls,
         "prefill_s": round(usage.prefill_s, 6),
         "decode_s": round(usage.decode_s, 6),
         "decode_tok_s": round(usage.decode_tok_s, 3),

@@ -1,0 +1,122 @@
+"""Repair: a damaged call is taken back and written again in its place, whatever the damage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import edgellm
+from edgellm.scripted import Scripted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+TEMPLATE = (
+    "{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+)
+GOOD = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
+    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
+        yield runtime
+
+
+@edgellm.tool(permission="auto")
+def add(a: int, b: int) -> int:
+    """Adds two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return a + b
+
+
+@edgellm.tool(permission="auto")
+def shout(text: str) -> str:
+    """Says it loud.
+
+    Args:
+        text: What.
+    """
+    return text.upper()
+
+
+# After a repair the scripted model is asked anew in the same leg: "" lets it end there.
+def make_chat(runtime: edgellm.Runtime, *answers: str, **options: Any) -> edgellm.Chat:
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+    options.setdefault("tools", [add, shout])
+    options.setdefault("constraint", "off")
+    return runtime.chat(sampler=[Scripted(list(answers), end)], template=TEMPLATE, **options)
+
+
+def tape_text(chat: edgellm.Chat) -> str:
+    return chat.runtime.vocabulary.text_of(chat.tape).decode()
+
+
+DAMAGED = {
+    "no opening mark": '{"name": "add", "arguments": {"a": 2, "b": 3}}',
+    "trailing comma": '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3,}}\n</tool_call>',
+    "single quotes": "<tool_call>\n{'name': 'add', 'arguments': {'a': 2, 'b': 3}}\n</tool_call>",
+    "wrong name": '<tool_call>\n{"name": "Add_numbers", "arguments": {"a": 2, "b": 3}}\n</tool_call>',
+    "text inside": '<tool_call>\nSure: {"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>',
+    "numbers as text": '<tool_call>\n{"name": "add", "arguments": "{\'a\': 2, \'b\': 3}"}\n</tool_call>',
+    "cut off": '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3',
+    "bracket missing": '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}\n</tool_call>',
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_call_is_written_again(runtime: edgellm.Runtime, damaged: str) -> None:
+    chat = make_chat(runtime, damaged, "", "It is 5.")
+    events = list(chat.send("What is 2 + 3?"))
+    (repaired,) = (event for event in events if isinstance(event, edgellm.CallRepaired))
+    assert repaired.before.strip() in damaged
+    assert repaired.after == GOOD or damaged == DAMAGED["cut off"]
+    (finished,) = (event for event in events if isinstance(event, edgellm.ToolFinished))
+    assert finished.call.name == "add"
+    assert finished.result.is_ok
+    # The damage is gone from the tape, the repaired call stands in its place.
+    assert repaired.after in tape_text(chat)
+    assert damaged not in tape_text(chat) or damaged in repaired.after
+    assert chat.usage.repaired_calls == 1
+    assert chat.usage.forced_tokens > 0
+    assert not any(isinstance(event, edgellm.ToolCallBroken) for event in events)
+    session = chat.conversation.session
+    assert session.check_memory()
+    assert len(session.tape) - 1 <= session.kv_length <= len(session.tape)
+
+
+def test_text_before_the_call_stays(runtime: edgellm.Runtime) -> None:
+    chat = make_chat(runtime, "Let me see.\n" + DAMAGED["trailing comma"], "", "It is 5.")
+    events = list(chat.send("What is 2 + 3?"))
+    assert events[-1].text == "Let me see.It is 5."
+    assert "Let me see.\n" + GOOD in tape_text(chat)
+
+
+def test_newline_in_a_string_needs_no_repair(runtime: edgellm.Runtime) -> None:
+    chat = make_chat(
+        runtime, '<tool_call>\n{"name": "shout", "arguments": {"text": "a\nb"}}\n</tool_call>', "A."
+    )
+    events = list(chat.send("Say a b."))
+    assert chat.usage.repaired_calls == 0
+    assert next(e for e in events if isinstance(e, edgellm.ToolFinished)).result.text == "A\nB"
+
+
+def test_plain_answers_are_left_alone(runtime: edgellm.Runtime) -> None:
+    answer = 'Write {"name": "x"} to call, or <tool_ call> not.'
+    chat = make_chat(runtime, answer)
+    assert list(chat.send("How?"))[-1].text == answer
+    assert chat.usage.repaired_calls == 0
+
+
+def test_limit_inside_a_repair_emits_no_call(runtime: edgellm.Runtime) -> None:
+    chat = make_chat(runtime, "<tool_call>\nnothing at all\n</tool_call>")
+    events = list(chat.send("What is 2 + 3?", max_tokens=25))
+    assert not any(isinstance(event, (edgellm.ToolCallReady, edgellm.CallRepaired)) for event in events)
+    assert events[-1].finish_reason == "length"
