@@ -71,7 +71,8 @@ class ToolCallReady:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallBroken:
-    """Call `index` began and does not parse. `raw` is what the model wrote; it was also sent as text."""
+    """Call `index` began and does not parse. `raw` is what the model wrote; it was also sent as text, unless
+    the output ended inside it."""
 
     index: int
     raw: str

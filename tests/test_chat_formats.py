@@ -44,7 +44,7 @@ def test_a_written_call_reads_back(wire_format: WireFormat, name: str, arguments
     call = ToolCall("call_0", name, arguments)
     raw = wire_format.render_call(call)
     assert wire_format.parse_call(raw) == (name, arguments)
-    assert raw.startswith(wire_format.marks.call_open[0])
+    assert not wire_format.marks.call_open or raw.startswith(wire_format.marks.call_open[0])
     forced = wire_format.render_call_head(name) + json.dumps(arguments) + wire_format.render_call_tail(name)
     assert wire_format.parse_call(forced) == (name, arguments)
 
@@ -152,7 +152,8 @@ def test_generic_turns_history_into_plain_turns() -> None:
     [
         (KNOWS_TOOLS, (), "hermes", "<tool_call>"),
         ("{{ messages }}", (), "generic", "knows nothing of tools"),
-        ("{{ tools }}[TOOL_CALLS]", (), "generic", "takes tools"),
+        ("{{ tools }}[TOOL_CALLS]", (), "mistral-array", "TOOL_CALLS"),
+        ("{{ tools }}[MY_CALLS]", (), "generic", "takes tools"),
         (KNOWS_TOOLS + "<function=", (), "generic", "not known"),
     ],
 )
@@ -169,5 +170,5 @@ def test_choice_by_name() -> None:
     assert choose_format(KNOWS_TOOLS, override="generic").id == "generic"
     assert choose_format(KNOWS_TOOLS, override="auto").id == "hermes"
     assert choose_format("<think>").is_thinking
-    with pytest.raises(ConfigError, match=r"'hermse' is unknown\. Known formats: generic, hermes"):
+    with pytest.raises(ConfigError, match=r"'hermse' is unknown\. Known formats: .*generic, .*hermes"):
         choose_format(KNOWS_TOOLS, override="hermse")

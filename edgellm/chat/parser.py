@@ -8,7 +8,8 @@ white space that belongs to them:
 - all other space is text, as the model wrote it.
 
 What began like a call and is none is given out again, where it stood: as text, or as reasoning if it stood
-inside reasoning. A call ends reasoning that was still open.
+inside reasoning. A call in which the output ends is not: it is in the event ToolCallBroken.
+A call ends reasoning that was still open.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ from edgellm.events import (
 )
 from edgellm.types import ToolCall, ToolSpec
 
-PieceKind = Literal["text", "reasoning", "call", "mark"]
+PieceKind = Literal["text", "reasoning", "call", "mark", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of output and what it was taken for. "mark" is what is not shown: marks, and space around them."""
+    """A stretch of output and what it was taken for.
+
+    "mark" is what is not shown: marks, and space around them. "broken" is a call in which the output ended.
+    """
 
     kind: PieceKind
     text: str
@@ -163,7 +167,7 @@ class OutputParser:
         while self._reader:
             rest = self._handle(self._reader.finish(), "")
             if self._reader:
-                rest = self._leave_call("the output ended inside it") + rest
+                rest = self._leave_call("the output ended inside it", is_cut=True) + rest
             while rest:
                 rest = self._read_call(rest, False) if self._reader else self._scan(rest)
         hold, self._hold = self._hold, ""
@@ -268,8 +272,8 @@ class OutputParser:
                     self._drop_raw(unread)
                     rest = self._leave() + rest
                     self._switch(in_reasoning=what == "reasoning")
-                case wire.NotACall(error, unread):
-                    rest = self._leave_call(error, unread) + rest
+                case wire.NotACall(error, unread, is_cut):
+                    rest = self._leave_call(error, unread, is_cut=is_cut) + rest
         return rest
 
     def _cut_raw(self, unread: int) -> str:
@@ -304,13 +308,16 @@ class OutputParser:
         self._is_call = self._has_begun = False
         return left
 
-    def _leave_call(self, error: str, unread: int = 0) -> str:
-        """It is no call: what was written is text again. Gives what is to be read again."""
+    def _leave_call(self, error: str, unread: int = 0, *, is_cut: bool = False) -> str:
+        """It is no call: what was written is text again, unless it was only cut off. Gives what is to be read again."""
         raw = self._cut_raw(unread)
         if self._has_begun:
             self._events.append(ToolCallBroken(self._index, raw, error))
             self._index += 1
-            if raw:
+            if is_cut:
+                self._take_gap()
+                self._piece("broken", raw)
+            elif raw:
                 self._give(raw)
             return self._leave()
         # Never a call: only its mark is certain to be no mark.

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from edgellm.chat.formats import json_families
 from edgellm.chat.formats.generic import Generic
 from edgellm.chat.formats.hermes import Hermes
+from edgellm.chat.formats.json_families import MISTRAL_ARRAY
+from edgellm.chat.formats.llama import LLAMA3_JSON
 from edgellm.chat.formats.wire import Mark, Marks, WireFormat
 from edgellm.errors import ConfigError
 
 __all__ = ["FORMATS", "Mark", "Marks", "WireFormat", "choose_format"]
 
 # In the order in which their signs are looked for: the first hit wins.
-_ALL: tuple[WireFormat, ...] = (Hermes(), Generic())
+_ALL: tuple[WireFormat, ...] = (*json_families.ALL, LLAMA3_JSON, MISTRAL_ARRAY, Hermes(), Generic())
 
 FORMATS: Mapping[str, WireFormat] = {wire_format.id: wire_format for wire_format in _ALL}
 

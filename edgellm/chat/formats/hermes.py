@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from edgellm.chat.formats.json_call import JsonCallReader, grammar
-from edgellm.chat.formats.wire import Marks, WireFormat
-from edgellm.types import Message, Segment, SpanKind, ToolSpec
+from edgellm.chat.formats.json_calls import JsonCalls
+from edgellm.chat.formats.wire import Marks
+from edgellm.types import Message, Segment, SpanKind
 
 _TURN = "<|im_start|>"
 _TURN_END = "<|im_end|>\n"
@@ -27,7 +25,7 @@ _MARKS = Marks(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hermes(WireFormat):
+class Hermes(JsonCalls):
     """Calls as JSON between marks, one block each; the template describes the tools."""
 
     id: str = "hermes"
@@ -37,36 +35,8 @@ class Hermes(WireFormat):
         ("<tool_call>", "tools", "!<function", "!<arg_key>", "!<invoke name=", "!<tool_call>["),
     )
 
-    def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> JsonCallReader:
-        return JsonCallReader(self.marks.call_close)
-
-    def call_grammar(
-        self,
-        tools: Sequence[ToolSpec],
-        *,
-        lead: str = "",
-        many: bool = False,
-        special_ids: Mapping[str, int] | None = None,
-    ) -> str:
-        return grammar(
-            tools,
-            before=(self.marks.call_open[0], "\n"),
-            head_of={tool.name: _head(tool.name) for tool in tools},
-            after=("}\n", self.marks.call_close),
-            between=self.marks.between_calls,
-            lead=lead,
-            many=many,
-            special_ids=special_ids or {},
-        )
-
-    def render_call_head(self, name: str) -> str:
-        return f"{self.marks.call_open[0]}\n{_head(name)}"
-
-    def render_arguments(self, arguments: Mapping[str, Any]) -> str:
-        return json.dumps(arguments, ensure_ascii=False)
-
-    def render_call_tail(self, name: str) -> str:
-        return f"}}\n{self.marks.call_close}"
+    before: str = "\n"
+    after: str = "\n"
 
     def suffix(self, template_source: str, tail: Sequence[Message]) -> tuple[Segment, ...] | None:
         if _TURN not in template_source or any(message.tool_calls for message in tail):
@@ -89,10 +59,6 @@ class Hermes(WireFormat):
                 parts.append(_glue(_TURN_END))
         parts.append(_glue(f"{_TURN}assistant\n"))
         return tuple(part for part in parts if part.text)
-
-
-def _head(name: str) -> str:
-    return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
 
 
 def _glue(text: str) -> Segment:

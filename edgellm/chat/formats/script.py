@@ -206,7 +206,7 @@ Script = Callable[[Source], Generator[None, None, None]]
 class Scripted:
     """Runs `script` as a reader. It may tell several `Complete`; `is_open` is true until it returns.
 
-    A script that returns without a last `Complete`, `Closed`, `Enter` or `NotACall` has `Closed` the section.
+    A script that returns without a `Closed`, `Enter` or `NotACall` of its own has `Closed` the section.
     Raises nothing: a `Fault` becomes `NotACall`, an end in the middle too.
     """
 
@@ -239,14 +239,18 @@ class Scripted:
         except StopIteration:
             self._is_open = False
             signals = source.drain()
-            if not signals or not isinstance(signals[-1], (Complete, NotACall, Closed, Enter)):
+            last = signals[-1] if signals else None
+            is_read = isinstance(last, Complete) and last.unread == source.rest
+            if not is_read and not isinstance(last, (NotACall, Closed, Enter)):
                 signals.append(Closed(source.rest))
         except Ended:
             self._is_open = False
-            signals = [*source.drain(), NotACall("the output ended inside it")]
-        except Fault as fault:
+            signals = [*source.drain(), NotACall("the output ended inside it", is_cut=True)]
+        except ValueError as error:
+            # A Fault, or what only the whole of a value shows (a number out of bounds).
+            unread = error.unread if isinstance(error, Fault) else 0
             self._is_open = False
-            signals = [*source.drain(), NotACall(str(fault), source.rest + fault.unread)]
+            signals = [*source.drain(), NotACall(str(error), source.rest + unread)]
         return signals
 
 

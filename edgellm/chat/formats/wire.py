@@ -81,10 +81,14 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class NotACall:
-    """It does not parse: as a call that went wrong if `Begun` was given, else it was never one."""
+    """It does not parse: as a call that went wrong if `Begun` was given, else it was never one.
+
+    `is_cut`: the output ended inside it.
+    """
 
     error: str
     unread: int = 0
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +249,10 @@ class WireFormat(ABC):
     def parse_call(self, raw: str) -> tuple[str, dict[str, Any]]:
         """(name, arguments) of one call, with or without its marks. Raises FormatError."""
         text = raw.strip()
-        opening = next((mark for mark in self.marks.call_open if text.startswith(mark)), "")
+        marks = (*self.marks.call_open, *(m.text for m in self.scan_marks() if m.does in ("call", "maybe")))
+        opening = next((mark for mark in marks if text.startswith(mark)), self.marks.call_open[:1] or "")
+        if not isinstance(opening, str):
+            text, opening = opening[0] + text, opening[0]
         reader = self.reader((), opening)
         _, signals = reader.feed(text[len(opening) :])
         for signal in (*signals, *reader.finish()):
