@@ -66,10 +66,10 @@ def test_one_call_between_text() -> None:
         ToolCallName(0, "add"),
         ToolCallDelta(0, '{"a": 1}'),
         ToolCallReady(0, call),
-        TextDelta("Done."),
+        TextDelta("\nDone."),
     ]
     assert parser.calls == (call,)
-    assert parser.text == "Let me see.Done."
+    assert parser.text == "Let me see.\nDone."
 
 
 # (output, text, reasoning, calls as (name, arguments), number of broken calls)

@@ -4,7 +4,8 @@ Fed text in pieces of any size, it gives the same events for the same text, once
 joined. It holds back no more than may still become a mark, and swallows nothing but the marks and the
 white space that belongs to them:
 
-- space around reasoning and after a call, and newlines directly before a call, belong to the marks;
+- space around reasoning, newlines directly before a call, and space after a call that no text follows, or with no
+  text before it, belong to the marks;
 - all other space is text, as the model wrote it.
 
 What began like a call and is none is given out again, where it stood: as text, or as reasoning if it stood
@@ -87,6 +88,8 @@ class OutputParser:
         # Nothing but space so far in this stretch; whether that space belongs to the mark before it.
         self._at_start = True
         self._drops_space = self._in_reasoning
+        # Space between a call and more text keeps that apart from the text before the call.
+        self._after_call = False
         self._at_line = True
         self._gap: list[str] = []
         self._hold = ""
@@ -294,11 +297,12 @@ class OutputParser:
         self._index += 1
         self._has_begun = False
         self._in_reasoning = False
-        self._at_start = self._drops_space = True
+        self._at_start = self._drops_space = self._after_call = True
 
     def _drop_raw(self, unread: int) -> None:
-        self._take_gap()
-        self._piece("mark", self._cut_raw(unread))
+        if raw := self._cut_raw(unread):
+            self._take_gap()
+            self._piece("mark", raw)
         self._at_start = self._drops_space = True
 
     def _leave(self) -> str:
@@ -333,6 +337,7 @@ class OutputParser:
             self._piece("mark", mark)
         self._in_reasoning = in_reasoning
         self._at_start = self._drops_space = True
+        self._after_call = False
 
     def _take_gap(self) -> None:
         """The space held back belongs to a mark."""
@@ -341,8 +346,9 @@ class OutputParser:
 
     def _give(self, text: str) -> None:
         """Give out text that is no mark, except for space at its end that may belong to the next one."""
-        if self._at_start and self._drops_space:
+        if self._at_start and self._drops_space and not (self._after_call and self._text):
             self._take_gap()
+        self._after_call = False
         body = text.rstrip() if self._in_reasoning else text.rstrip("\n")
         if body:
             self._put("".join((*self._gap, body)))

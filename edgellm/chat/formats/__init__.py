@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from edgellm.chat.formats import json_families
+from edgellm.chat.formats import json_families, tagged_families
 from edgellm.chat.formats.generic import Generic
 from edgellm.chat.formats.hermes import Hermes
 from edgellm.chat.formats.json_families import MISTRAL_ARRAY
@@ -16,7 +16,14 @@ from edgellm.errors import ConfigError
 __all__ = ["FORMATS", "Mark", "Marks", "WireFormat", "choose_format"]
 
 # In the order in which their signs are looked for: the first hit wins.
-_ALL: tuple[WireFormat, ...] = (*json_families.ALL, LLAMA3_JSON, MISTRAL_ARRAY, Hermes(), Generic())
+_ALL: tuple[WireFormat, ...] = (
+    *tagged_families.ALL,
+    *json_families.ALL,
+    LLAMA3_JSON,
+    MISTRAL_ARRAY,
+    Hermes(),
+    Generic(),
+)
 
 FORMATS: Mapping[str, WireFormat] = {wire_format.id: wire_format for wire_format in _ALL}
 

@@ -85,14 +85,14 @@ class JsonCalls(WireFormat):
             yield from source.skip_space()
             start = yield from source.expect("{", "[")
         if start == "{":
-            yield from self._objects(source, known, is_certain)
+            yield from self.objects(source, known, is_certain)
         else:
             yield from self._list(source, known, is_certain)
 
     def _closes(self) -> tuple[str, ...]:
         return tuple(text for text in (self.marks.call_close, *self.closes) if text)
 
-    def _objects(self, source: Source, known: frozenset[str], is_certain: bool) -> Reading:
+    def objects(self, source: Source, known: frozenset[str], is_certain: bool) -> Reading:
         """One object, or several one after the other; the first brace was taken."""
         while True:
             call = yield from self._object(source, known, is_certain)

@@ -91,6 +91,21 @@ class Source:
                 return found
             yield from self.more()
 
+    def comes(self, texts: Sequence[str]) -> Generator[None, None, bool]:
+        """Whether one of `texts` comes next; nothing is taken. True at the end of the output."""
+        while True:
+            if any(self._text.startswith(text) for text in texts):
+                return True
+            if self._is_ended:
+                return not self._text
+            if not any(text.startswith(self._text) for text in texts):
+                return False
+            yield from self.more()
+
+    def put_back(self, text: str) -> None:
+        """Text that was taken comes next again."""
+        self._text = text + self._text
+
     def expect(self, *texts: str) -> Generator[None, None, str]:
         """Takes one of `texts`, of which the output must go on with one. Raises Fault."""
         found = yield from self.one_of(texts)

@@ -158,6 +158,8 @@ class WireFormat(ABC):
         found = [Mark(text, "call") for text in marks.call_open]
         if marks.reasoning_open and self.is_thinking:
             found.append(Mark(marks.reasoning_open, "reason", "start", "text"))
+            # Where the prompt has opened it already, some models open it once more.
+            found.append(Mark(marks.reasoning_open, "drop", "start", "reasoning"))
         if marks.reasoning_close:
             found.append(Mark(marks.reasoning_close, "answer", "anywhere", "reasoning"))
         return (*found, *marks.more)

@@ -1,0 +1,200 @@
+"""Families whose calls are tags with tagged arguments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgellm.chat.formats.tagged import TaggedCalls
+from edgellm.chat.formats.wire import Mark, Marks
+
+_THINK = Marks(reasoning_open="<think>", reasoning_close="</think>")
+_RESPONSE = {"result_open": "<tool_response>", "result_close": "</tool_response>"}
+
+
+def _marks(opening: str | tuple[str, ...], close: str, *more: Mark, between: str = "\n") -> Marks:
+    opens = (opening,) if isinstance(opening, str) else opening
+    return replace(_THINK, call_open=opens, call_close=close, between_calls=between, more=more)
+
+
+QWEN3_CODER = TaggedCalls(
+    id="qwen3-coder",
+    marks=replace(_marks(("<tool_call>", "<function="), "</tool_call>"), **_RESPONSE),
+    signs=(("<tool_call>", "<function=", "<parameter=", "!'<tool_call><function=' ~"),),
+    before="\n",
+    head="<function=",
+    name_end=">\n",
+    argument="<parameter=",
+    key_end=">\n",
+    value_end="\n</parameter>\n",
+    call_end="</function>",
+    after="\n",
+    pads=True,
+)
+MIMO_V2 = replace(
+    QWEN3_CODER,
+    id="mimo-v2",
+    marks=replace(QWEN3_CODER.marks, between_calls=""),
+    signs=(("<tool_call>", "<function=", "<parameter="),),
+    before="",
+    name_end=">",
+    key_end=">",
+    value_end="</parameter>",
+    after="",
+    pads=False,
+)
+SEED_OSS = replace(
+    QWEN3_CODER,
+    id="seed-oss",
+    marks=Marks(
+        call_open=("<seed:tool_call>",),
+        call_close="</seed:tool_call>",
+        between_calls="\n",
+        reasoning_open="<seed:think>",
+        reasoning_close="</seed:think>",
+    ),
+    signs=(("<seed:tool_call>",),),
+    vocabulary_sign="<seed:tool_call>",
+    key_end=">",
+    value_end="</parameter>\n",
+    pads=False,
+)
+GLM_45 = TaggedCalls(
+    id="glm-4.5",
+    marks=replace(_marks("<tool_call>", "</tool_call>"), **_RESPONSE),
+    signs=(("<tool_call>", "<arg_key>", "\\n<arg_value>"), ("<tool_call>", "<arg_key>", "</arg_key>\n")),
+    name_end="\n",
+    argument="<arg_key>",
+    key_end="</arg_key>\n<arg_value>",
+    value_end="</arg_value>\n",
+    is_lenient=True,
+    unquotes=True,
+    may_hold_json=True,
+)
+GLM_47 = replace(
+    GLM_45,
+    id="glm-4.7",
+    marks=replace(GLM_45.marks, between_calls=""),
+    signs=(("<tool_call>", "<arg_key>"),),
+    name_end="",
+    key_end="</arg_key><arg_value>",
+    value_end="</arg_value>",
+)
+LAGUNA = replace(
+    GLM_45,
+    id="poolside-laguna",
+    signs=(("<tool_call>", "<arg_key>", "</assistant>"),),
+    alias=("<user>", "</user>"),
+)
+HUNYUAN = TaggedCalls(
+    id="hunyuan",
+    marks=Marks(
+        call_open=("<tool_calls>", "<tool_calls:opensource>"),
+        call_close="</tool_calls>",
+        reasoning_open="<think>",
+        reasoning_close="</think>",
+        more=(
+            Mark("<think:opensource>", "reason", "start", "text"),
+            Mark("</think:opensource>", "answer", "anywhere", "reasoning"),
+        ),
+    ),
+    signs=(("<tool_sep",),),
+    before="\n",
+    head="<tool_call>",
+    name_end="<tool_sep>\n",
+    argument="<arg_key>",
+    key_end="</arg_key>\n<arg_value>",
+    value_end="</arg_value>\n",
+    call_end="</tool_call>",
+    between="\n",
+    after="\n",
+    sections=True,
+)
+MINIMAX_M2 = TaggedCalls(
+    id="minimax-m2",
+    marks=_marks("<minimax:tool_call>", "</minimax:tool_call>"),
+    signs=(("<minimax:tool_call>",),),
+    vocabulary_sign="<minimax:tool_call>",
+    before="\n",
+    head='<invoke name="',
+    name_end='">\n',
+    argument='<parameter name="',
+    key_end='">',
+    value_end="</parameter>\n",
+    call_end="</invoke>",
+    between="\n",
+    after="\n",
+    sections=True,
+)
+_BAR = "｜DSML｜"
+DEEPSEEK_DSML = TaggedCalls(
+    id="deepseek-dsml",
+    marks=_marks(
+        (f"<{_BAR}tool_calls>", f"<{_BAR}function_calls>", f'<{_BAR}invoke name="'),
+        f"</{_BAR}tool_calls>",
+        Mark(f"</{_BAR}function_calls>", "drop"),
+    ),
+    signs=(("DSML", "tool_calls"), ("DSML", "function_calls")),
+    before="\n",
+    head=f'<{_BAR}invoke name="',
+    name_end='">\n',
+    argument=f'<{_BAR}parameter name="',
+    key_end='" string="false">',
+    text_key_end='" string="true">',
+    value_end=f"</{_BAR}parameter>\n",
+    call_end=f"</{_BAR}invoke>",
+    between="\n",
+    after="\n",
+    sections=True,
+    self_close='"/>',
+)
+DEEPSEEK_DSML_32 = replace(
+    DEEPSEEK_DSML,
+    marks=replace(
+        DEEPSEEK_DSML.marks,
+        call_open=(f"<{_BAR}function_calls>", f"<{_BAR}tool_calls>", f'<{_BAR}invoke name="'),
+        call_close=f"</{_BAR}function_calls>",
+        more=(Mark(f"</{_BAR}tool_calls>", "drop"),),
+    ),
+    signs=(("DSML", "function_calls", "!tool_calls>"),),
+)
+STEP3 = TaggedCalls(
+    id="step3",
+    marks=_marks(
+        ("<｜tool_calls_begin｜>",),
+        "<｜tool_calls_end｜>",
+    ),
+    signs=(("<steptml:invoke",),),
+    head='<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="',
+    name_end='">',
+    argument='<steptml:parameter name="',
+    key_end='">',
+    value_end="</steptml:parameter>",
+    call_end="</steptml:invoke><｜tool_call_end｜>",
+    sections=True,
+)
+MINICPM5 = TaggedCalls(
+    id="minicpm5",
+    marks=_marks('<function name="', ""),
+    signs=(("<function name=", "<param name="),),
+    head='<function name="',
+    name_end='">',
+    argument='<param name="',
+    key_end='">',
+    value_end="</param>",
+    call_end="</function>",
+    cdata=True,
+)
+
+ALL = (
+    SEED_OSS,
+    HUNYUAN,
+    LAGUNA,
+    GLM_45,
+    GLM_47,
+    MINIMAX_M2,
+    DEEPSEEK_DSML,
+    STEP3,
+    MINICPM5,
+    QWEN3_CODER,
+    MIMO_V2,
+)
