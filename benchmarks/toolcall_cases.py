@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import edgellm
-from edgellm.chat.formats import FORMATS
-
-_THINKS = ("hasThinking", "thinkValue", "think", "thinkingEnabled", "hasThinkingSupport")
 
 
 def main() -> None:
@@ -53,14 +50,9 @@ def main() -> None:
 
 def read(case: dict[str, Any]) -> dict[str, Any]:
     """The case's output as edgellm reads it; what goes wrong is under "error"."""
-    flags: dict[str, Any] = case.get("flags") or {}
-    prefix = ""
-    if any(flags.get(name) is True for name in _THINKS):
-        prefix = FORMATS[case["format"]].marks.reasoning_open if case["format"] in FORMATS else ""
+    prefix = case.get("prefill") or ""
     try:
-        parsed = edgellm.parse(
-            case["output"], format=case["format"], tools=case["tools"], prefix=case.get("prefill") or prefix
-        )
+        parsed = edgellm.parse(case["output"], format=case["format"], tools=case["tools"], prefix=prefix)
     except edgellm.EdgeError as error:
         return {"error": str(error)}
     calls = [{"name": call.name, "arguments": call.arguments} for call in parsed.calls]

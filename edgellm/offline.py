@@ -93,7 +93,7 @@ def _implied_prefix(text: str, marks: Marks) -> str:
     opens, closes = marks.reasoning_open, marks.reasoning_close
     if not opens or closes not in text:
         return ""
-    return "" if opens in text[: text.index(closes)] else opens
+    return "" if text.lstrip().startswith(opens) else opens
 
 
 @contextmanager

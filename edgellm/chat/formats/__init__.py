@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from edgellm.chat.formats import json_families, tagged_families
+from edgellm.chat.formats import code_families, json_families, tagged_families
 from edgellm.chat.formats.generic import Generic
 from edgellm.chat.formats.hermes import Hermes
 from edgellm.chat.formats.json_families import MISTRAL_ARRAY
@@ -18,6 +18,7 @@ __all__ = ["FORMATS", "Mark", "Marks", "WireFormat", "choose_format"]
 # In the order in which their signs are looked for: the first hit wins.
 _ALL: tuple[WireFormat, ...] = (
     *tagged_families.ALL,
+    *code_families.ALL,
     *json_families.ALL,
     LLAMA3_JSON,
     MISTRAL_ARRAY,

@@ -75,9 +75,10 @@ class JsonCalls(WireFormat):
     def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
         known = frozenset(tool.name for tool in tools)
         is_certain = mark in self.marks.call_open
-        return Scripted(lambda source: self._section(source, mark, known, is_certain))
+        return Scripted(lambda source: self.section(source, known, is_certain, mark))
 
-    def _section(self, source: Source, mark: str, known: frozenset[str], is_certain: bool) -> Reading:
+    def section(self, source: Source, known: frozenset[str], is_certain: bool, mark: str = "") -> Reading:
+        """All of what follows an opening mark; `mark` is the bracket where that was one."""
         start = mark if mark in ("{", "[") else ""
         if not start:
             yield from source.skip_space()

@@ -4,48 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgellm.chat.formats import lark
+from edgellm.chat.formats.arguments import Arguments
 from edgellm.chat.formats.json_calls import JsonCalls
 from edgellm.chat.formats.json_text import loads
 from edgellm.chat.formats.script import SPACE, Ended, Fault, Scripted, Source
 from edgellm.chat.formats.typed_value import guessed, is_text, properties, typed, types_of
-from edgellm.chat.formats.wire import Begun, CallReader, Complete, Fragment, Mark, Named, WireFormat
+from edgellm.chat.formats.wire import Begun, CallReader, Complete, Mark, Named, WireFormat
 from edgellm.types import ToolCall, ToolSpec
 
 Reading = Generator[None, None, None]
 _NAME_CHARS = 256
 _KEY_CHARS = 1024
-
-
-@dataclass(slots=True)
-class Arguments:
-    """The arguments of the call that is being read, given out as JSON text as they come."""
-
-    source: Source
-    parts: list[str] = field(default_factory=list[str])
-    count: int = 0
-
-    def give(self, text: str) -> None:
-        """A piece of JSON text."""
-        self.parts.append(text)
-        self.source.tell(Fragment(text))
-
-    def key(self, name: str) -> None:
-        """The next argument begins."""
-        self.give(("{" if not self.count else ", ") + json.dumps(name, ensure_ascii=False) + ": ")
-        self.count += 1
-
-    def text(self, piece: str) -> None:
-        """More of a string whose opening quote was given."""
-        self.give(json.dumps(piece, ensure_ascii=False)[1:-1])
-
-    def end(self) -> dict[str, Any]:
-        """The whole object."""
-        self.give("}" if self.count else "{}")
-        return loads("".join(self.parts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
