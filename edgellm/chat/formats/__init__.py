@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from edgellm.chat.formats import code_families, json_families, tagged_families
+from edgellm.chat.formats import (
+    channels,
+    code_families,
+    json_families,
+    named_families,
+    nested_tags,
+    tagged_families,
+)
 from edgellm.chat.formats.generic import Generic
 from edgellm.chat.formats.hermes import Hermes
 from edgellm.chat.formats.json_families import MISTRAL_ARRAY
@@ -17,7 +24,11 @@ __all__ = ["FORMATS", "Mark", "Marks", "WireFormat", "choose_format"]
 
 # In the order in which their signs are looked for: the first hit wins.
 _ALL: tuple[WireFormat, ...] = (
+    *channels.ALL,
+    *nested_tags.ALL,
+    *named_families.ALL[:-1],
     *tagged_families.ALL,
+    named_families.FUNCTIONARY_31,
     *code_families.ALL,
     *json_families.ALL,
     LLAMA3_JSON,

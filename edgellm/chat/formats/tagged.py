@@ -67,7 +67,7 @@ class TaggedCalls(WireFormat):
     def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
         if mark == "{" or (mark == self.alias[0] and mark):
             return Scripted(lambda source: self._uncertain(source, tools, mark))
-        return Scripted(lambda source: self._section(source, tools, mark))
+        return Scripted(lambda source: self.section(source, tools, mark))
 
     def _closes(self) -> tuple[str, ...]:
         return tuple(text for text in (self.marks.call_close, self.alias[1]) if text)
@@ -94,7 +94,8 @@ class TaggedCalls(WireFormat):
         """What begins a call behind `mark`: nothing where the mark itself does."""
         return "" if mark.endswith(self.head) else self.head
 
-    def _section(self, source: Source, tools: Sequence[ToolSpec], mark: str) -> Reading:
+    def section(self, source: Source, tools: Sequence[ToolSpec], mark: str = "") -> Reading:
+        """All of what follows an opening mark."""
         count = 0
         head = self._head(mark)
         while True:
@@ -130,7 +131,7 @@ class TaggedCalls(WireFormat):
     def _call(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
         source.tell(Begun())
         name, stop = yield from source.until(self._name_stops(), limit=_NAME_CHARS)
-        name = name.strip()
+        name = self.call_name(name.strip(), tools)
         if not name:
             raise Fault("it has no name")
         source.tell(Named(name))
@@ -151,6 +152,10 @@ class TaggedCalls(WireFormat):
             yield from source.skip_space()
             yield from source.one_of(self._closes())
         source.tell(Complete(name, whole, source.rest))
+
+    def call_name(self, name: str, tools: Sequence[ToolSpec]) -> str:
+        """The tool that a written name stands for."""
+        return name
 
     def _is_json(self, source: Source) -> Generator[None, None, bool]:
         yield from source.skip_space()
@@ -290,16 +295,17 @@ class TaggedCalls(WireFormat):
     ) -> str:
         ids = special_ids or {}
         bodies: list[str] = []
-        rules = [f"text[suffix={lark.literal(self.value_end)}]: /(?s:.*)/"] if self.value_end else []
+        rules: list[str] = []
         for number, tool in enumerate(tools):
             body = [lark.terms([self.head, tool.name, self.name_end], ids)]
             required = tool.parameters.get("required", ())
             for at, (key, schema) in enumerate((tool.parameters.get("properties") or {}).items()):
                 rule = f"value_{number}_{at}"
-                value, extra = self._value_rule(rule, schema)
+                opening, closing = self._argument_terms(key, schema)
+                value, extra, is_closed = self._value_rule(rule, schema, closing)
                 rules += extra
-                opening = lark.terms([self.argument, key, self._key_end_for(schema)], ids)
-                item = f"{opening} {value}"
+                end = "" if is_closed else lark.literal(closing)
+                item = f"{lark.terms([opening], ids)} {value} {end}".strip()
                 body.append(item if key in required else f"({item})?")
             body.append(lark.terms([self.call_end], ids))
             bodies.append(" ".join(part for part in body if part))
@@ -314,24 +320,32 @@ class TaggedCalls(WireFormat):
         between = lark.terms([self.marks.between_calls], ids)
         return lark.calls(tools, bodies, lead=lead, many=many, between=between, rules=rules)
 
-    def _value_rule(self, rule: str, schema: Any) -> tuple[str, list[str]]:
-        """(the terms of a value and its end, further rules)."""
-        end = lark.literal(self.value_end)
-        if isinstance(schema, Mapping) and isinstance(schema.get("enum"), list):
-            options = " | ".join(lark.literal(self._plain(value)) for value in schema["enum"])
-            return f"({options}) {end}", []
-        if is_text(schema):
-            return "text", []
-        return f"{rule} {end}", [f"{rule}: {lark.json_rule(schema)}"]
+    def _argument_terms(self, key: str, schema: Any) -> tuple[str, str]:
+        """What stands around the value of an argument."""
+        return f"{self.argument}{key}{self._key_end_for(schema)}", self.value_end
 
-    def _plain(self, value: Any) -> str:
+    def _value_rule(self, rule: str, schema: Any, closing: str) -> tuple[str, list[str], bool]:
+        """(the terms of a value, further rules, whether they hold its end too)."""
+        if isinstance(schema, Mapping) and isinstance(schema.get("enum"), list):
+            options = " | ".join(lark.literal(self.plain(value)) for value in schema["enum"])
+            return f"({options})", [], False
+        if is_text(schema):
+            return rule, [f"{rule}[suffix={lark.literal(closing)}]: /(?s:.*)/"], True
+        return rule, [f"{rule}: {lark.json_rule(schema)}"], False
+
+    def plain(self, value: Any) -> str:
+        """A value as the text between its tags."""
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     def _key_end_for(self, schema: Any) -> str:
         return self.text_key_end if self.text_key_end and is_text(schema) else self.key_end
 
+    def key_end_of(self, value: Any) -> str:
+        """What is written between an argument's key and this value."""
+        return self.text_key_end if self.text_key_end and isinstance(value, str) else self.key_end
+
     def _open(self) -> str:
-        opening = self.marks.call_open[0]
+        opening = self.marks.call_open[0] if self.marks.call_open else ""
         return opening.removesuffix(self.head) if self.head and opening.endswith(self.head) else opening
 
     def render_call_head(self, name: str) -> str:
@@ -340,10 +354,9 @@ class TaggedCalls(WireFormat):
     def render_arguments(self, arguments: Mapping[str, Any]) -> str:
         parts: list[str] = []
         for key, value in arguments.items():
-            is_string = isinstance(value, str)
-            key_end = self.text_key_end if self.text_key_end and is_string else self.key_end
-            text = self._plain(value)
-            if self.cdata and is_string and ("\n" in text or "<" in text):
+            key_end = self.key_end_of(value)
+            text = self.plain(value)
+            if self.cdata and isinstance(value, str) and ("\n" in text or "<" in text):
                 text = f"<![CDATA[{text}]]>"
             parts.append(f"{self.argument}{key}{key_end}{text}{self.value_end}")
         return "".join(parts)

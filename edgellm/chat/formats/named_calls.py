@@ -1,0 +1,267 @@
+"""Calls as a name between marks, followed by its arguments as one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgellm.chat.formats import lark
+from edgellm.chat.formats.arguments import Arguments
+from edgellm.chat.formats.json_calls import JsonCalls
+from edgellm.chat.formats.json_text import loads
+from edgellm.chat.formats.script import SPACE, Fault, Scripted, Source
+from edgellm.chat.formats.wire import Begun, CallReader, Complete, Fragment, Mark, Named, WireFormat
+from edgellm.types import ToolCall, ToolSpec
+
+Reading = Generator[None, None, None]
+_NAME_CHARS = 256
+_FENCES = ("```json", "```")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedCalls(WireFormat):
+    """On the wire: opening mark, `before`, then for each call `head` name `name_end` JSON `call_end`, then `after` and
+    the closing mark.
+
+    `heads` and `name_ends` are further spellings that are read. `sections`: several calls may stand in one section.
+    `id_end` ends an id that stands in front of the name, `id_after` one that stands behind it. `kind`: a word that
+    may stand for the name, which then follows (`function`). `prefix`: written in front of the name.
+    """
+
+    before: str = ""
+    head: str = ""
+    heads: tuple[str, ...] = ()
+    name_end: str = ""
+    name_ends: tuple[str, ...] = ()
+    id_end: str = ""
+    id_after: str = ""
+    kind: str = ""
+    prefix: str = ""
+    call_end: str = ""
+    between: str = ""
+    after: str = ""
+    sections: bool = False
+    has_arrays: bool = False
+    # Names are ids that end in a count, or even nothing but a count.
+    counts: bool = False
+
+    # -- reading ----------------------------------------------------------------------------------------
+
+    def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
+        return Scripted(lambda source: self._section(source, tools, mark))
+
+    def _section(self, source: Source, tools: Sequence[ToolSpec], mark: str) -> Reading:
+        closes = tuple(filter(None, (self.marks.call_close,)))
+        heads = tuple(filter(None, (self.head.strip(SPACE), *self.heads)))
+        is_open = bool(heads) and mark.endswith(heads)
+        count = 0
+        while True:
+            yield from source.skip_space()
+            if self.has_arrays and not count and (yield from source.peek(1)) in ("[", "{"):
+                twin = JsonCalls(id=self.id, marks=self.marks)
+                yield from twin.section(source, frozenset(), True)
+                return
+            if heads and not is_open:
+                found = yield from source.one_of((*heads, *closes))
+                if not found or found in closes:
+                    if found or count:
+                        return
+                    following = yield from source.peek(1)
+                    raise Fault(f"{heads[0]!r} was expected, not {following!r}")
+            elif count:
+                return
+            is_open = False
+            yield from self._call(source, tools, closes)
+            count += 1
+            if not self.sections:
+                return
+
+    def _call(self, source: Source, tools: Sequence[ToolSpec], closes: Sequence[str]) -> Reading:
+        source.tell(Begun())
+        if self.id_end:
+            yield from source.until((self.id_end,), limit=_NAME_CHARS)
+        ends = tuple(filter(None, (self.name_end.strip(SPACE), *self.name_ends)))
+        stops = (*ends, "{") if not self.counts else ends
+        name, stop = yield from source.until(stops or ("\n", "{"), limit=_NAME_CHARS)
+        if self.kind and name.strip() == self.kind:
+            name, stop = yield from source.until(("\n", "```", "{"), limit=_NAME_CHARS)
+        if self.id_after and stop == self.id_after:
+            _, stop = yield from source.until((self.name_ends[-1], "{"), limit=_NAME_CHARS)
+        if stop in ("{", "```"):
+            source.put_back(stop)
+        name = name.strip().removeprefix(self.prefix)
+        given = 0
+        arguments = Arguments(source)
+        if self.counts:
+            name = name.rpartition(":")[0] if name.rpartition(":")[2].isdigit() and ":" in name else name
+        is_known = bool(name) and not (self.counts and name.isdigit())
+        if is_known:
+            source.tell(Named(name))
+        elif not self.counts:
+            raise Fault("it has no name")
+        yield from source.skip_space()
+        yield from source.one_of(_FENCES)
+        yield from source.skip_space()
+        following = yield from source.peek(1)
+        if following != "{":
+            raise Fault(f"'{{' was expected, not {following!r}")
+        if is_known:
+            yield from source.json(arguments.give)
+        else:
+            arguments.parts.append((yield from source.json()))
+        whole: dict[str, Any] = loads("".join(arguments.parts))
+        if not is_known:
+            name = _by_arguments(whole, tools)
+            source.tell(Named(name))
+            source.tell(Fragment("".join(arguments.parts[given:])))
+        space = yield from source.skip_space()
+        if (yield from source.one_of(("```",))):
+            space = yield from source.skip_space()
+        call_end = self.call_end.strip(SPACE + "`")
+        if (call_end and (yield from source.one_of((call_end,)))) or not space:
+            space = ""
+        if not self.sections and closes:
+            yield from source.skip_space()
+            yield from source.one_of(closes)
+            space = ""
+        source.tell(Complete(name, whole, source.rest + len(space)))
+
+    # -- writing ----------------------------------------------------------------------------------------
+
+    def call_grammar(
+        self,
+        tools: Sequence[ToolSpec],
+        *,
+        lead: str = "",
+        many: bool = False,
+        special_ids: Mapping[str, int] | None = None,
+    ) -> str:
+        ids = special_ids or {}
+        opening = lark.terms([self._open(), self.before], ids)
+        closing = lark.terms([self.after, self.marks.call_close], ids)
+        bodies: list[str] = []
+        for number, tool in enumerate(tools):
+            head = lark.terms(self._split(self._item_head(tool.name, 0), ids), ids)
+            tail = lark.terms(self._split(self.call_end, ids), ids)
+            bodies.append(f"{head} args_{number} {tail}".strip())
+        rules = [f"args_{number}: {lark.object_rule(tool)}" for number, tool in enumerate(tools)]
+        if self.sections:
+            between = lark.terms([self.between], ids)
+            section = (opening, closing)
+            return lark.calls(
+                tools, bodies, lead=lead, many=many, section=section, between=between, rules=rules
+            )
+        bodies = [" ".join(part for part in (opening, body, closing) if part) for body in bodies]
+        between = lark.terms([self.marks.between_calls], ids)
+        return lark.calls(tools, bodies, lead=lead, many=many, between=between, rules=rules)
+
+    @staticmethod
+    def _split(text: str, ids: Mapping[str, int]) -> list[str]:
+        """The text in pieces, so that marks that are tokens stand alone."""
+        marks = [mark for mark in ids if mark in text]
+        if not marks:
+            return [text]
+        at, mark = min((text.index(mark), mark) for mark in marks)
+        rest = NamedCalls._split(text[at + len(mark) :], ids)
+        return [part for part in (text[:at], mark, *rest) if part]
+
+    def _open(self) -> str:
+        opening = self.marks.call_open[0] if self.marks.call_open else ""
+        return opening.removesuffix(self.head) if self.head else opening
+
+    def _item_head(self, name: str, index: int) -> str:
+        call_id = self.call_id(index, name)
+        before = f"{call_id}{self.id_end}" if self.id_end else ""
+        behind = f"{self.id_after}{call_id}" if self.id_after else ""
+        written = call_id if self.counts else f"{self.prefix}{name}"
+        kind = f"{self.kind}{self.name_end}" if self.kind else ""
+        if kind:
+            return f"{self.head}{kind}{written}\n```json\n"
+        return f"{self.head}{before}{written}{behind}{self.name_end}"
+
+    def render_call_head(self, name: str) -> str:
+        return self._open() + self.before + self._item_head(name, 0)
+
+    def render_arguments(self, arguments: Mapping[str, Any]) -> str:
+        return json.dumps(arguments, ensure_ascii=False)
+
+    def render_call_tail(self, name: str) -> str:
+        return self.call_end + self.after + self.marks.call_close
+
+    def render_calls(self, calls: Sequence[ToolCall]) -> str:
+        if not self.sections:
+            return WireFormat.render_calls(self, calls)
+        bodies = [
+            self._item_head(call.name, index) + self.render_arguments(call.arguments) + self.call_end
+            for index, call in enumerate(calls)
+        ]
+        return self._open() + self.before + self.between.join(bodies) + self.after + self.marks.call_close
+
+
+def _by_arguments(arguments: Mapping[str, Any], tools: Sequence[ToolSpec]) -> str:
+    """The only tool that has all these parameters."""
+    fits = [tool for tool in tools if arguments.keys() <= (tool.parameters.get("properties") or {}).keys()]
+    if len(tools) == 1:
+        return tools[0].name
+    if len(fits) != 1:
+        raise Fault("it has no name")
+    return fits[0].name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KimiCalls(NamedCalls):
+    """Kimi K2 knows a call by its id alone: functions.NAME:INDEX."""
+
+    def call_id(self, index: int, name: str) -> str:
+        return f"functions.{name}:{index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MistralCalls(NamedCalls):
+    """Mistral's ids are nine letters and digits: its templates refuse others."""
+
+    def call_id(self, index: int, name: str) -> str:
+        return f"call{index:05d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipientCalls(NamedCalls):
+    """Functionary v3.2: every message says whom it is for; `all` is everybody, and its text is the answer."""
+
+    def scan_marks(self) -> tuple[Mark, ...]:
+        return (*WireFormat.scan_marks(self), Mark(self.head, "maybe", "line"))
+
+    def opening_reader(self, prefix: str, tools: Sequence[ToolSpec] = ()) -> CallReader | None:
+        return self.reader(tools, self.head) if prefix.endswith(self.head) else None
+
+    def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
+        return Scripted(lambda source: self._messages(source, tools))
+
+    def _messages(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
+        from edgellm.chat.formats.wire import Enter
+
+        known = {tool.name for tool in tools}
+        count = 0
+        while True:
+            name, _ = yield from source.until((self.name_end,), limit=_NAME_CHARS)
+            if name == "all":
+                source.tell(Enter("text", source.rest))
+                return
+            if (
+                not name
+                or any(char.isspace() for char in name)
+                or (known and name not in known and not count)
+            ):
+                raise Fault(f"{name!r} is no recipient")
+            source.tell(Begun())
+            source.tell(Named(name))
+            arguments = Arguments(source)
+            yield from source.skip_space()
+            yield from source.json(arguments.give)
+            source.tell(Complete(name, loads("".join(arguments.parts)), source.rest))
+            count += 1
+            yield from source.skip_space()
+            if not (yield from source.one_of((self.head,))):
+                return
