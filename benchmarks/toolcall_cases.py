@@ -14,6 +14,8 @@ from typing import Any
 
 import edgellm
 
+_THINKS = ("hasThinking", "thinkValue", "think", "thinkingEnabled", "hasThinkingSupport")
+
 
 def main() -> None:
     """Reads the arguments, prints the table."""
@@ -50,7 +52,9 @@ def main() -> None:
 
 def read(case: dict[str, Any]) -> dict[str, Any]:
     """The case's output as edgellm reads it; what goes wrong is under "error"."""
-    prefix = case.get("prefill") or ""
+    # Where the record says that the prompt did not open reasoning, it is told so.
+    flags: dict[str, Any] = case.get("flags") or {}
+    prefix = case.get("prefill") or ("</think>" if any(flags.get(name) is False for name in _THINKS) else "")
     try:
         parsed = edgellm.parse(case["output"], format=case["format"], tools=case["tools"], prefix=prefix)
     except edgellm.EdgeError as error:
@@ -68,6 +72,10 @@ def compare(expect: dict[str, Any], got: dict[str, Any]) -> str:
         for field in ("content", "reasoning")
         if expect.get(field) is not None and fold(expect[field]) != fold(got[field])
     ]
+    # A reader that does not separate reasoning at all has it in its content.
+    if differ == ["content"] and expect.get("reasoning") is None and got["reasoning"]:
+        together = "".join((got["reasoning"] + got["content"]).split())
+        differ = [] if together == "".join(expect["content"].split()) else differ
     if expect.get("calls") is not None and not same_calls(expect["calls"], got["calls"]):
         differ.append("calls")
     return ", ".join(differ)

@@ -233,9 +233,9 @@ class OutputParser:
                 start=start,
             )
         elif mark.does == "drop":
-            self._take_gap()
+            # Nothing around it belongs to it: what was held back as space goes on being that.
+            self._put_gap()
             self._piece("mark", mark.text)
-            self._at_start = self._drops_space = True
         else:
             self._switch(in_reasoning=mark.does == "reason", mark=mark.text)
 
@@ -343,6 +343,14 @@ class OutputParser:
         """The space held back belongs to a mark."""
         self._piece("mark", "".join(self._gap))
         self._gap.clear()
+
+    def _put_gap(self) -> None:
+        """The space held back is decided now: in front of a mark that is not shown, nothing may wait."""
+        if self._at_start and self._drops_space and not (self._after_call and self._text):
+            self._take_gap()
+        else:
+            self._put("".join(self._gap))
+            self._gap.clear()
 
     def _give(self, text: str) -> None:
         """Give out text that is no mark, except for space at its end that may belong to the next one."""

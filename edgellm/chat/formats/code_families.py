@@ -22,6 +22,7 @@ LFM2 = PythonCalls(
     ),
     signs=(("<|tool_call_start|>",), ("<|tool_list_start|>",), ("List of tools: [",)),
     vocabulary_sign="<|tool_call_start|>",
+    is_bare=True,
 )
 OLMO3 = PythonCalls(
     id="olmo3",

@@ -25,8 +25,8 @@ class NamedCalls(WireFormat):
     """On the wire: opening mark, `before`, then for each call `head` name `name_end` JSON `call_end`, then `after` and
     the closing mark.
 
-    `heads` and `name_ends` are further spellings that are read. `sections`: several calls may stand in one section.
-    `id_end` ends an id that stands in front of the name, `id_after` one that stands behind it. `kind`: a word that
+    `heads`, `name_ends` and `call_ends` are further spellings that are read. `sections`: several calls may stand
+    in one section. `id_end` ends an id that stands in front of the name, `id_after` one that stands behind it. `kind`: a word that
     may stand for the name, which then follows (`function`). `prefix`: written in front of the name.
     """
 
@@ -40,6 +40,7 @@ class NamedCalls(WireFormat):
     kind: str = ""
     prefix: str = ""
     call_end: str = ""
+    call_ends: tuple[str, ...] = ()
     between: str = ""
     after: str = ""
     sections: bool = False
@@ -120,7 +121,8 @@ class NamedCalls(WireFormat):
         if (yield from source.one_of(("```",))):
             space = yield from source.skip_space()
         call_end = self.call_end.strip(SPACE + "`")
-        if (call_end and (yield from source.one_of((call_end,)))) or not space:
+        call_ends = tuple(filter(None, (call_end, *self.call_ends)))
+        if (yield from source.one_of(call_ends)) or not space:
             space = ""
         if not self.sections and closes:
             yield from source.skip_space()

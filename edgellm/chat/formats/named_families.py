@@ -77,6 +77,7 @@ DEEPSEEK_V31 = NamedCalls(
     name_end=_SEP[0],
     name_ends=_SEP,
     call_end="<｜tool▁call▁end｜>",
+    call_ends=("<|tool▁call▁end|>",),
     sections=True,
 )
 DEEPSEEK_R1 = replace(

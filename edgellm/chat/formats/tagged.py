@@ -148,10 +148,12 @@ class TaggedCalls(WireFormat):
         else:
             yield from self._arguments(source, arguments, schemas, is_open=stop == self.argument)
             whole = arguments.end()
-        if not self.sections:
-            yield from source.skip_space()
-            yield from source.one_of(self._closes())
-        source.tell(Complete(name, whole, source.rest))
+        space = ""
+        if not self.sections and self._closes():
+            space = yield from source.skip_space()
+            if (yield from source.one_of(self._closes())):
+                space = ""
+        source.tell(Complete(name, whole, source.rest + len(space)))
 
     def call_name(self, name: str, tools: Sequence[ToolSpec]) -> str:
         """The tool that a written name stands for."""
