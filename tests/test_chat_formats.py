@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from format_laws import consumed
 
-from edgellm.chat.formats import FORMATS, Generic, Hermes, WireFormat, choose_format
+from edgellm.chat.formats import Generic, Hermes, choose_format
 from edgellm.chat.marked import segments_of
 from edgellm.errors import ConfigError, FormatError
 from edgellm.types import Message, SpanKind, ToolCall, ToolResult, ToolSpec
@@ -32,36 +28,11 @@ ADD = ToolSpec(
 )
 NOW = ToolSpec('now "é"', "The time.", {"type": "object", "properties": {}, "additionalProperties": False})
 
-NAMES = st.text(min_size=1, max_size=8).filter(lambda name: name.isprintable())
-ARGUMENTS = st.dictionaries(
-    st.text(max_size=4), st.integers() | st.text(max_size=8) | st.lists(st.booleans(), max_size=2), max_size=3
-)
-
-
-@pytest.mark.parametrize("wire_format", list(FORMATS.values()), ids=list(FORMATS))
-@given(name=NAMES, arguments=ARGUMENTS)
-def test_a_written_call_reads_back(wire_format: WireFormat, name: str, arguments: dict[str, Any]) -> None:
-    call = ToolCall("call_0", name, arguments)
-    raw = wire_format.render_call(call)
-    assert wire_format.parse_call(raw) == (name, arguments)
-    assert not wire_format.marks.call_open or raw.startswith(wire_format.marks.call_open[0])
-    forced = wire_format.render_call_head(name) + json.dumps(arguments) + wire_format.render_call_tail(name)
-    assert wire_format.parse_call(forced) == (name, arguments)
-
 
 @pytest.mark.parametrize("raw", ["", "<tool_call>", "hello", '<tool_call>{"name": 3}', '{"arguments": {}}'])
 def test_what_is_no_call_is_refused(raw: str) -> None:
     with pytest.raises(FormatError, match="hermes"):
         Hermes().parse_call(raw)
-
-
-def consumed(grammar: str, text: str) -> tuple[int, bool]:
-    """How many bytes of `text` the grammar takes, and whether it may end there."""
-    llguidance = pytest.importorskip("llguidance")
-    tokenizer = llguidance.LLTokenizer("byte")
-    matcher = llguidance.LLMatcher(tokenizer, grammar)
-    assert not matcher.is_error(), matcher.get_error()
-    return matcher.try_consume_tokens(list(text.encode())), matcher.is_accepting()
 
 
 @pytest.mark.parametrize("lead", ["", ' "\n'])

@@ -253,6 +253,7 @@ def test_nothing_is_swallowed_but_marks_and_space(output: str) -> None:
         for event in events
         if isinstance(event, (TextDelta, ReasoningDelta, ToolCallReady))
     )
+    shown += "".join(piece.text for piece in parser.pieces if piece.kind == "broken")
     left = output
     for char in shown:
         # What is shown is the output, in order, with something left out ...

@@ -412,10 +412,12 @@ class _Marks:
             if mark is None:
                 shorter = self._shorter(text, place, spelled, is_start, is_line)
                 if shorter is None:
+                    if text[place:] in self._prefixes:
+                        return place, None
                     at = place + 1
                     continue
                 mark = shorter
-            if text[place:] in self._prefixes and len(text) - place == len(mark.text):
+            if text[place:] in self._prefixes:
                 # A longer mark may still begin here.
                 return place, None
             return place, mark
@@ -440,7 +442,7 @@ class _Marks:
                 return mark
             if mark.where == "start" and is_start and place == 0:
                 return mark
-            if mark.where == "line" and (is_line if place == 0 else text[place - 1] == "\n"):
+            if mark.where == "line" and (is_start or is_line if place == 0 else text[place - 1] == "\n"):
                 return mark
         return None
 

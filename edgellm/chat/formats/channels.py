@@ -24,7 +24,7 @@ from edgellm.chat.formats.wire import (
     Named,
     WireFormat,
 )
-from edgellm.types import ToolSpec
+from edgellm.types import ToolCall, ToolSpec
 
 Reading = Generator[None, None, None]
 _HEADER_CHARS = 400
@@ -202,8 +202,30 @@ class MuseGlimmer(TaggedCalls):
         first, _, second = name.partition(".")
         return first if first == second and name not in {tool.name for tool in tools} else name
 
+    def call_grammar(
+        self,
+        tools: Sequence[ToolSpec],
+        *,
+        lead: str = "",
+        many: bool = False,
+        special_ids: Mapping[str, int] | None = None,
+    ) -> str:
+        # One call a message, whose header names the tool too.
+        ids = special_ids or {}
+        bodies, rules = self.bodies(tools, ids)
+        start = lark.terms(["<|start|>", "assistant"], ids)
+        opening, closing = lark.literal(self.before), lark.terms([self.after, self.marks.call_close], ids)
+        bodies = [
+            f"({start})? {lark.terms([f' to={tool.name}', '<|message|>'], ids)} {opening} {body} {closing}"
+            for tool, body in zip(tools, bodies, strict=True)
+        ]
+        return lark.calls(tools, bodies, lead=lead, many=False, rules=rules)
+
     def render_call_head(self, name: str) -> str:
         return f" to={name}<|message|>" + TaggedCalls.render_call_head(self, name)
+
+    def render_calls(self, calls: Sequence[ToolCall]) -> str:
+        return "<|eom|><|start|>assistant".join(map(self.render_call, calls))
 
     def _open(self) -> str:
         return ""

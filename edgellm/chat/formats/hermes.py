@@ -32,9 +32,16 @@ class Hermes(JsonCalls):
     marks: Marks = _MARKS
     # Inside the same marks other families write something else than a JSON object.
     signs: tuple[tuple[str, ...], ...] = (
-        ("<tool_call>", "tools", "!<function", "!<arg_key>", "!<invoke name=", "!<tool_call>["),
+        (
+            "<tool_call>",
+            "tools",
+            "!<function=",
+            "!<function name=",
+            "!<arg_key>",
+            "!<invoke name=",
+            "!<tool_call>[",
+        ),
     )
-
     before: str = "\n"
     after: str = "\n"
 

@@ -274,7 +274,7 @@ class JsonCalls(WireFormat):
         bodies: list[str] = []
         for index, tool in enumerate(tools):
             head, tail = self._item_head(tool.name, 0), self._item_tail(tool.name, 0)
-            bodies.append(f"{lark.literal(head)} args_{index} {lark.literal(tail)}")
+            bodies.append(f"{self._with_id(head, tool.name)} args_{index} {self._with_id(tail, tool.name)}")
         rules = [f"args_{index}: {lark.object_rule(tool)}" for index, tool in enumerate(tools)]
         if self.is_list:
             between, section = lark.literal(self.item_separator), (opening, closing)
@@ -284,6 +284,14 @@ class JsonCalls(WireFormat):
         bodies = [f"{opening} {body} {closing}" for body in bodies]
         between = lark.terms([self.marks.between_calls], ids)
         return lark.calls(tools, bodies, lead=lead, many=many, between=between, rules=rules)
+
+    def _with_id(self, text: str, name: str) -> str:
+        """The text as grammar terms, with any id where one stands in it."""
+        call_id = self.call_id(0, name)
+        before, found, behind = text.partition(call_id) if self.id_key else (text, "", "")
+        if not found:
+            return lark.literal(text)
+        return f"{lark.literal(before)} /{self.id_pattern(name)}/ {lark.literal(behind)}"
 
     def _open(self) -> str:
         return self.marks.call_open[0] if self.marks.call_open else ""

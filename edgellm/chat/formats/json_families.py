@@ -23,6 +23,9 @@ class MistralArray(JsonCalls):
     def call_id(self, index: int, name: str) -> str:
         return f"call{index:05d}"
 
+    def id_pattern(self, name: str) -> str:
+        return "[a-zA-Z0-9]{9}"
+
 
 SMOLLM2 = JsonCalls(
     id="smollm2-list",
@@ -49,7 +52,7 @@ GRANITE_3 = JsonCalls(
         Mark("<response>", "drop", "start", "text"),
         Mark("</response>", "drop", "anywhere", "text"),
     ),
-    signs=(("<|tool_call|>", "available_tools", "!functools"), ("available_tools", "<|start_of_role|>")),
+    signs=(("<|tool_call|>", "available_tools"), ("available_tools", "<|start_of_role|>", "!</tool_call>")),
     closes=("</tool_call>", "<|/tool_call|>"),
     is_list=True,
 )
@@ -62,7 +65,7 @@ GRANITE_20B_FC = JsonCalls(
 PHI4_MINI = JsonCalls(
     id="phi4-mini",
     marks=_marks(("<|tool_call|>", "functools"), "<|/tool_call|>"),
-    signs=(("<|/tool_call|>",), ("<|/tool|>",), ("<|tool|>", "<|/tool|>")),
+    signs=(("<|/tool_call|>",), ("<|/tool|>",), ("functools[", "<|end|>")),
     is_list=True,
 )
 FIREFUNCTION = JsonCalls(
@@ -94,7 +97,7 @@ INTERNLM2 = JsonCalls(
 JAMBA = JsonCalls(
     id="jamba",
     marks=_marks("<tool_calls>", "</tool_calls>"),
-    signs=(("<tool_calls>", "<|bom|>"),),
+    signs=(("<tool_calls>", "<|bom|>"), ("<tool_calls>[",)),
     is_list=True,
 )
 HUNYUAN_A13B = JsonCalls(
@@ -105,7 +108,11 @@ HUNYUAN_A13B = JsonCalls(
         Mark("<answer>", "drop", "start", "text"),
         Mark("</answer>", "drop", "anywhere", "text"),
     ),
-    signs=(("<tool_calls>[", "<answer>"), ("<tool_calls>", "<answer>", "!<tool_sep>")),
+    signs=(
+        ("<tool_calls>", "<answer>"),
+        ("<tool_calls>", "<|startoftext|>"),
+        ("<tool_calls>", "ns.tool_calls"),
+    ),
     is_list=True,
 )
 NEMOTRON_V2 = JsonCalls(
@@ -248,8 +255,8 @@ ALL = (
     JAMBA,
     MINIMAX_M1,
     INTERNLM2,
-    FIREFUNCTION,
     PHI4_MINI,
+    FIREFUNCTION,
     GRANITE_3,
     GRANITE_20B_FC,
     SMOLLM2,

@@ -21,15 +21,19 @@ def terms(texts: Sequence[str], special_ids: Mapping[str, int]) -> str:
     pending = ""
     for text in texts:
         if text and text in special_ids:
-            if pending:
-                found.append(literal(pending))
+            found += _literals(pending)
             found.append(f"<[{special_ids[text]}]>")
             pending = ""
         else:
             pending += text
-    if pending:
-        found.append(literal(pending))
-    return " ".join(found)
+    return " ".join((*found, *_literals(pending)))
+
+
+def _literals(text: str) -> list[str]:
+    # The lexer takes the longest match: two literals that begin with the same space could not be told apart.
+    body = text.lstrip()
+    space = text[: len(text) - len(body)]
+    return [literal(part) for part in (space, body) if part]
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:

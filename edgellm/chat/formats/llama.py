@@ -8,7 +8,11 @@ from edgellm.chat.formats.wire import Mark, Marks
 LLAMA3_JSON = JsonCalls(
     id="llama3-json",
     marks=Marks(more=(Mark("<|python_tag|>", "maybe"),)),
-    signs=(("Environment: ipython", "!<function="), ("<|python_tag|>", "tools", "!<function=")),
+    signs=(
+        ("Environment: ipython", "!<function="),
+        ("<|python_tag|>", "tools", "!<function="),
+        ('"parameters": dictionary of argument name', "!<function="),
+    ),
     arguments_key="parameters",
     is_bare=True,
 )

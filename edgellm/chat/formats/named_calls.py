@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,9 @@ class NamedCalls(WireFormat):
     the closing mark.
 
     `heads`, `name_ends` and `call_ends` are further spellings that are read. `sections`: several calls may stand
-    in one section. `id_end` ends an id that stands in front of the name, `id_after` one that stands behind it. `kind`: a word that
-    may stand for the name, which then follows (`function`). `prefix`: written in front of the name.
+    in one section. `id_end` ends an id that stands in front of the name, `id_after` one that stands behind it. `kind`:
+    a word that may stand for the name, which then follows (`function`). `prefix`: written in front of the name.
+    `counts`: names are ids that end in a count, or even nothing but a count.
     """
 
     before: str = ""
@@ -45,7 +47,6 @@ class NamedCalls(WireFormat):
     after: str = ""
     sections: bool = False
     has_arrays: bool = False
-    # Names are ids that end in a count, or even nothing but a count.
     counts: bool = False
 
     # -- reading ----------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ class NamedCalls(WireFormat):
         closing = lark.terms([self.after, self.marks.call_close], ids)
         bodies: list[str] = []
         for number, tool in enumerate(tools):
-            head = lark.terms(self._split(self._item_head(tool.name, 0), ids), ids)
+            head = self._head_terms(tool.name, ids)
             tail = lark.terms(self._split(self.call_end, ids), ids)
             bodies.append(f"{head} args_{number} {tail}".strip())
         rules = [f"args_{number}: {lark.object_rule(tool)}" for number, tool in enumerate(tools)]
@@ -158,6 +159,15 @@ class NamedCalls(WireFormat):
         bodies = [" ".join(part for part in (opening, body, closing) if part) for body in bodies]
         between = lark.terms([self.marks.between_calls], ids)
         return lark.calls(tools, bodies, lead=lead, many=many, between=between, rules=rules)
+
+    def _head_terms(self, name: str, ids: Mapping[str, int]) -> str:
+        """What stands in front of the arguments, with any id where one stands there."""
+        call_id = self.call_id(0, name)
+        before, found, behind = self._item_head(name, 0).partition(call_id)
+        pieces = [lark.terms(self._split(before, ids), ids)]
+        if found:
+            pieces += [f"/{self.id_pattern(name)}/", lark.terms(self._split(behind, ids), ids)]
+        return " ".join(piece for piece in pieces if piece)
 
     @staticmethod
     def _split(text: str, ids: Mapping[str, int]) -> list[str]:
@@ -219,6 +229,9 @@ class KimiCalls(NamedCalls):
     def call_id(self, index: int, name: str) -> str:
         return f"functions.{name}:{index}"
 
+    def id_pattern(self, name: str) -> str:
+        return re.escape(f"functions.{name}:") + "[0-9]{1,4}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MistralCalls(NamedCalls):
@@ -226,6 +239,9 @@ class MistralCalls(NamedCalls):
 
     def call_id(self, index: int, name: str) -> str:
         return f"call{index:05d}"
+
+    def id_pattern(self, name: str) -> str:
+        return "[a-zA-Z0-9]{9}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from edgellm.chat.formats import lark
 from edgellm.chat.formats.arguments import Arguments
 from edgellm.chat.formats.script import Fault, Scripted, Source
 from edgellm.chat.formats.tagged import TaggedCalls
@@ -113,6 +114,26 @@ class MiniMaxM3(TaggedCalls):
 
     def _argument_terms(self, key: str, schema: Any) -> tuple[str, str]:
         return f"{_NS}<{key}>", f"{_NS}</{key}>"
+
+    def _value_rule(self, rule: str, schema: Any, closing: str) -> tuple[str, list[str], bool]:
+        types = types_of(schema)
+        children: list[tuple[str, Any, bool]] = []
+        if types == ("array",):
+            children = [("item", schema.get("items"), False)]
+        elif types == ("object",) and schema.get("properties"):
+            required = schema.get("required", ())
+            children = [(key, inner, key in required) for key, inner in schema["properties"].items()]
+        if not children:
+            return TaggedCalls._value_rule(self, rule, schema, closing)
+        rules: list[str] = []
+        parts: list[str] = []
+        for number, (key, inner, is_required) in enumerate(children):
+            opening, end = self._argument_terms(key, inner)
+            value, extra, is_closed = self._value_rule(f"{rule}_{number}", inner, end)
+            rules += extra
+            part = f"{lark.literal(opening)} {value} {'' if is_closed else lark.literal(end)}".strip()
+            parts.append(part if is_required else f"({part}){'*' if key == 'item' else '?'}")
+        return rule, [*rules, f"{rule}: {' '.join(parts)}"], False
 
 
 _KIMI_K3 = Marks(

@@ -141,9 +141,11 @@ class Source:
             elif not stop:
                 at -= overlap(self._text, stops)
             piece, self._text = self._text[:at], self._text[at:]
-            size += len(piece)
-            if limit and size > limit:
+            if limit and size + len(piece) > limit:
+                # To the character, so that it does not matter how the text was cut.
+                self._text = piece[limit - size :] + self._text
                 raise Fault(f"it is longer than {limit} characters")
+            size += len(piece)
             if piece:
                 if give:
                     give(piece)

@@ -296,6 +296,20 @@ class TaggedCalls(WireFormat):
         special_ids: Mapping[str, int] | None = None,
     ) -> str:
         ids = special_ids or {}
+        bodies, rules = self.bodies(tools, ids)
+        opening = lark.terms([self._open(), self.before], ids)
+        closing = lark.terms([self.after, self.marks.call_close], ids)
+        if self.sections:
+            between = lark.terms([self.between], ids)
+            return lark.calls(
+                tools, bodies, lead=lead, many=many, section=(opening, closing), between=between, rules=rules
+            )
+        bodies = [" ".join(part for part in (opening, body, closing) if part) for body in bodies]
+        between = lark.terms([self.marks.between_calls], ids)
+        return lark.calls(tools, bodies, lead=lead, many=many, between=between, rules=rules)
+
+    def bodies(self, tools: Sequence[ToolSpec], ids: Mapping[str, int]) -> tuple[list[str], list[str]]:
+        """(the terms of a call of each tool, further rules)."""
         bodies: list[str] = []
         rules: list[str] = []
         for number, tool in enumerate(tools):
@@ -311,16 +325,7 @@ class TaggedCalls(WireFormat):
                 body.append(item if key in required else f"({item})?")
             body.append(lark.terms([self.call_end], ids))
             bodies.append(" ".join(part for part in body if part))
-        opening = lark.terms([self._open(), self.before], ids)
-        closing = lark.terms([self.after, self.marks.call_close], ids)
-        if self.sections:
-            between = lark.terms([self.between], ids)
-            return lark.calls(
-                tools, bodies, lead=lead, many=many, section=(opening, closing), between=between, rules=rules
-            )
-        bodies = [" ".join(part for part in (opening, body, closing) if part) for body in bodies]
-        between = lark.terms([self.marks.between_calls], ids)
-        return lark.calls(tools, bodies, lead=lead, many=many, between=between, rules=rules)
+        return bodies, rules
 
     def _argument_terms(self, key: str, schema: Any) -> tuple[str, str]:
         """What stands around the value of an argument."""

@@ -186,6 +186,7 @@ MINICPM5 = TaggedCalls(
 )
 
 ALL = (
+    MINICPM5,
     SEED_OSS,
     HUNYUAN,
     LAGUNA,
@@ -194,7 +195,6 @@ ALL = (
     MINIMAX_M2,
     DEEPSEEK_DSML,
     STEP3,
-    MINICPM5,
     QWEN3_CODER,
     MIMO_V2,
 )

@@ -228,6 +228,10 @@ class WireFormat(ABC):
         """The id of the turn's call number `index`."""
         return f"call_{index}"
 
+    def id_pattern(self, name: str) -> str:
+        """A regular expression for the ids of calls of this tool, where ids stand on the wire."""
+        return "call_[0-9]{1,4}"
+
     def result_messages(
         self, calls: Sequence[ToolCall], results: Sequence[ToolResult]
     ) -> tuple[Message, ...]:
