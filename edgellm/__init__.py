@@ -13,7 +13,23 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "edgellm.dialogue": ("Chat", "ChatOptions"),
-    "edgellm.offline": ("Parsed", "catalog", "doctor", "inspect", "parse", "quantize"),
+    "edgellm.offline": (
+        "Parsed",
+        "call_tool",
+        "catalog",
+        "discover_samplers",
+        "doctor",
+        "find_tools",
+        "inspect",
+        "parse",
+        "pull",
+        "quantize",
+        "read_vocabulary",
+        "stored_models",
+    ),
+    "edgellm.folders": ("private_dir", "state_dir"),
+    "edgellm.grants": ("Grants", "grant_origin"),
+    "edgellm.trust": ("config_dir",),
     "edgellm.runtime": ("Runtime", "load"),
     "edgellm.agent": ("AgentLimits", "ToolChoice"),
     "edgellm.toolbox.tool": ("Tool", "ToolContext", "tool"),
@@ -51,6 +67,7 @@ _HOME_OF = {
         "ToolCallBroken",
         "CallRepaired",
         "ExactnessChecked",
+        "HistoryRewritten",
         "ToolCallDelta",
         "ToolCallName",
         "ToolCallReady",
@@ -127,6 +144,7 @@ if TYPE_CHECKING:
         CallRepaired,
         Event,
         ExactnessChecked,
+        HistoryRewritten,
         Notice,
         PrefillProgress,
         ReasoningDelta,
@@ -144,7 +162,22 @@ if TYPE_CHECKING:
         ToolRunning,
         TurnFinished,
     )
-    from edgellm.offline import Parsed, catalog, doctor, inspect, parse, quantize
+    from edgellm.folders import private_dir, state_dir
+    from edgellm.grants import Grants, grant_origin
+    from edgellm.offline import (
+        Parsed,
+        call_tool,
+        catalog,
+        discover_samplers,
+        doctor,
+        find_tools,
+        inspect,
+        parse,
+        pull,
+        quantize,
+        read_vocabulary,
+        stored_models,
+    )
     from edgellm.runtime import Runtime, load
     from edgellm.sampling.candidates import Candidates
     from edgellm.sampling.spec import ChainSpec
@@ -152,6 +185,7 @@ if TYPE_CHECKING:
     from edgellm.toolbox.permission import Approval
     from edgellm.toolbox.tool import Tool, ToolContext, tool
     from edgellm.toolbox.toolset import Toolset
+    from edgellm.trust import config_dir
     from edgellm.types import (
         Distribution,
         Leg,

@@ -16,6 +16,8 @@ from edgellm.decoding import NEXT_TOKEN, Decoding, Waiting
 from edgellm.errors import Cancelled, ConfigError, ToolError
 from edgellm.events import (
     ApprovalRequested,
+    ExactnessChecked,
+    HistoryRewritten,
     Notice,
     PrefillProgress,
     ToolApproved,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from edgellm.conversation import Conversation
     from edgellm.events import Event
     from edgellm.guided.strategy import Guided
+    from edgellm.response_format import ResponseFormat
     from edgellm.sampling.constraint import Constraint
     from edgellm.toolbox.permission import Permissions
     from edgellm.toolbox.runner import Runner, Running
@@ -53,7 +56,8 @@ class AgentLimits:
     """Where a turn stops by itself.
 
     `max_steps` legs; `max_tokens` decoded in all; `max_calls_per_step`; the same call with the same arguments is
-    run `max_repeats` times at most; an approval not given within `approval_timeout_s` is a denial (None: waits).
+    run `max_repeats` times at most; an approval not given within `approval_timeout_s` is a denial (None: waits);
+    after `reasoning_budget` tokens of reasoning in a leg it is closed with a sentence (None: no limit).
     """
 
     max_steps: int = 8
@@ -61,6 +65,7 @@ class AgentLimits:
     max_calls_per_step: int = 8
     max_repeats: int = 2
     approval_timeout_s: float | None = None
+    reasoning_budget: int | None = None
 
 
 @dataclass(slots=True)
@@ -110,6 +115,7 @@ class Agent:
         self._running: list[Running] = []
         self._legs: list[Leg] = []
         self.is_shared = False
+        self.checks_exactness = False
 
     @property
     def is_cancelled(self) -> bool:
@@ -128,7 +134,7 @@ class Agent:
 
     def fork(self, conversation: Conversation) -> Agent:
         """An agent with the same tools and limits for a fork of the conversation."""
-        return Agent(
+        twin = Agent(
             conversation,
             self.toolset,
             self._runner,
@@ -138,6 +144,8 @@ class Agent:
             constraint_mode=self._constraint_mode,
             guided=self._guided,
         )
+        twin.checks_exactness = self.checks_exactness
+        return twin
 
     def cancel(self) -> None:
         """Ends the turn in whatever phase it is. Safe from any thread."""
@@ -150,7 +158,7 @@ class Agent:
         message: Message | None,
         *,
         choice: ToolChoice = "auto",
-        answer_grammar: Callable[[], Constraint] | None = None,
+        answer: ResponseFormat | None = None,
         max_tokens: int | None = None,
     ) -> Generator[Event | Waiting, None, None]:
         """One turn: the user's message (None: go on from where the tape stands) to the end of the answer.
@@ -164,7 +172,7 @@ class Agent:
         tail = [message] if message is not None else []
         try:
             for step in range(self.limits.max_steps):
-                is_done = yield from self._leg(turn, tail, specs, budget, step, answer_grammar)
+                is_done = yield from self._leg(turn, tail, specs, budget, step, answer)
                 if turn.fault and turn.complaints < _MAX_COMPLAINTS:
                     turn.complaints += 1
                     tail = [Message("user", self._complaint(turn.fault))]
@@ -223,7 +231,7 @@ class Agent:
         specs: tuple[ToolSpec, ...],
         budget: int,
         step: int,
-        answer_grammar: Callable[[], Constraint] | None,
+        answer_format: ResponseFormat | None,
     ) -> Generator[Event | Waiting, None, bool]:
         """Prefill and decode. True where the turn is over, false where calls wait for their tools."""
         session = self.conversation.session
@@ -252,6 +260,14 @@ class Agent:
         if not is_on_tape:
             self.conversation.commit(plan)
         turn.messages += tail
+        if plan.removed_tokens:
+            policy = self.conversation.reasoning_policy
+            yield HistoryRewritten(
+                policy, plan.removed_tokens, session.prefilled_tokens - prefilled, plan.is_shifted
+            )
+        if self.checks_exactness and step > 0:
+            found = self.conversation.exactness()
+            yield ExactnessChecked(found.verdict, found.position, found.reason)
         decoding = Decoding(
             session,
             self.conversation.format,
@@ -261,11 +277,14 @@ class Agent:
             max_tokens=max(0, budget - turn.decoded),
             max_calls=self.limits.max_calls_per_step,
             make_constraint=self._make_constraint,
-            is_constrained=self._constraint_mode != "off",
+            constraint_mode=self._constraint_mode,
             find_fault=self._fault_of,
+            answer=answer_format,
+            reasoning_budget=self.limits.reasoning_budget,
         )
         cost = Leg(
             prefill_tokens=session.prefilled_tokens - prefilled,
+            removed_tokens=plan.removed_tokens,
             reused_tokens=reused,
             decode_tokens=0,
             rebuilt_tokens=session.rebuilt_tokens - rebuilt,
@@ -280,10 +299,7 @@ class Agent:
                     yield from self._guided.decide(decoding, request, specs, is_required=is_forced)
                 )
             elif is_forced:
-                grammar = self.conversation.format.call_grammar(specs, lead="", many=False)
-                session.constraint = self._make_constraint(grammar)
-            elif answer_grammar is not None and not specs:
-                session.constraint = answer_grammar()
+                session.constraint = decoding.required()
             if has_call:
                 yield from decoding.end()
             else:

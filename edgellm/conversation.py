@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgellm.chat.continuation import strip_leading
-from edgellm.errors import ConfigError, SessionError
+from edgellm.chat.exactness import Exactness, compare
+from edgellm.errors import ConfigError, SessionError, TemplateError
 from edgellm.types import Message, SpanKind
 
 if TYPE_CHECKING:
@@ -18,16 +19,21 @@ if TYPE_CHECKING:
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.template import ChatTemplate
     from edgellm.engine.session import Session
-    from edgellm.types import Segment, ToolSpec
+    from edgellm.types import ReasoningPolicy, Segment, ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """New tokens for some messages. `prefix` is the generation prompt that the model's output continues."""
+    """New tokens for some messages. `prefix` is the generation prompt that the model's output continues.
+
+    `removed_tokens` were taken off the tape before them; `is_shifted`: by moving what stands behind in the memory.
+    """
 
     entries: tuple[tuple[int, SpanKind], ...]
     messages: tuple[Message, ...]
     prefix: str
+    removed_tokens: int = 0
+    is_shifted: bool = False
 
 
 class Conversation:
@@ -60,6 +66,8 @@ class Conversation:
         self.messages: list[Message] = list(history)
         self.starts: list[int] = [0] * len(self.messages)
         self._postponed: list[Message] = []
+        # What becomes of earlier reasoning when the user speaks again.
+        self.reasoning_policy: ReasoningPolicy = "keep"
         self._is_begun = False
         self._answer_start = 0
 
@@ -72,13 +80,42 @@ class Conversation:
         """
         messages = (*self._postponed, *tail)
         encode = self.session.engine.vocabulary.encode
-        if self._is_begun:
+        removed, is_shifted = 0, False
+        is_new_turn = self._is_begun and any(message.role == "user" for message in messages)
+        if is_new_turn and self.reasoning_policy == "excise":
+            removed, is_shifted = self._excise()
+        if self._is_begun and not (is_new_turn and self.reasoning_policy == "render"):
             segments = self._continue(messages)
             entries = encode(segments)
         else:
             segments = self._start(messages)
+            before = len(self.session.tape)
             entries = self._reuse(self._with_bos(encode(segments)))
-        return Plan(tuple(entries), messages, _prefix_of(segments))
+            if self._is_begun:
+                removed = before - len(self.session.tape)
+                # A later rewind renders anew too: where the messages stand now is not told by the template.
+                self.starts = [min(start, len(self.session.tape)) for start in self.starts]
+        return Plan(tuple(entries), messages, _prefix_of(segments), removed, is_shifted)
+
+    def _excise(self) -> tuple[int, bool]:
+        """Takes all reasoning off the tape: (tokens taken, whether the rest was moved instead of computed anew)."""
+        removed, is_shifted = 0, True
+        while span := next((s for s in self.session.tape.spans() if s.kind == SpanKind.REASONING), None):
+            size = span.end - span.start
+            is_shifted &= self.session.excise(span.start, span.end)
+            removed += size
+            self.starts = [start - size if start >= span.end else start for start in self.starts]
+        return removed, is_shifted and removed > 0
+
+    def exactness(self) -> Exactness:
+        """The tape compared with what a full render of the conversation would put there."""
+        session = self.session
+        vocabulary = session.engine.vocabulary
+        try:
+            rendered = [token for token, _ in self._with_bos(vocabulary.encode(self._start(())))]
+        except TemplateError as error:
+            return Exactness("diverges", 0, f"the template refuses the conversation: {error.message}")
+        return compare(session.tape.tokens, session.tape.kinds, rendered, vocabulary.text_of)
 
     def _reuse(self, entries: list[tuple[int, SpanKind]]) -> list[tuple[int, SpanKind]]:
         """What of a first prompt is not on the tape yet: after a rewind the system turn still is."""
@@ -93,7 +130,8 @@ class Conversation:
 
     def _start(self, messages: Sequence[Message]) -> tuple[Segment, ...]:
         known = [*self._system_messages(), *self.preamble, *self.messages, *messages]
-        return self.template.render(self.format.to_template(known), tools=self._template_tools())
+        inputs = self.format.template_inputs(self.specs) if self.specs else {}
+        return self.template.render(self.format.to_template(known), tools=self._template_tools(), **inputs)
 
     def _system_messages(self) -> list[Message]:
         parts = [self.system, self.format.describe_tools(self.specs) if self.specs else None]
@@ -165,6 +203,9 @@ class Conversation:
         if count == len(self.messages):
             return
         start = self.starts[count]
+        if self.reasoning_policy == "render" and self._is_begun:
+            # The next prompt is rendered anew, and shares what it can with the tape.
+            start = 0
         if start == 0:
             # The system turn stays computed: the next first prompt begins with the same tokens.
             kinds = self.session.tape.kinds
@@ -220,6 +261,7 @@ class Conversation:
         other._postponed = list(self._postponed)
         other._is_begun = self._is_begun
         other._answer_start = self._answer_start
+        other.reasoning_policy = self.reasoning_policy
         return other
 
 

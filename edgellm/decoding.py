@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.engine.session import Session
     from edgellm.events import Event
+    from edgellm.response_format import ResponseFormat
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
-    from edgellm.types import FinishReason, Leg, ToolSpec
+    from edgellm.types import ConstraintMode, FinishReason, Leg, ToolSpec
 
 MAX_REPAIRS = 2
 _SALVAGE_CHARS = 2000
+BUDGET_SENTENCE = "\n\nI have thought long enough and will answer now.\n"
 
 _CALL_EVENTS = (ToolCallStarted, ToolCallName, ToolCallDelta, ToolCallReady, ToolCallBroken)
 
@@ -82,9 +84,11 @@ class Decoding:
         max_tokens: int,
         max_calls: int,
         make_constraint: Callable[[str], Constraint] | None,
-        is_constrained: bool = True,
+        constraint_mode: ConstraintMode = "force",
         find_fault: Callable[[ToolCall], str] | None = None,
         max_repairs: int = MAX_REPAIRS,
+        answer: ResponseFormat | None = None,
+        reasoning_budget: int | None = None,
     ) -> None:
         self._session = session
         self._format = wire_format
@@ -92,11 +96,23 @@ class Decoding:
         self._max_tokens = max_tokens
         self._max_calls = max_calls
         self._make_constraint = make_constraint if specs else None
-        self._is_constrained = is_constrained
+        self._is_constrained = constraint_mode != "off"
+        self._is_checked = constraint_mode == "check"
         self._find_fault = find_fault
         self._repairs_left = max_repairs if specs else 0
+        self._answer = answer
+        self._answer_constraint = make_constraint
+        self._reasoning_left = reasoning_budget
+        texts = wire_format.texts()
+        special = session.engine.vocabulary.special_tokens
+        self._special_ids = {text: token for text, token in special.items() if text and text in texts}
         self._new_parser = lambda: OutputParser(
-            wire_format, prefix=prefix, start_index=start_index, tools=specs, expects_calls=bool(specs)
+            wire_format,
+            prefix=prefix,
+            start_index=start_index,
+            tools=specs,
+            expects_calls=bool(specs),
+            control_marks=self._special_ids.keys(),
         )
         self._parser = self._new_parser()
         self._decoder = TextDecoder()
@@ -156,6 +172,13 @@ class Decoding:
                 if self.decode_tokens >= self._max_tokens:
                     self.finish_reason = "length"
                     break
+                if self._answer is not None and not self._parser.in_reasoning:
+                    self._constrain_answer()
+                if self._reasoning_left is not None and self._parser.in_reasoning:
+                    if self._reasoning_left <= 0:
+                        yield from self._end_reasoning()
+                        continue
+                    self._reasoning_left -= 1
                 session.request()
                 yield NEXT_TOKEN
                 started = time.perf_counter()
@@ -186,23 +209,42 @@ class Decoding:
                 if is_over or (len(self.calls) >= self._max_calls and not self._parser.in_call):
                     break
         finally:
-            session.constraint = None
+            session.constraint, session.is_checked = None, False
             session.settle()
             # Also for a reader who left: what the parser still holds is part of the message.
             rest = self._finish()
         yield from self._withheld
         yield from rest
 
-    def write(self, text: str) -> Iterator[Event]:
+    def _constrain_answer(self) -> None:
+        """From here on the answer is kept to its format; a call may stand in its place."""
+        assert self._answer is not None and self._answer_constraint is not None
+        calls = ""
+        if self._specs:
+            calls = self._format.call_grammar(self._specs, many=True, special_ids=self._special_ids)
+        self._session.constraint = self._answer_constraint(self._answer.grammar(calls))
+        self._answer = None
+
+    def _end_reasoning(self) -> Iterator[Event]:
+        """The budget is spent: the runtime closes the reasoning with a sentence of its own."""
+        self._reasoning_left = None
+        closing = self._format.marks.reasoning_close
+        yield from self.write(f"{BUDGET_SENTENCE}{closing}\n\n", SpanKind.REASONING)
+
+    def required(self) -> Constraint:
+        """The constraint under which the very first token begins a call. Raises ConstraintError."""
+        return self._grammar("", many=False)
+
+    def write(self, text: str, kind: SpanKind = SpanKind.TOOL_CALL) -> Iterator[Event]:
         """Writes text that the model has no say in, as part of its answer: computed in one batch, not drawn."""
         session = self._session
-        tokens = session.engine.vocabulary.tokenize(text)
+        tokens = session.engine.vocabulary.tokenize(text, parse_special=kind == SpanKind.REASONING)
         start = len(session.tape)
         started = time.perf_counter()
-        session.extend([(token, SpanKind.TOOL_CALL) for token in tokens])
+        session.extend([(token, kind) for token in tokens])
         self.decode_s += time.perf_counter() - started
         for position, token in enumerate(tokens, start):
-            yield from self._forced(token, position)
+            yield from self._forced(token, position, is_guided=kind == SpanKind.TOOL_CALL)
 
     def end_turn(self) -> None:
         """Writes the token that ends a turn. It is computed with what follows, as if it had been drawn."""
@@ -213,13 +255,14 @@ class Decoding:
             self.forced_tokens += 1
             self.guided_tokens += 1
 
-    def _forced(self, token: int, position: int) -> Iterator[Event]:
+    def _forced(self, token: int, position: int, *, is_guided: bool) -> Iterator[Event]:
         vocabulary = self._session.engine.vocabulary
         piece = vocabulary.piece(token)
         self.decode_tokens += 1
         self.forced_tokens += 1
-        self.guided_tokens += 1
-        step = Step(token, piece, position, is_forced=True, is_guided=True)
+        self.guided_tokens += is_guided
+        is_control = vocabulary.is_control(token)
+        step = Step(token, piece, position, is_control=is_control, is_forced=True, is_guided=is_guided)
         if self._session.trace:
             yield TokenDrawn(step)
         yield from self._take(step, self._decoder.feed(piece))
@@ -259,11 +302,13 @@ class Decoding:
 
     def _take(self, step: Step, text: str) -> list[Event]:
         """Parses one token and labels it; where it shows that a call has begun, the mark's tokens too."""
-        was_in_call = self._parser.in_call
+        was_in_call, was_thinking = self._parser.in_call, self._parser.in_reasoning
         self._fed.append(_Fed(step.position, self._length, step.piece, text, step.is_control))
         self._length += len(text.encode("utf-8", "surrogatepass"))
         events: list[Event] = self._parser.feed(text, is_control=step.is_control) if text else []
-        self._label(step.position, events)
+        self._label(step.position, events, was_thinking=was_thinking)
+        if self._parser.in_reasoning and not was_thinking:
+            self._label_reasoning_start()
         if not was_in_call and self._has_begun(events):
             self._section = self._call_tokens()
             self._section_calls = len(self.calls) - sum(isinstance(e, ToolCallReady) for e in events)
@@ -318,21 +363,38 @@ class Decoding:
             return self._constrain(events)
         return events
 
-    def _label(self, position: int, events: Sequence[Event]) -> None:
+    def _label(self, position: int, events: Sequence[Event], *, was_thinking: bool) -> None:
         if self._parser.in_call or any(isinstance(event, _CALL_EVENTS) for event in events):
             kind = SpanKind.TOOL_CALL
-        elif self._parser.in_reasoning or any(isinstance(event, ReasoningDelta) for event in events):
+        elif (
+            was_thinking
+            or self._parser.in_reasoning
+            or any(isinstance(event, ReasoningDelta) for event in events)
+        ):
+            # The closing mark too.
             kind = SpanKind.REASONING
         else:
             kind = SpanKind.TEXT
         self._session.tape.relabel(position, position + 1, kind)
+
+    def _label_reasoning_start(self) -> None:
+        """The tokens of the opening mark belong to the reasoning too."""
+        joined = "".join(fed.text for fed in self._fed)
+        start = joined.rfind(self._format.marks.reasoning_open)
+        if start >= 0:
+            index, _ = self._token_at(joined, start)
+            tape = self._session.tape
+            tape.relabel(self._fed[index].position, len(tape), SpanKind.REASONING)
 
     def _call_tokens(self) -> tuple[int, str]:
         """(index into the fed tokens of the one that holds the call's first byte, its text before that byte)."""
         start = self._parser.call_start
         if start is None:
             return len(self._fed) - 1, ""
-        joined = "".join(fed.text for fed in self._fed)
+        return self._token_at("".join(fed.text for fed in self._fed), start)
+
+    def _token_at(self, joined: str, start: int) -> tuple[int, str]:
+        """(index of the fed token that holds character `start` of all text fed, its text before that)."""
         offset = len(joined[:start].encode("utf-8", "surrogatepass"))
         index = max(i for i, fed in enumerate(self._fed) if fed.start <= offset and fed.text)
         before = self._fed[index].text.encode("utf-8", "surrogatepass")[: offset - self._fed[index].start]
@@ -343,13 +405,19 @@ class Decoding:
         tape = self._session.tape
         tape.relabel(self._fed[index].position, len(tape), SpanKind.TOOL_CALL)
 
+    def _grammar(self, lead: str, *, many: bool) -> Constraint:
+        """The constraint that a call, begun behind `lead`, is kept to. Raises ConstraintError."""
+        assert self._make_constraint is not None
+        return self._make_constraint(
+            self._format.call_grammar(self._specs, lead=lead, many=many, special_ids=self._special_ids)
+        )
+
     def _constrain(self, events: list[Event]) -> list[Event] | None:
         """Puts the rest of the call under the grammar, from the token that holds the marker's first byte."""
         assert self._make_constraint is not None
         index, lead = self._call_tokens()
         try:
-            grammar = self._format.call_grammar(self._specs, lead=lead, many=self._max_calls > 1)
-            constraint = self._make_constraint(grammar)
+            constraint = self._grammar(lead, many=self._max_calls > 1)
         except ConstraintError as error:
             self._make_constraint = None
             return [*events, Notice(f"Calls are not constrained: {error.message}")]
@@ -358,6 +426,7 @@ class Decoding:
         accepted = constraint.try_consume(tokens)
         session.settle()
         session.constraint = constraint
+        session.is_checked = self._is_checked
         if accepted == len(tokens):
             return events
         # Part of the call so far cannot be continued to a valid one: it is drawn again under the mask.
@@ -438,7 +507,7 @@ class Decoding:
         is_second = self._repairs_left == 1
         self._repairs_left -= 1
         try:
-            constraint = self._make_constraint(self._format.call_grammar(self._specs, lead=lead, many=False))
+            constraint = self._grammar(lead, many=False)
         except ConstraintError:
             self._repairs_left = 0
             self.fault = error

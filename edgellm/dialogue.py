@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from edgellm.agent import Agent, AgentLimits
 from edgellm.decoding import Waiting
 from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
+from edgellm.response_format import ResponseFormat
 from edgellm.types import Message, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 
     from edgellm.agent import ToolChoice
     from edgellm.chat.formats.wire import WireFormat
@@ -26,10 +25,9 @@ if TYPE_CHECKING:
     from edgellm.events import Event
     from edgellm.runtime import Runtime
     from edgellm.sampling.chain import Chain
-    from edgellm.sampling.constraint import Constraint
     from edgellm.sampling.spec import ChainLike
     from edgellm.toolbox.permission import Approve
-    from edgellm.types import ConstraintMode, Permission, Span
+    from edgellm.types import ConstraintMode, Permission, ReasoningPolicy, Span
 
 _WAIT_S = 0.05
 
@@ -41,9 +39,16 @@ class ChatOptions:
     `tools` are functions, Tool objects, instances, modules or a Toolset. `sampler` None is the model's own chain,
     else the default one. `trace` above 0 sends TokenDrawn events with that many rows a point. `permissions` may
     only tighten what a tool declares; `approve` None: whatever asks is denied. `strategy`: "auto" (the
-    catalogue's word), "guided" or "free". `constraint`: how calls are kept to their grammar: "off" (written freely;
-    what breaks is repaired) or "force" (only what the grammar allows is drawn). `chat_format` and `template` override what the GGUF says
-    (`template`: "chatml", or the template's text).
+    catalogue's word), "guided" or "free". `constraint`: how calls are kept to their grammar, once one has begun:
+    "off" (written freely; what breaks is repaired), "check" (drawn freely, and again among what is allowed where
+    the token is refused: cheap; cuts such as top_p then see all tokens) or "force" (always drawn among those).
+    `chat_format` and `template` override what the GGUF says (`template`: "chatml", or the template's text).
+
+    `thinking` and `effort` ("low", "medium", "high" ...) are passed to the template under the names that templates use.
+    `reasoning_policy`: what becomes of earlier reasoning at the next user turn: "keep" (the tape only grows), "excise"
+    (cut out; where the memory can be shifted, what stands behind is not computed again: approximate) or "render"
+    (rendered anew; computed again from the first token that differs). `check_exactness` compares the tape with a
+    full render after each tool result and sends ExactnessChecked.
     """
 
     system: str = ""
@@ -58,7 +63,11 @@ class ChatOptions:
     permissions: Mapping[str, Permission] = field(default_factory=dict[str, "Permission"])
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     strategy: str = "auto"
-    constraint: ConstraintMode = "force"
+    constraint: ConstraintMode = "check"
+    thinking: bool | None = None
+    effort: str = ""
+    reasoning_policy: ReasoningPolicy = "keep"
+    check_exactness: bool = False
     limits: AgentLimits = field(default_factory=AgentLimits)
     history: Sequence[Message] = ()
 
@@ -87,16 +96,19 @@ class Chat:
         *,
         tool_choice: ToolChoice = "auto",
         schema: Mapping[str, Any] | None = None,
+        response_format: Any = None,
         max_tokens: int | None = None,
     ) -> Generator[Event, None, None]:
         """The events of one turn, ending with TurnFinished. Closing the iterator cancels the turn.
 
         `text` None lets the model go on without a new message. `tool_choice` is auto, none, required or a tool's
-        name. `schema` (JSON Schema) constrains the answer, whose value is TurnFinished.value (None where it does not
-        fit: a Notice says why); it goes without tools. `max_tokens` caps what is decoded in this turn. Raises
+        name. `response_format` (a JSON Schema, a pydantic model, {"regex": ...}, {"lark": ...} or a list of choices)
+        constrains the answer, behind any reasoning; tools may still be called before it. The answer's value is
+        TurnFinished.value (None where it does not fit: a Notice says why). `schema` is a JSON Schema without tools.
+        `max_tokens` caps what is decoded in this turn. Raises
         EdgeError; what was on the tape before the failed step stays there.
         """
-        with closing(self._turn(text, tool_choice, schema, max_tokens)) as turn:
+        with closing(self._turn(text, tool_choice, schema, response_format, max_tokens)) as turn:
             for item in turn:
                 if isinstance(item, Waiting):
                     while not item.wait(_WAIT_S):
@@ -110,11 +122,12 @@ class Chat:
         *,
         tool_choice: ToolChoice = "auto",
         schema: Mapping[str, Any] | None = None,
+        response_format: Any = None,
         max_tokens: int | None = None,
     ) -> AsyncGenerator[Event, None]:
         """`send` for asyncio. Chats of one runtime that are answered at the same time share their batches."""
         self._agent.is_shared = True
-        turn = self._turn(text, tool_choice, schema, max_tokens)
+        turn = self._turn(text, tool_choice, schema, response_format, max_tokens)
         async with aclosing(self.runtime.thread.stream(turn)) as events:
             async for event in events:
                 yield event
@@ -132,6 +145,7 @@ class Chat:
         text: str | None,
         tool_choice: ToolChoice,
         schema: Mapping[str, Any] | None,
+        response_format: Any,
         max_tokens: int | None,
     ) -> Generator[Event | Waiting, None, None]:
         session = self.conversation.session
@@ -147,22 +161,24 @@ class Chat:
             session.is_cancelled = False
             if text is not None and not text.strip():
                 raise ConfigError("the message is empty.", hint="Say something.")
-            grammar: Callable[[], Constraint] | None = None
+            answer: ResponseFormat | None = None
             if schema is not None:
-                tool_choice = "none"
-                constraint = self.runtime.json_constraint(schema)
-                grammar = lambda: constraint  # noqa: E731
-                for note in constraint.notes:
+                tool_choice, response_format = "none", schema
+            if response_format is not None:
+                answer = ResponseFormat.of(response_format)
+                # Compiled once ahead of the turn: a format that cannot be followed is refused before anything runs.
+                for note in self.runtime.grammar_constraint(answer.grammar()).notes:
                     yield Notice(f"The schema is not wholly enforced while decoding: {note}")
             message = Message("user", text) if text is not None else None
-            run = self._agent.run(message, choice=tool_choice, answer_grammar=grammar, max_tokens=max_tokens)
+            run = self._agent.run(message, choice=tool_choice, answer=answer, max_tokens=max_tokens)
             try:
                 for item in run:
                     if isinstance(item, TurnFinished):
                         self._usage += item.usage
                         is_counted = True
-                        if schema is not None and item.finish_reason == "eog":
-                            item, complaint = _with_value(item, schema)
+                        if answer is not None and item.finish_reason == "eog":
+                            value, complaint = answer.read(item.text)
+                            item = replace(item, value=value)
                             if complaint:
                                 yield Notice(complaint)
                     yield item
@@ -285,17 +301,3 @@ class Chat:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _with_value(event: TurnFinished, schema: Mapping[str, Any]) -> tuple[TurnFinished, str]:
-    """The event with the answer's value, and a complaint where the value does not fit the schema after all."""
-    from jsonschema import Draft202012Validator
-
-    try:
-        value = msgspec.json.decode(event.text.encode())
-    except msgspec.DecodeError:
-        return event, "The answer is not JSON."
-    fault = next(Draft202012Validator(schema).iter_errors(value), None)
-    if fault is not None:
-        return event, f"The answer does not fit the schema: {fault.message}"
-    return replace(event, value=value), ""

@@ -94,6 +94,20 @@ class CallRepaired:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryRewritten:
+    """Tokens of earlier turns were taken off the tape, as the reasoning policy says.
+
+    `removed_tokens` of it went; `prefill_tokens` were computed for this turn in all. `is_approximate`: later tokens
+    keep what they were computed with, only their positions have moved.
+    """
+
+    policy: str
+    removed_tokens: int
+    prefill_tokens: int
+    is_approximate: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ExactnessChecked:
     """The tape compared with a full render of the conversation: "exact", "equivalent" or "diverges".
 
@@ -182,6 +196,7 @@ Event = (
     | ToolCallReady
     | ToolCallBroken
     | CallRepaired
+    | HistoryRewritten
     | ExactnessChecked
     | ApprovalRequested
     | ToolApproved

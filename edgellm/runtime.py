@@ -172,6 +172,8 @@ class Runtime:
             session.close()
             raise
         session.trace = options.trace
+        conversation.reasoning_policy = options.reasoning_policy
+        agent.checks_exactness = options.check_exactness
         chat = Chat(self, conversation, agent, options)
         self._chats.append(chat)
         return chat
@@ -225,7 +227,7 @@ class Runtime:
             bos_text=text_of(vocabulary.bos),
             eos_text=text_of(vocabulary.eos),
             name=name,
-            kwargs=options.template_kwargs,
+            kwargs={**_reasoning_switches(options), **options.template_kwargs},
         )
 
     def _templates(self) -> dict[str, str]:
@@ -308,6 +310,16 @@ class Runtime:
         """Token ids. `parse_special`: spellings of control tokens become those; `add_special`: BOS/EOS as
         the model wants them. `runtime.vocabulary.piece(id)` gives a token's bytes."""
         return self.vocabulary.tokenize(text, parse_special=parse_special, add_special=add_special)
+
+    @property
+    def name(self) -> str:
+        """The model's name in the catalogue, else its file's."""
+        return self.entry.name if self.entry is not None else self.model.path.name
+
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens the context holds."""
+        return self.engine.context.n_ctx
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -416,6 +428,16 @@ class Runtime:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _reasoning_switches(options: ChatOptions) -> dict[str, Any]:
+    """The names under which templates ask whether, and how much, to think."""
+    found: dict[str, Any] = {}
+    if options.thinking is not None:
+        found |= {"enable_thinking": options.thinking, "thinking": options.thinking}
+    if options.effort:
+        found["reasoning_effort"] = options.effort
+    return found
 
 
 def _chat_options(options: Mapping[str, Any]) -> ChatOptions:

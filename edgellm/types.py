@@ -18,6 +18,7 @@ FinishReason = Literal[
 ]
 Permission = Literal["auto", "ask", "deny"]
 ConstraintMode = Literal["off", "check", "force"]
+ReasoningPolicy = Literal["keep", "excise", "render"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -209,7 +210,8 @@ class Leg:
 
     `reused_tokens` were in the KV cache already; `rebuilt_tokens` had to be prefilled again because the
     memory could not be cut; `forced_tokens` are decode_tokens that nobody drew: the grammar left no choice, or
-    a repair wrote them. `repaired_calls` were broken and written again.
+    a repair wrote them. `repaired_calls` were broken and written again; `removed_tokens` of earlier turns were
+    taken off the tape.
     """
 
     prefill_tokens: int
@@ -219,6 +221,7 @@ class Leg:
     rebuilt_tokens: int = 0
     guided_tokens: int = 0
     repaired_calls: int = 0
+    removed_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     finish_reason: str = ""

@@ -14,6 +14,7 @@ from typing import Any
 
 from edgellm.chat.formats.wire import WireFormat
 from edgellm.chat.marked import plain
+from edgellm.chat.parser import OutputParser
 from edgellm.chat.template import ChatTemplate
 from edgellm.errors import TemplateError
 from edgellm.types import Message, Segment, SpanKind, ToolCall, ToolSpec
@@ -85,7 +86,7 @@ class Continuation:
     ) -> tuple[Segment, ...] | None:
         """Behind an assistant turn of text only. Calls, if any, are taken for its text."""
         assistant = Message("assistant", self._placeholder)
-        return self._render_behind(assistant, "", tail, tools, kwargs)
+        return self._render_behind(assistant, tail, tools, kwargs)
 
     def _behind_calls(
         self,
@@ -98,17 +99,44 @@ class Continuation:
         if not results or not self._format.template_takes_tools:
             return None
         stand_ins = tuple(
-            ToolCall(result.tool_call_id, result.name or "tool", {"value": self._placeholder})
-            for result in results
+            ToolCall(result.tool_call_id, result.name or "tool", {"value": "it"}) for result in results
         )
-        assistant = Message("assistant", "", tool_calls=stand_ins)
-        closing = self._format.marks.call_close
-        return self._render_behind(assistant, closing, tail, tools, kwargs)
+        messages = [Message("user", self._placeholder), Message("assistant", tool_calls=stand_ins), *tail]
+        behind = self._after_calls(messages, stand_ins, tools, kwargs)
+        if behind is not None and any(segment.kind == SpanKind.SYSTEM for segment in behind):
+            # The tools are on the tape already; a template that names them in the newest turn would repeat them.
+            behind = self._after_calls(messages, stand_ins, (), kwargs)
+        return behind if behind is not None and _holds(behind, tail) else None
+
+    def _after_calls(
+        self,
+        messages: Sequence[Message],
+        calls: Sequence[ToolCall],
+        tools: Sequence[ToolSpec],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[Segment, ...] | None:
+        rendered = self._template.render(messages, tools=tools, **kwargs)
+        behind = _cut_behind(rendered, self._placeholder)
+        end = self._end_of_calls(behind, calls) if behind is not None else None
+        return _drop(behind, end) if behind is not None and end is not None else None
+
+    def _end_of_calls(self, segments: Sequence[Segment], calls: Sequence[ToolCall]) -> int | None:
+        """Where the last of these calls ends, as the format itself reads it; None where they are not all there."""
+        specs = tuple(ToolSpec(call.name, "", {"type": "object"}) for call in calls)
+        parser = OutputParser(replace(self._format, is_thinking=True), tools=specs)
+        parser.feed("".join(segment.text for segment in segments))
+        parser.finish()
+        end = count = 0
+        for piece in parser.pieces:
+            if count == len(calls) and piece.kind != "end":
+                return end
+            end += len(piece.text)
+            count += piece.kind == "call"
+        return end if count == len(calls) else None
 
     def _render_behind(
         self,
         assistant: Message,
-        closing: str,
         tail: Sequence[Message],
         tools: Sequence[ToolSpec],
         kwargs: Mapping[str, Any],
@@ -118,7 +146,7 @@ class Continuation:
         if tools and _repeats_tools(rendered, self._placeholder):
             # The tools are on the tape already; a template that names them in the newest turn would repeat them.
             rendered = self._template.render(messages, **kwargs)
-        behind = _cut_behind(rendered, self._placeholder, closing)
+        behind = _cut_behind(rendered, self._placeholder)
         if behind is None or not _holds(behind, tail):
             return None
         return behind
@@ -143,19 +171,13 @@ def _drop(segments: Sequence[Segment], count: int) -> tuple[Segment, ...]:
     return tuple(kept)
 
 
-def _cut_behind(segments: Sequence[Segment], placeholder: str, closing: str) -> tuple[Segment, ...] | None:
-    """What stands behind the last placeholder (and, if given, the closing mark that follows it)."""
+def _cut_behind(segments: Sequence[Segment], placeholder: str) -> tuple[Segment, ...] | None:
+    """What stands behind the last placeholder."""
     whole = "".join(segment.text for segment in segments)
     at = whole.rfind(placeholder)
     if at < 0:
         return None
-    at += len(placeholder)
-    if closing:
-        end = whole.find(closing, at)
-        if end < 0:
-            return None
-        at = end + len(closing)
-    return _drop(segments, at)
+    return _drop(segments, at + len(placeholder))
 
 
 def _holds(segments: Sequence[Segment], tail: Sequence[Message]) -> bool:
@@ -167,5 +189,5 @@ def _holds(segments: Sequence[Segment], tail: Sequence[Message]) -> bool:
 
 
 def _repeats_tools(segments: Sequence[Segment], placeholder: str) -> bool:
-    behind = _cut_behind(segments, placeholder, "")
+    behind = _cut_behind(segments, placeholder)
     return behind is not None and any(segment.kind == SpanKind.SYSTEM for segment in behind)

@@ -70,6 +70,20 @@ def compare(
     return Exactness("diverges", place, f"in {owner} the tape has {here} and the template {there}")
 
 
+def compare_texts(tape: str, rendered: str) -> Exactness:
+    """The same for texts: `position` counts characters."""
+    if tape == rendered:
+        return Exactness("exact")
+    place = next(
+        (at for at, (ours, theirs) in enumerate(zip(tape, rendered, strict=False)) if ours != theirs),
+        min(len(tape), len(rendered)),
+    )
+    if "".join(tape.split()) == "".join(rendered.split()):
+        return Exactness("equivalent", place, "the same but for white space")
+    here, there = _shown(tape[place : place + 40].encode()), _shown(rendered[place : place + 40].encode())
+    return Exactness("diverges", place, f"the tape has {here} and the template {there}")
+
+
 def _shown(text: bytes) -> str:
     words = text.decode("utf-8", "replace")
     return repr(words[:40] + ("…" if len(words) > 40 else ""))

@@ -33,14 +33,15 @@ from edgellm.events import (
 )
 from edgellm.types import ToolCall, ToolSpec
 
-PieceKind = Literal["text", "reasoning", "call", "mark", "broken"]
+PieceKind = Literal["text", "reasoning", "call", "mark", "broken", "end"]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A stretch of output and what it was taken for.
 
-    "mark" is what is not shown: marks, and space around them. "broken" is a call in which the output ended.
+    "mark" is what is not shown: marks, and space around them. "broken" is a call in which the output ended, "end" what
+    closes a section of calls.
     """
 
     kind: PieceKind
@@ -74,7 +75,13 @@ class OutputParser:
         marks = [
             mark for mark in wire_format.scan_marks() if expects_calls or mark.does not in ("call", "maybe")
         ]
-        self._control_marks = {mark.text: mark for mark in marks if mark.text in control_marks}
+        # A token that may also begin a longer mark is read as text.
+        self._control_marks = {
+            mark.text: mark
+            for mark in marks
+            if mark.text in control_marks
+            and not any(other.text.startswith(mark.text) and other.text != mark.text for other in marks)
+        }
         self._marks_in = {
             inside: _Marks(
                 [
@@ -269,7 +276,7 @@ class OutputParser:
                     if number == len(signals) and not (self._reader and self._reader.is_open):
                         rest = self._leave() + rest
                 case wire.Closed(unread):
-                    self._drop_raw(unread)
+                    self._drop_raw(unread, "end")
                     rest = self._leave() + rest
                 case wire.Enter(what, unread):
                     self._drop_raw(unread)
@@ -299,10 +306,10 @@ class OutputParser:
         self._in_reasoning = False
         self._at_start = self._drops_space = self._after_call = True
 
-    def _drop_raw(self, unread: int) -> None:
+    def _drop_raw(self, unread: int, kind: PieceKind = "mark") -> None:
         if raw := self._cut_raw(unread):
             self._take_gap()
-            self._piece("mark", raw)
+            self._piece(kind, raw)
         self._at_start = self._drops_space = True
 
     def _leave(self) -> str:

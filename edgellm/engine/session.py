@@ -42,6 +42,8 @@ class Session:
         self.last_use = 0
         self.trace = 0
         self.constraint: Constraint | None = None
+        # Draw freely, and mask only where the token drawn is refused; else mask always.
+        self.is_checked = False
         self.prefilled_tokens = 0
         self.rebuilt_tokens = 0
         self.is_waiting = False
@@ -349,15 +351,16 @@ class Session:
         assert self._logits is not None
         position = len(self.tape)
         self._tell(position)
-        draw = self.chain.sample(
-            self._logits,
-            StepContext(position, self.branch, self.tape.tokens),
-            trace=self.trace,
-            constraint=self.constraint,
-        )
+        context = StepContext(position, self.branch, self.tape.tokens)
+        constraint = self.constraint
+        mask = None if self.is_checked else constraint
+        draw = self.chain.sample(self._logits, context, trace=self.trace, constraint=mask)
+        if constraint is not None and not constraint.consume(draw.token) and self.is_checked:
+            # Together with the free draw this is a draw from what is allowed, if the second one is independent.
+            context = StepContext(position, self.branch, self.tape.tokens, "again")
+            draw = self.chain.sample(self._logits, context, trace=self.trace, constraint=constraint)
+            constraint.consume(draw.token)
         token = draw.token
-        if self.constraint is not None:
-            self.constraint.consume(token)
         self._commit(
             Step(
                 token=token,
@@ -478,6 +481,45 @@ class Session:
         self._is_told = False
         with suppress(SamplerError):  # the next step or prefill tries again, and says so
             self._tell(length)
+
+    def excise(self, start: int, end: int) -> bool:
+        """Takes tokens [start, end) out of the middle of the tape. True where the memory of what stands behind was
+        moved up (it was computed with them in view: approximate), false where it will be computed anew.
+        """
+        self.check_open()
+        self.settle()
+        if not 0 <= start <= end <= len(self.tape):
+            raise ConfigError(
+                f"cannot take out tokens {start} to {end} of a tape of {len(self.tape)}.",
+                hint="Give two positions on the tape, in order.",
+            )
+        if start == end:
+            return True
+        context = self.engine.context
+        # Cells that other sessions share have one position for all of them.
+        can_move = self._kv > start and context.can_shift and not self.engine.holds_others(self)
+        if can_move:
+            seq = self.own_seq()
+            gone = min(end, self._kv) - start
+            self._is_unsure = True
+            can_move = context.remove(seq, start, start + gone)
+            if can_move and self._kv > end:
+                context.shift(seq, end, start - end)
+        if can_move:
+            self._kv -= min(end, self._kv) - start
+        else:
+            self._cut_memory(min(self._kv, start))
+        self.tape.remove(start, end)
+        self._rebuild_until = 0
+        self._logits = None
+        self._is_unsure = False
+        if can_move and not self.check_memory():
+            self._forget_memory()
+            can_move = False
+        self._is_told = False
+        with suppress(SamplerError):
+            self._tell(len(self.tape))
+        return can_move
 
     def fork(self) -> Session:
         """A session with an equal tape that shares this one's memory without computing anything."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Tape:
-    """Append-only tokens in labelled spans. It is cut only by a rewind, which its session makes."""
+    """Append-only tokens in labelled spans. It is cut only by its session, which cuts the memory with it."""
 
     __slots__ = ("_kinds", "tokens")
 
@@ -38,6 +38,11 @@ class Tape:
         """Keeps the first `length` tokens."""
         del self.tokens[length:]
         del self._kinds[length:]
+
+    def remove(self, start: int, end: int) -> None:
+        """Takes tokens [start, end) out of the middle."""
+        del self.tokens[start:end]
+        del self._kinds[start:end]
 
     def relabel(self, start: int, end: int, kind: SpanKind) -> None:
         """Gives tokens [start, end) another owner: whose a drawn token is shows only once it is parsed."""

@@ -168,6 +168,17 @@ class Context:
         self._live()
         return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
 
+    @property
+    def can_shift(self) -> bool:
+        """Whether positions in the memory can be moved (llama_memory_can_shift)."""
+        self._live()
+        return bool(self._llama.llama_memory_can_shift(self._memory))
+
+    def shift(self, seq: int, start: int, delta: int) -> None:
+        """Moves the positions of sequence `seq` from `start` on by `delta` (llama_memory_seq_add)."""
+        self._live()
+        self._llama.llama_memory_seq_add(self._memory, seq, start, -1, delta)
+
     def copy(self, source: int, target: int) -> None:
         """Makes `target` share all positions of `source` (no computation)."""
         self._live()

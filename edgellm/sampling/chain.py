@@ -32,11 +32,15 @@ _NAN = float("nan")
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """Where a token is drawn: its `position` on the tape, the branch's id, and the tape so far."""
+    """Where a token is drawn: its `position` on the tape, the branch's id, and the tape so far.
+
+    `label` names another uniform number for the same place: for a token that is drawn a second time.
+    """
 
     position: int
     branch: int = 0
     tokens: Sequence[int] = ()
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +171,7 @@ class Chain:
             taps = [raw]
         self._enter(logits, context, constraint, top, taps, trace)
         needs_u = self._chooses_by == "dist" or self._python
-        u = uniform(self.seed, context.branch, context.position) if needs_u else _NAN
+        u = uniform(self.seed, context.branch, context.position, context.label) if needs_u else _NAN
         for part in self._parts:
             if isinstance(part, NativePart):
                 if taps is None:

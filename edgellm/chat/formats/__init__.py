@@ -16,7 +16,7 @@ from edgellm.chat.formats import (
 from edgellm.chat.formats.generic import Generic
 from edgellm.chat.formats.hermes import Hermes
 from edgellm.chat.formats.json_families import MISTRAL_ARRAY
-from edgellm.chat.formats.llama import LLAMA3_JSON
+from edgellm.chat.formats.llama import LLAMA3_BUILTIN, LLAMA3_JSON
 from edgellm.chat.formats.wire import Mark, Marks, WireFormat
 from edgellm.errors import ConfigError
 
@@ -32,6 +32,7 @@ _ALL: tuple[WireFormat, ...] = (
     *code_families.ALL,
     *json_families.ALL,
     LLAMA3_JSON,
+    LLAMA3_BUILTIN,
     MISTRAL_ARRAY,
     Hermes(),
     Generic(),

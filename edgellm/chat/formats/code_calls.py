@@ -29,7 +29,8 @@ class PythonCalls(WireFormat):
     """Python calls with keyword arguments, in a list (`is_list`) or one a line.
 
     `is_bare`: without marks; a list that begins with a call of a known tool is one. `style` is how values are
-    written; both Python's and JSON's words are read. `before` and `after` stand inside the marks.
+    written; both Python's and JSON's words are read. `before` and `after` stand inside the marks. `name_suffix` is
+    written behind every name.
     """
 
     is_list: bool = True
@@ -38,6 +39,7 @@ class PythonCalls(WireFormat):
     item_separator: str = ", "
     before: str = ""
     after: str = ""
+    name_suffix: str = ""
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -64,6 +66,13 @@ class PythonCalls(WireFormat):
                 yield from twin.section(source, frozenset(), True)
                 return
             is_listed = bool((yield from source.one_of(("[",))))
+        yield from self.statements(source, tools, is_listed=is_listed, is_certain=is_certain)
+
+    def statements(
+        self, source: Source, tools: Sequence[ToolSpec], *, is_listed: bool = False, is_certain: bool = True
+    ) -> Reading:
+        """Calls one after the other, up to the closing mark or bracket."""
+        closes = tuple(filter(None, (self.marks.call_close,)))
         count = 0
         while True:
             yield from source.skip_space()
@@ -108,6 +117,7 @@ class PythonCalls(WireFormat):
                 raise Fault("its name is too long")
         if not name:
             raise Fault(f"the name of a call was expected, not {char!r}")
+        name = name.removesuffix(self.name_suffix) or name
         known = {tool.name for tool in tools}
         if not is_certain and known and name not in known:
             raise Fault(f"{name!r} is not a tool")
@@ -182,7 +192,7 @@ class PythonCalls(WireFormat):
         ids = special_ids or {}
         literals = LiteralGrammar(self.style, ids)
         bodies = [
-            f"{lark.literal(tool.name + '(')} "
+            f"{lark.literal(tool.name + self.name_suffix + '(')} "
             + literals.members(
                 tool.parameters, f"v{number}", lambda key, value: f"{lark.literal(key + '=')} {value}"
             )
@@ -207,7 +217,7 @@ class PythonCalls(WireFormat):
         return self.marks.call_open[0] if self.marks.call_open else ""
 
     def render_call_head(self, name: str) -> str:
-        return self._open() + self.before + ("[" if self.is_list else "") + name + "("
+        return f"{self._open()}{self.before}{'[' if self.is_list else ''}{name}{self.name_suffix}("
 
     def render_arguments(self, arguments: Mapping[str, Any]) -> str:
         return ", ".join(f"{key}={render(value, self.style)}" for key, value in arguments.items())
@@ -216,7 +226,9 @@ class PythonCalls(WireFormat):
         return ")" + ("]" if self.is_list else "") + self.after + self.marks.call_close
 
     def render_calls(self, calls: Sequence[ToolCall]) -> str:
-        bodies = [f"{call.name}({self.render_arguments(call.arguments)})" for call in calls]
+        bodies = [
+            f"{call.name}{self.name_suffix}({self.render_arguments(call.arguments)})" for call in calls
+        ]
         listed = self.item_separator.join(bodies)
         if self.is_list:
             listed = f"[{listed}]"

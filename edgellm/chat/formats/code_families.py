@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from edgellm.chat.formats.code_calls import BraceCalls, PythonCalls
 from edgellm.chat.formats.literals import PYTHON_JSON, Style
 from edgellm.chat.formats.wire import Mark, Marks
+from edgellm.types import ToolSpec
 
 _THINK = Marks(reasoning_open="<think>", reasoning_close="</think>")
 
@@ -32,7 +35,17 @@ OLMO3 = PythonCalls(
     style=PYTHON_JSON,
     item_separator="\n",
 )
-SMOLLM3_PYTHON = PythonCalls(
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmolLM3Python(PythonCalls):
+    """SmolLM3's template has a place of its own for tools that are called in Python."""
+
+    def template_inputs(self, tools: Sequence[ToolSpec]) -> Mapping[str, Any]:
+        return {"python_tools": [tool.to_openai()["function"] for tool in tools]}
+
+
+SMOLLM3_PYTHON = SmolLM3Python(
     id="smollm3-python",
     marks=replace(_THINK, call_open=("<code>",), call_close="</code>"),
     signs=(("python_tools", "<code>", "!xml_tools"),),

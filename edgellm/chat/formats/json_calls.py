@@ -47,9 +47,9 @@ class _Call:
 class JsonCalls(WireFormat):
     """JSON between marks, or without any.
 
-    Written: the opening mark, `before`, the call (`is_list`: in a list), `after`, the closing mark. `name_key` and
-    `arguments_key` are the keys that are written; others are read too. `name_is_key`: the object's one key is the
-    name, its value the arguments. `id_key`: the call's id is written under it. `closes` are further
+    Written: the opening mark, `before`, the call (`is_list`: in a list between `brackets`), `after`, the closing mark.
+    `name_key` and `arguments_key` are the keys that are written; others are read too. `name_is_key`: the object's
+    one key is the name, its value the arguments. `id_key`: the call's id is written under it. `closes` are further
     spellings of the closing mark. `is_bare`: without marks; a call is what begins like one of a known tool.
     """
 
@@ -62,6 +62,7 @@ class JsonCalls(WireFormat):
     is_id_first: bool = False
     is_list: bool = False
     item_separator: str = ", "
+    brackets: tuple[str, str] = ("[", "]")
     closes: tuple[str, ...] = ()
     is_bare: bool = False
 
@@ -269,8 +270,10 @@ class JsonCalls(WireFormat):
         special_ids: Mapping[str, int] | None = None,
     ) -> str:
         ids = special_ids or {}
-        opening = lark.terms([self._open(), self.before, "[" if self.is_list else ""], ids)
-        closing = lark.terms(["]" if self.is_list else "", self.after, self.marks.call_close], ids)
+        opening = lark.terms([self._open(), self.before, self.brackets[0] if self.is_list else ""], ids)
+        closing = lark.terms(
+            [self.brackets[1] if self.is_list else "", self.after, self.marks.call_close], ids
+        )
         bodies: list[str] = []
         for index, tool in enumerate(tools):
             head, tail = self._item_head(tool.name, 0), self._item_tail(tool.name, 0)
@@ -309,13 +312,20 @@ class JsonCalls(WireFormat):
         return "}"
 
     def render_call_head(self, name: str) -> str:
-        return self._open() + self.before + ("[" if self.is_list else "") + self._item_head(name, 0)
+        return (
+            self._open() + self.before + (self.brackets[0] if self.is_list else "") + self._item_head(name, 0)
+        )
 
     def render_arguments(self, arguments: Mapping[str, Any]) -> str:
         return json.dumps(arguments, ensure_ascii=False)
 
     def render_call_tail(self, name: str) -> str:
-        return self._item_tail(name, 0) + ("]" if self.is_list else "") + self.after + self.marks.call_close
+        return (
+            self._item_tail(name, 0)
+            + (self.brackets[1] if self.is_list else "")
+            + self.after
+            + self.marks.call_close
+        )
 
     def render_calls(self, calls: Sequence[ToolCall]) -> str:
         if not self.is_list:
@@ -326,15 +336,8 @@ class JsonCalls(WireFormat):
             + self._item_tail(call.name, index)
             for index, call in enumerate(calls)
         ]
-        return (
-            self._open()
-            + self.before
-            + "["
-            + self.item_separator.join(items)
-            + "]"
-            + self.after
-            + self.marks.call_close
-        )
+        listed = self.brackets[0] + self.item_separator.join(items) + self.brackets[1]
+        return self._open() + self.before + listed + self.after + self.marks.call_close
 
 
 def _inner(text: str) -> dict[str, Any]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from edgellm.chat.formats.json_calls import JsonCalls
 from edgellm.chat.formats.wire import Mark, Marks
+from edgellm.types import ToolSpec
 
 THINK = Marks(reasoning_open="<think>", reasoning_close="</think>")
 RESULT = ("<tool_response>", "</tool_response>")
@@ -68,7 +73,21 @@ PHI4_MINI = JsonCalls(
     signs=(("<|/tool_call|>",), ("<|/tool|>",), ("functools[", "<|end|>")),
     is_list=True,
 )
-FIREFUNCTION = JsonCalls(
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FireFunction(JsonCalls):
+    """FireFunction's template wants the tools as one text, and the date."""
+
+    def template_inputs(self, tools: Sequence[ToolSpec]) -> Mapping[str, Any]:
+        functions = [tool.to_openai()["function"] for tool in tools]
+        return {
+            "functions": json.dumps(functions, ensure_ascii=False, indent=4),
+            "datetime": time.strftime("%b %d %Y %H:%M:%S GMT", time.gmtime()),
+        }
+
+
+FIREFUNCTION = FireFunction(
     id="firefunction-v2",
     marks=_marks(("functools", " functools"), ""),
     signs=(("functools[",),),
@@ -205,6 +224,19 @@ GIGACHAT_31 = replace(
     signs=(("<|function_call|>",),),
     vocabulary_sign="<|function_call|>",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohereCalls(JsonCalls):
+    """Command R7B counts its calls."""
+
+    def call_id(self, index: int, name: str) -> str:
+        return str(index)
+
+    def id_pattern(self, name: str) -> str:
+        return "[0-9]{1,3}"
+
+
 COMMAND_R_PLUS = JsonCalls(
     id="command-r-plus",
     marks=_marks("Action:\n```json\n", "```", Mark("Action: ```json\n", "call")),
@@ -214,7 +246,7 @@ COMMAND_R_PLUS = JsonCalls(
     after="\n",
     is_list=True,
 )
-COMMAND_R7B = JsonCalls(
+COMMAND_R7B = CohereCalls(
     id="command-r7b",
     marks=Marks(
         call_open=("<|START_ACTION|>",),
@@ -234,6 +266,8 @@ COMMAND_R7B = JsonCalls(
     name_key="tool_name",
     arguments_key="parameters",
     is_list=True,
+    brackets=("[\n    ", "\n]"),
+    item_separator=",\n    ",
     id_key="tool_call_id",
     is_id_first=True,
 )

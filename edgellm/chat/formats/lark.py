@@ -16,17 +16,27 @@ def literal(text: str) -> str:
 
 
 def terms(texts: Sequence[str], special_ids: Mapping[str, int]) -> str:
-    """Texts in order, of which those in `special_ids` become that token."""
+    """Texts in order; what in them spells one of `special_ids` becomes that token."""
     found: list[str] = []
     pending = ""
-    for text in texts:
-        if text and text in special_ids:
+    for text in _pieces("".join(texts), special_ids):
+        if text in special_ids:
             found += _literals(pending)
             found.append(f"<[{special_ids[text]}]>")
             pending = ""
         else:
             pending += text
     return " ".join((*found, *_literals(pending)))
+
+
+def _pieces(text: str, special_ids: Mapping[str, int]) -> list[str]:
+    """The text in pieces, so that what is a token stands alone."""
+    marks = [mark for mark in special_ids if mark and mark in text]
+    if not marks:
+        return [text] if text else []
+    at, _, mark = min((text.index(mark), -len(mark), mark) for mark in marks)
+    rest = _pieces(text[at + len(mark) :], special_ids)
+    return [part for part in (text[:at], mark, *rest) if part]
 
 
 def _literals(text: str) -> list[str]:

@@ -302,7 +302,7 @@ class LiteralGrammar:
         """The terms of a value of this schema; further rules are named after `name`."""
         if isinstance(schema, Mapping) and isinstance(schema.get("enum"), list):
             options = " | ".join(
-                lark.terms(self._split(render(value, self._style)), self._ids) for value in schema["enum"]
+                lark.terms([render(value, self._style)], self._ids) for value in schema["enum"]
             )
             return f"({options})"
         types = types_of(schema)
@@ -310,15 +310,6 @@ class LiteralGrammar:
         if not options or (isinstance(schema, Mapping) and "$ref" in schema):
             return self._any()
         return options[0] if len(options) == 1 else f"({' | '.join(dict.fromkeys(options))})"
-
-    def _split(self, text: str) -> list[str]:
-        delimiter = self._style.delimiter
-        if not delimiter or delimiter not in text:
-            return [text]
-        parts: list[str] = []
-        for number, part in enumerate(text.split(delimiter)):
-            parts += ([delimiter] if number else []) + ([part] if part else [])
-        return parts
 
     def _typed(self, kind: str, schema: Any, name: str) -> str:
         true, false, null = map(lark.literal, self._style.words)

@@ -26,10 +26,11 @@ class NamedCalls(WireFormat):
     """On the wire: opening mark, `before`, then for each call `head` name `name_end` JSON `call_end`, then `after` and
     the closing mark.
 
-    `heads`, `name_ends` and `call_ends` are further spellings that are read. `sections`: several calls may stand
-    in one section. `id_end` ends an id that stands in front of the name, `id_after` one that stands behind it. `kind`:
-    a word that may stand for the name, which then follows (`function`). `prefix`: written in front of the name.
-    `counts`: names are ids that end in a count, or even nothing but a count.
+    `heads`, `name_ends` and `call_ends` are further spellings that are read, or parts of those, and `argument_marks`
+    what may stand between name and arguments. `sections`: several calls may stand in one section. `id_end` ends an id
+    that stands in front of the name, `id_after` one that stands behind it. `kind`: a word that may stand for the name,
+    which then follows (`function`). `prefix`: written in front of the name. `counts`: names are ids that end in a
+    count, or even nothing but a count.
     """
 
     before: str = ""
@@ -41,6 +42,7 @@ class NamedCalls(WireFormat):
     id_after: str = ""
     kind: str = ""
     prefix: str = ""
+    argument_marks: tuple[str, ...] = ()
     call_end: str = ""
     call_ends: tuple[str, ...] = ()
     between: str = ""
@@ -74,6 +76,10 @@ class NamedCalls(WireFormat):
                     raise Fault(f"{heads[0]!r} was expected, not {following!r}")
             elif count:
                 return
+            while heads:
+                yield from source.skip_space()
+                if not (yield from source.one_of(heads)):
+                    break
             is_open = False
             yield from self._call(source, tools, closes)
             count += 1
@@ -104,8 +110,8 @@ class NamedCalls(WireFormat):
         elif not self.counts:
             raise Fault("it has no name")
         yield from source.skip_space()
-        yield from source.one_of(_FENCES)
-        yield from source.skip_space()
+        while (yield from source.one_of((*self.argument_marks, *_FENCES))):
+            yield from source.skip_space()
         following = yield from source.peek(1)
         if following != "{":
             raise Fault(f"'{{' was expected, not {following!r}")
@@ -123,8 +129,11 @@ class NamedCalls(WireFormat):
             space = yield from source.skip_space()
         call_end = self.call_end.strip(SPACE + "`")
         call_ends = tuple(filter(None, (call_end, *self.call_ends)))
-        if (yield from source.one_of(call_ends)) or not space:
+        while found := (yield from source.one_of(call_ends)):
             space = ""
+            if found == call_end or not call_end.startswith(found):
+                break
+            space = yield from source.skip_space()
         if not self.sections and closes:
             yield from source.skip_space()
             yield from source.one_of(closes)
@@ -147,7 +156,7 @@ class NamedCalls(WireFormat):
         bodies: list[str] = []
         for number, tool in enumerate(tools):
             head = self._head_terms(tool.name, ids)
-            tail = lark.terms(self._split(self.call_end, ids), ids)
+            tail = lark.terms([self.call_end], ids)
             bodies.append(f"{head} args_{number} {tail}".strip())
         rules = [f"args_{number}: {lark.object_rule(tool)}" for number, tool in enumerate(tools)]
         if self.sections:
@@ -164,20 +173,10 @@ class NamedCalls(WireFormat):
         """What stands in front of the arguments, with any id where one stands there."""
         call_id = self.call_id(0, name)
         before, found, behind = self._item_head(name, 0).partition(call_id)
-        pieces = [lark.terms(self._split(before, ids), ids)]
+        pieces = [lark.terms([before], ids)]
         if found:
-            pieces += [f"/{self.id_pattern(name)}/", lark.terms(self._split(behind, ids), ids)]
+            pieces += [f"/{self.id_pattern(name)}/", lark.terms([behind], ids)]
         return " ".join(piece for piece in pieces if piece)
-
-    @staticmethod
-    def _split(text: str, ids: Mapping[str, int]) -> list[str]:
-        """The text in pieces, so that marks that are tokens stand alone."""
-        marks = [mark for mark in ids if mark in text]
-        if not marks:
-            return [text]
-        at, mark = min((text.index(mark), mark) for mark in marks)
-        rest = NamedCalls._split(text[at + len(mark) :], ids)
-        return [part for part in (text[:at], mark, *rest) if part]
 
     def _open(self) -> str:
         opening = self.marks.call_open[0] if self.marks.call_open else ""

@@ -14,6 +14,7 @@ _MISTRAL = Marks(
     reasoning_close="[/THINK]",
     result_open="[TOOL_RESULTS]",
     result_close="[/TOOL_RESULTS]",
+    more=(Mark("[THINK]", "reason", "anywhere", "text"),),
 )
 
 MISTRAL_ARGS = NamedCalls(
@@ -127,8 +128,31 @@ SOLAR_OPEN = NamedCalls(
     call_end="<|tool_call:end|>",
     sections=True,
 )
+_ARGUMENTS = ("<|plamo:begin_tool_arguments:plamo|>", "<|plamo:constrain|>json", "<|plamo:msg|>")
+_REQUEST, _NAME = "<|plamo:begin_tool_request:plamo|>", "<|plamo:begin_tool_name:plamo|>"
+PLAMO3 = NamedCalls(
+    id="plamo3",
+    marks=Marks(
+        call_open=("<|plamo:begin_tool_requests:plamo|>", _REQUEST),
+        call_close="<|plamo:end_tool_requests:plamo|>",
+        reasoning_open="<|plamo:begin_think:plamo|>",
+        reasoning_close="<|plamo:end_think:plamo|>",
+        more=(Mark("<|plamo:tag|>", "drop"),),
+    ),
+    signs=(("plamo:", "tool_request"),),
+    vocabulary_sign="<|plamo:begin_",
+    head=_REQUEST + _NAME,
+    heads=(_REQUEST, _NAME),
+    name_end="<|plamo:end_tool_name:plamo|>" + "".join(_ARGUMENTS),
+    name_ends=("<|plamo:end_tool_name:plamo|>",),
+    argument_marks=_ARGUMENTS,
+    call_end="<|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|>",
+    call_ends=("<|plamo:end_tool_arguments:plamo|>", "<|plamo:end_tool_request:plamo|>"),
+    sections=True,
+)
 
 ALL = (
+    PLAMO3,
     MISTRAL_CALLID,
     MISTRAL_ARGS,
     FUNCTIONARY_32,

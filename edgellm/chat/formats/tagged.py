@@ -31,6 +31,7 @@ class TaggedCalls(WireFormat):
     to one call). `text_key_end`: what ends the key of a string, where that is said there. `pads`: one newline
     on each side of a value belongs to the syntax. `is_lenient`: a missing closing tag of a value is forgiven.
     `guesses`: what no schema types is read as JSON if it is that. `unquotes`: quotes around a string are taken off.
+    `kind_marks`: tags in which an argument may say its type, between key and value.
     """
 
     before: str = ""
@@ -51,6 +52,7 @@ class TaggedCalls(WireFormat):
     cdata: bool = False
     may_hold_json: bool = False
     self_close: str = ""
+    kind_marks: tuple[str, str] = ("", "")
     # Marks that some outputs have instead of the call's own; a call only with the name of a known tool.
     alias: tuple[str, str] = ("", "")
 
@@ -114,7 +116,12 @@ class TaggedCalls(WireFormat):
                     raise Fault(f"{head!r} was expected, not {following!r}")
             elif count:
                 return
-            yield from self._call(source, tools)
+            if self.may_hold_json and self.call_end and (yield from self._is_json(source)):
+                yield from source.take()
+                twin = JsonCalls(id=self.id, marks=self.marks, closes=(self.call_end,))
+                yield from twin.objects(source, frozenset(), True)
+            else:
+                yield from self._call(source, tools)
             count += 1
             head = self.head
             if not self.sections:
@@ -124,8 +131,8 @@ class TaggedCalls(WireFormat):
         ends = [self.name_end.strip(SPACE) or "\n"]
         if self.self_close:
             ends.append(self.self_close)
-        if not self.head.strip():
-            ends += ["\n", "\\n", self.argument, *self._closes(), "{"]
+        if not self.name_end.strip(SPACE):
+            ends += ["\n", "\\n", self.argument, self.call_end.strip(SPACE), *self._closes(), "{"]
         return tuple(dict.fromkeys(end for end in ends if end))
 
     def _call(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
@@ -139,7 +146,7 @@ class TaggedCalls(WireFormat):
         if stop == self.self_close and stop:
             source.tell(Complete(name, arguments.end(), source.rest))
             return
-        if stop in self._closes():
+        if stop in (*self._closes(), self.call_end.strip(SPACE)) and stop:
             source.tell(Complete(name, arguments.end(), source.rest))
             return
         schemas = properties(tools, name)
@@ -206,6 +213,11 @@ class TaggedCalls(WireFormat):
         if self.text_key_end:
             stops.append(self.text_key_end.strip(SPACE))
         key, stop = yield from source.until(tuple(stops), limit=_KEY_CHARS)
+        kind = ""
+        if self.kind_marks[0]:
+            yield from source.skip_space()
+            if (yield from source.one_of(self.kind_marks[:1])):
+                kind, _ = yield from source.until(self.kind_marks[1:], limit=_KEY_CHARS)
         if value_open:
             yield from source.skip_space()
             while (yield from source.one_of(("\\n",))):
@@ -217,7 +229,7 @@ class TaggedCalls(WireFormat):
                 if (yield from source.comes(ends)):
                     return False
         is_said_text = bool(self.text_key_end) and stop == self.text_key_end.strip(SPACE)
-        schema = (schemas or {}).get(key)
+        schema = (schemas or {}).get(key, {"type": kind.strip()} if kind else None)
         if self.text_key_end:
             read: Callable[[str], Any] | None = None if is_said_text else guessed
         elif self.guesses and not types_of(schema):

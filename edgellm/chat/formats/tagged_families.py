@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from edgellm.chat.formats.tagged import TaggedCalls
 from edgellm.chat.formats.wire import Mark, Marks
@@ -184,8 +184,66 @@ MINICPM5 = TaggedCalls(
     call_end="</function>",
     cdata=True,
 )
+DOTS = replace(
+    MINIMAX_M2,
+    id="dots",
+    marks=_marks("<dots_function_call>", "</dots_function_call>"),
+    signs=(("<dots_function_call>",),),
+    vocabulary_sign="",
+    may_hold_json=True,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class K2Horizon(TaggedCalls):
+    """K2 Horizon has marks of reasoning for each of three efforts; those of `marks` are for the highest."""
+
+    def _efforts(self) -> tuple[tuple[str, str], ...]:
+        opens, closes = self.marks.reasoning_open, self.marks.reasoning_close
+        return tuple(
+            (f"{opens[:-1]}{effort}>", f"{closes[:-1]}{effort}>") for effort in ("", "_fast", "_faster")
+        )
+
+    def scan_marks(self) -> tuple[Mark, ...]:
+        found = list(TaggedCalls.scan_marks(self))
+        for opens, closes in self._efforts()[1:]:
+            if self.is_thinking:
+                found.append(Mark(opens, "reason", "start", "text"))
+                found.append(Mark(opens, "drop", "start", "reasoning"))
+            found.append(Mark(closes, "answer", "anywhere", "reasoning"))
+        return tuple(found)
+
+    def opens_reasoning(self, prefix: str) -> bool:
+        return any(prefix.rfind(opens) > prefix.rfind(closes) for opens, closes in self._efforts())
+
+
+K2_HORIZON = K2Horizon(
+    id="k2-horizon",
+    marks=Marks(
+        call_open=("<ifm|tool_calls>", "<ifm|tool_call>"),
+        call_close="</ifm|tool_calls>",
+        reasoning_open="<ifm|think>",
+        reasoning_close="</ifm|think>",
+    ),
+    signs=(("<ifm|tool_call",),),
+    vocabulary_sign="<ifm|tool_calls>",
+    before="\n",
+    head="<ifm|tool_call>",
+    name_end="\n",
+    argument="<ifm|arg_key>",
+    key_end="</ifm|arg_key>\n<ifm|arg_value>",
+    value_end="</ifm|arg_value>\n",
+    kind_marks=("<ifm|arg_type>", "</ifm|arg_type>"),
+    call_end="</ifm|tool_call>",
+    between="\n",
+    after="\n",
+    sections=True,
+    may_hold_json=True,
+)
 
 ALL = (
+    DOTS,
+    K2_HORIZON,
     MINICPM5,
     SEED_OSS,
     HUNYUAN,

@@ -175,6 +175,13 @@ class WireFormat(ABC):
         """A reader for the very first characters of the output, where the format begins in a header."""
         return None
 
+    def texts(self) -> str:
+        """All texts of this format that may hold special tokens, one after the other: to look for those in."""
+        call = ToolCall(self.call_id(0, "x"), "x", {"x": "x"})
+        marks = self.marks
+        named = (*marks.call_open, marks.call_close, marks.reasoning_open, marks.reasoning_close)
+        return "\0".join((*named, *(mark.text for mark in marks.more), self.render_call(call)))
+
     # -- writing ----------------------------------------------------------------------------------------
 
     @abstractmethod
