@@ -150,7 +150,7 @@ def _code(w: PythonCalls | BraceCalls) -> str:
         + "{%- endif -%}"
     )
     pairs = "{%- for k, v in f.arguments.items() -%}" + pair + "{%- endfor -%}"
-    call = "{{- f.name -}}" + quoted("(") + pairs + quoted(")")
+    call = "{{- f.name -}}" + quoted(w.name_suffix + "(") + pairs + quoted(")")
     opening = quoted(_open(w) + w.before + ("[" if w.is_list else ""))
     return (
         opening

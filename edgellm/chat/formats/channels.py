@@ -10,6 +10,8 @@ from typing import Any
 
 from edgellm.chat.formats import lark
 from edgellm.chat.formats.arguments import Arguments
+from edgellm.chat.formats.interpreter import NAMES, read_code
+from edgellm.chat.formats.json_calls import JsonCalls
 from edgellm.chat.formats.json_text import loads
 from edgellm.chat.formats.script import Fault, Scripted, Source
 from edgellm.chat.formats.tagged import TaggedCalls
@@ -62,23 +64,24 @@ class Harmony(WireFormat):
         return self.marks.more
 
     def opening_reader(self, prefix: str, tools: Sequence[ToolSpec] = ()) -> CallReader | None:
-        if not prefix.rstrip().endswith("<|start|>assistant"):
+        # Where the prompt is not known, the output may begin as it does behind the usual one.
+        if prefix and not prefix.rstrip().endswith("<|start|>assistant"):
             return None
-        return Scripted(lambda source: self._opening(source))
+        return Scripted(lambda source: self._opening(source, tools))
 
-    def _opening(self, source: Source) -> Reading:
+    def _opening(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
         space = yield from source.skip_space()
         if not (yield from source.comes((" to=", "to="))) or not source.rest:
             # A channel follows; its own mark says so.
             source.put_back(space)
             source.tell(Closed(source.rest))
             return
-        yield from self._header(source, "")
+        yield from self._header(source, tools, "")
 
     def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
-        return Scripted(lambda source: self._header(source, mark))
+        return Scripted(lambda source: self._header(source, tools, mark))
 
-    def _header(self, source: Source, mark: str) -> Reading:
+    def _header(self, source: Source, tools: Sequence[ToolSpec], mark: str) -> Reading:
         text, _ = yield from source.until(("<|message|>",), limit=_HEADER_CHARS)
         header = mark + text
         recipient = _RECIPIENT.search(header)
@@ -88,12 +91,15 @@ class Harmony(WireFormat):
             is_thought = channel is not None and channel.group(1) == "analysis"
             source.tell(Enter("reasoning" if is_thought else "text", source.rest))
             return
-        source.tell(Begun())
         name = name.removeprefix("functions.")
-        source.tell(Named(name))
-        arguments = Arguments(source)
         yield from source.skip_space()
         following = yield from source.peek(1)
+        if following and following != "{" and name in NAMES:
+            yield from read_code(source, name, tools, ("<|call|>", "<|end|>"))
+            return
+        source.tell(Begun())
+        source.tell(Named(name))
+        arguments = Arguments(source)
         if following != "{":
             raise Fault(f"'{{' was expected, not {following!r}")
         yield from source.json(arguments.give)
@@ -139,11 +145,11 @@ class Harmony(WireFormat):
         return "<|call|>"
 
 
+_MUSE_START = "<|start|>assistant"
 _MUSE_GLIMMER = Marks(
     call_close="</atem:function_calls>",
     more=(
-        Mark("<|start|>assistant", "maybe", "start"),
-        Mark("<|eom|>", "answer"),
+        Mark("<|eom|>", "maybe"),
         Mark("<|eot|>", "answer"),
     ),
 )
@@ -172,10 +178,22 @@ class MuseGlimmer(TaggedCalls):
         return self.marks.more
 
     def opening_reader(self, prefix: str, tools: Sequence[ToolSpec] = ()) -> CallReader | None:
-        return Scripted(lambda source: self._header(source, tools))
+        return Scripted(lambda source: self._opening(source, tools))
+
+    def _opening(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
+        yield from source.one_of((_MUSE_START,))
+        yield from self._header(source, tools)
 
     def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
-        return Scripted(lambda source: self._header(source, tools))
+        return Scripted(lambda source: self._next(source, tools))
+
+    def _next(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
+        """Behind the end of a message: the header of another, or text."""
+        yield from source.skip_space()
+        if not (yield from source.one_of((_MUSE_START,))):
+            source.tell(Enter("text", source.rest))
+            return
+        yield from self._header(source, tools)
 
     def opens_reasoning(self, prefix: str) -> bool:
         return prefix.rstrip().endswith("to=self<|message|>")
@@ -225,18 +243,19 @@ class MuseGlimmer(TaggedCalls):
         return f" to={name}<|message|>" + TaggedCalls.render_call_head(self, name)
 
     def render_calls(self, calls: Sequence[ToolCall]) -> str:
-        return "<|eom|><|start|>assistant".join(map(self.render_call, calls))
+        return f"<|eom|>{_MUSE_START}".join(map(self.render_call, calls))
 
     def _open(self) -> str:
         return ""
 
 
+_INKLING_START, _INKLING_RAW = "<|message_model|>", "<|content_invoke_tool_text|>"
 _INKLING = Marks(
     call_open=("<|content_invoke_tool_json|>",),
     call_close="<|end_message|>",
     more=(
-        Mark("<|message_model|>", "maybe"),
-        Mark("<|content_invoke_tool_text|>", "call"),
+        Mark(_INKLING_START, "maybe"),
+        Mark(_INKLING_RAW, "call"),
         Mark("<|content_thinking|>", "reason"),
         Mark("<|content_text|>", "answer"),
         Mark("<|message_user|>", "drop"),
@@ -259,36 +278,63 @@ class Inkling(WireFormat):
         return Scripted(lambda source: self._message(source, mark))
 
     def _message(self, source: Source, mark: str) -> Reading:
-        if mark == "<|message_model|>":
-            stops = ("<|content_invoke_tool_json|>", "<|content_thinking|>", "<|content_text|>")
-            _, stop = yield from source.until(stops, limit=_HEADER_CHARS)
-            if stop != stops[0]:
-                source.tell(Enter("reasoning" if stop == stops[1] else "text", source.rest))
+        header = ""
+        if mark == _INKLING_START:
+            stops = {"reasoning": "<|content_thinking|>", "text": "<|content_text|>"}
+            invocations = (self.marks.call_open[0], _INKLING_RAW)
+            header, stop = yield from source.until((*stops.values(), *invocations), limit=_HEADER_CHARS)
+            if stop in stops.values():
+                source.tell(Enter("reasoning" if stop == stops["reasoning"] else "text", source.rest))
                 return
-        if mark == "<|content_invoke_tool_text|>":
-            source.tell(Begun())
-            text, _ = yield from source.until(("<|end_message|>",))
-            arguments = Arguments(source)
-            arguments.key("text")
-            arguments.give(json.dumps(text, ensure_ascii=False))
-            source.tell(Complete("", arguments.end(), source.rest))
+            mark, header = stop, header + stop
+        if mark == _INKLING_RAW:
+            yield from self._raw_text(source, header.removesuffix(mark).strip())
             return
-        source.tell(Begun())
+        if not (yield from self._object_comes(source)):
+            source.put_back(header)
+            source.tell(Enter("text", source.rest))
+            return
+        twin = JsonCalls(id=self.id, marks=self.marks)
+        yield from source.take()
+        yield from twin.objects(source, frozenset(), True)
+
+    def _object_comes(self, source: Source) -> Generator[None, None, bool]:
+        """Does an object begin here? What stands before the last opening mark does not count."""
+        size = 1
         while True:
-            body = yield from source.json()
-            value: Any = loads(body)
-            if not isinstance(value, dict):
-                raise Fault("it is not a JSON object")
-            break
-        name, inner = value.get("name"), value.get("args", value.get("arguments", {}))
-        if not isinstance(name, str) or not isinstance(inner, dict):
-            raise Fault("it has no name")
+            ahead = yield from source.peek(size)
+            body = ahead.lstrip()
+            if re.match(r'\{\s*["}]', body):
+                yield from source.skip_space()
+                return True
+            if not re.fullmatch(r"(\{\s*)?", body):
+                return (yield from self._skip_junk(source)) and (yield from self._object_comes(source))
+            if len(ahead) < size:
+                return False
+            size += 1
+
+    def _skip_junk(self, source: Source) -> Generator[None, None, bool]:
+        """Goes behind the next opening mark of the same message, if there is one."""
+        size = 1
+        while True:
+            ahead = yield from source.peek(size)
+            if self.marks.call_close in ahead or len(ahead) < size or size > _HEADER_CHARS:
+                return False
+            if ahead.endswith(self.marks.call_open):
+                yield from source.take(size)
+                return True
+            size += 1
+
+    def _raw_text(self, source: Source, name: str) -> Reading:
+        """A call that is given text and no object."""
+        source.tell(Begun())
         source.tell(Named(name))
         arguments = Arguments(source)
-        arguments.give(json.dumps(inner, ensure_ascii=False))
-        yield from source.skip_space()
-        yield from source.one_of(("<|end_message|>",))
-        source.tell(Complete(name, inner, source.rest))
+        arguments.key("text")
+        arguments.give('"')
+        yield from source.until((self.marks.call_close,), arguments.text)
+        arguments.give('"')
+        source.tell(Complete(name, arguments.end(), source.rest))
 
     def call_grammar(
         self,
@@ -300,7 +346,7 @@ class Inkling(WireFormat):
     ) -> str:
         ids = special_ids or {}
         bodies = [
-            f"({lark.terms(['<|message_model|>', tool.name], ids)})? {lark.terms([self.marks.call_open[0]], ids)} "
+            f"({lark.terms([_INKLING_START, tool.name], ids)})? {lark.terms([self.marks.call_open[0]], ids)} "
             f"{lark.literal(self._head(tool.name))} args_{number} "
             + lark.terms(["}", self.marks.call_close], ids)
             for number, tool in enumerate(tools)

@@ -83,7 +83,7 @@ class PythonCalls(WireFormat):
             if closes and (yield from source.one_of(closes)):
                 return
             following = yield from source.peek(1)
-            if count and not following:
+            if count and not (following and (is_listed or (yield from self.goes_on(source)))):
                 return
             if count and not is_listed and not is_certain:
                 return
@@ -99,6 +99,10 @@ class PythonCalls(WireFormat):
         if is_certain:
             yield from source.skip_space()
             yield from source.one_of(closes)
+
+    def goes_on(self, source: Source) -> Generator[None, None, bool]:
+        """Is what follows a call one more? Asked where no list says so; nothing is taken."""
+        return bool((yield from source.peek(1)))
 
     def _holds_json(self, source: Source) -> Generator[None, None, bool]:
         size = 2
@@ -226,9 +230,7 @@ class PythonCalls(WireFormat):
         return ")" + ("]" if self.is_list else "") + self.after + self.marks.call_close
 
     def render_calls(self, calls: Sequence[ToolCall]) -> str:
-        bodies = [
-            f"{call.name}{self.name_suffix}({self.render_arguments(call.arguments)})" for call in calls
-        ]
+        bodies = [f"{call.name}{self.name_suffix}({self.render_arguments(call.arguments)})" for call in calls]
         listed = self.item_separator.join(bodies)
         if self.is_list:
             listed = f"[{listed}]"

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.chat.formats.code_calls import PythonCalls
-from edgellm.chat.formats.interpreter import NAMES, PYTHON_TAG, interpreter_of, is_method_next, read_code
+from edgellm.chat.formats.interpreter import (
+    NAMES,
+    PYTHON_TAG,
+    TURN_ENDS,
+    interpreter_of,
+    is_method_next,
+    read_code,
+)
 from edgellm.chat.formats.json_calls import JsonCalls
 from edgellm.chat.formats.literals import PYTHON_JSON, Style
 from edgellm.chat.formats.script import Fault, Scripted, Source
@@ -15,6 +22,10 @@ from edgellm.chat.formats.wire import CallReader, Mark, Marks
 from edgellm.types import ToolSpec
 
 Reading = Generator[None, None, None]
+
+_ENDS = tuple(Mark(text, "drop") for text in TURN_ENDS)
+_BUILTIN = Marks(call_open=(PYTHON_TAG,), more=_ENDS)
+_JSON = Marks(more=(Mark(PYTHON_TAG, "maybe"), *_ENDS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +36,15 @@ class LlamaBuiltin(PythonCalls):
     """
 
     id: str = "llama3-builtin"
-    marks: Marks = Marks(call_open=(PYTHON_TAG,))
+    marks: Marks = _BUILTIN
     style: Style = PYTHON_JSON
     is_list: bool = False
     item_separator: str = "; "
     name_suffix: str = ".call"
 
     def scan_marks(self) -> tuple[Mark, ...]:
-        return (*PythonCalls.scan_marks(self), *LLAMA3_JSON.scan_marks())
+        bare = [mark for mark in LLAMA3_JSON.scan_marks() if mark.text in ("{", "[")]
+        return (*PythonCalls.scan_marks(self), *bare)
 
     def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
         if mark != PYTHON_TAG:
@@ -52,6 +64,9 @@ class LlamaBuiltin(PythonCalls):
         else:
             raise Fault("no call follows")
 
+    def goes_on(self, source: Source) -> Generator[None, None, bool]:
+        return (yield from is_method_next(source))
+
     def template_inputs(self, tools: Sequence[ToolSpec]) -> Mapping[str, Any]:
         return {"builtin_tools": [tool.name for tool in tools]}
 
@@ -61,7 +76,7 @@ class LlamaJson(JsonCalls):
     """Bare JSON; the tag stands in front of other calls too."""
 
     id: str = "llama3-json"
-    marks: Marks = Marks(more=(Mark(PYTHON_TAG, "maybe"),))
+    marks: Marks = _JSON
     signs: tuple[tuple[str, ...], ...] = (
         ("Environment: ipython", "!<function="),
         (PYTHON_TAG, "tools", "!<function="),

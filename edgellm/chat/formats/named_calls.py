@@ -10,14 +10,25 @@ from typing import Any
 
 from edgellm.chat.formats import lark
 from edgellm.chat.formats.arguments import Arguments
+from edgellm.chat.formats.interpreter import NAMES, PYTHON_TAG, interpreter_of, read_code
 from edgellm.chat.formats.json_calls import JsonCalls
 from edgellm.chat.formats.json_text import loads
 from edgellm.chat.formats.script import SPACE, Fault, Scripted, Source
-from edgellm.chat.formats.wire import Begun, CallReader, Complete, Fragment, Mark, Named, WireFormat
+from edgellm.chat.formats.wire import (
+    Begun,
+    CallReader,
+    Complete,
+    Enter,
+    Fragment,
+    Mark,
+    Named,
+    WireFormat,
+)
 from edgellm.types import ToolCall, ToolSpec
 
 Reading = Generator[None, None, None]
 _NAME_CHARS = 256
+_JUNK_CHARS = 400
 _FENCES = ("```json", "```")
 
 
@@ -30,7 +41,7 @@ class NamedCalls(WireFormat):
     what may stand between name and arguments. `sections`: several calls may stand in one section. `id_end` ends an id
     that stands in front of the name, `id_after` one that stands behind it. `kind`: a word that may stand for the name,
     which then follows (`function`). `prefix`: written in front of the name. `counts`: names are ids that end in a
-    count, or even nothing but a count.
+    count, or even nothing but a count. `skips_junk`: other text in a section is not shown.
     """
 
     before: str = ""
@@ -48,6 +59,7 @@ class NamedCalls(WireFormat):
     between: str = ""
     after: str = ""
     sections: bool = False
+    skips_junk: bool = False
     has_arrays: bool = False
     counts: bool = False
 
@@ -69,6 +81,8 @@ class NamedCalls(WireFormat):
                 return
             if heads and not is_open:
                 found = yield from source.one_of((*heads, *closes))
+                if not found and self.skips_junk and not mark.endswith(heads):
+                    found = yield from source.skip_to((*heads, *closes), _JUNK_CHARS)
                 if not found or found in closes:
                     if found or count:
                         return
@@ -244,41 +258,72 @@ class MistralCalls(NamedCalls):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionTags(NamedCalls):
+    """Functionary v3.1: `<function=NAME>JSON</function>`; source code for the interpreter stands behind a tag."""
+
+    def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
+        if mark != PYTHON_TAG:
+            return NamedCalls.reader(self, tools, mark)
+        return Scripted(lambda source: self._behind_tag(source, tools))
+
+    @staticmethod
+    def _behind_tag(source: Source, tools: Sequence[ToolSpec]) -> Reading:
+        yield from source.skip_space()
+        name = interpreter_of(tools, "python")
+        if not name or not (yield from source.peek(1)):
+            raise Fault("no call follows")
+        yield from read_code(source, name, tools)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecipientCalls(NamedCalls):
     """Functionary v3.2: every message says whom it is for; `all` is everybody, and its text is the answer."""
 
     def scan_marks(self) -> tuple[Mark, ...]:
-        return (*WireFormat.scan_marks(self), Mark(self.head, "maybe", "line"))
+        return (*WireFormat.scan_marks(self), Mark(self.head, "maybe"))
 
     def opening_reader(self, prefix: str, tools: Sequence[ToolSpec] = ()) -> CallReader | None:
-        return self.reader(tools, self.head) if prefix.endswith(self.head) else None
+        # Where the prompt is not known, the output may begin as it does behind the usual one.
+        if prefix and not prefix.endswith(self.head):
+            return None
+        return Scripted(lambda source: self._messages(source, tools, is_certain=bool(prefix)))
 
     def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
         return Scripted(lambda source: self._messages(source, tools))
 
-    def _messages(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
-        from edgellm.chat.formats.wire import Enter
-
-        known = {tool.name for tool in tools}
+    def _messages(self, source: Source, tools: Sequence[ToolSpec], *, is_certain: bool = False) -> Reading:
+        known = {tool.name for tool in tools} if not is_certain else set[str]()
         count = 0
         while True:
-            name, _ = yield from source.until((self.name_end,), limit=_NAME_CHARS)
+            name = yield from self._recipient(source)
             if name == "all":
                 source.tell(Enter("text", source.rest))
                 return
-            if (
-                not name
-                or any(char.isspace() for char in name)
-                or (known and name not in known and not count)
-            ):
+            yield from source.skip_space()
+            following = yield from source.peek(1)
+            if following == "{" and (count or not known or name in known):
+                source.tell(Begun())
+                source.tell(Named(name))
+                arguments = Arguments(source)
+                yield from source.json(arguments.give)
+                source.tell(Complete(name, loads("".join(arguments.parts)), source.rest))
+                yield from source.skip_space()
+                stop = yield from source.one_of((self.head,))
+            elif following and name in NAMES and (not known or name in known):
+                stop = yield from read_code(source, name, tools, ("\n" + self.head,))
+            else:
                 raise Fault(f"{name!r} is no recipient")
-            source.tell(Begun())
-            source.tell(Named(name))
-            arguments = Arguments(source)
-            yield from source.skip_space()
-            yield from source.json(arguments.give)
-            source.tell(Complete(name, loads("".join(arguments.parts)), source.rest))
             count += 1
-            yield from source.skip_space()
-            if not (yield from source.one_of((self.head,))):
+            if not stop:
                 return
+
+    def _recipient(self, source: Source) -> Generator[None, None, str]:
+        """The name that fills the line."""
+        name = ""
+        while (char := (yield from source.peek(1))) and (char.isalnum() or char in "_-."):
+            name += yield from source.take()
+            if len(name) > _NAME_CHARS:
+                raise Fault("its name is too long")
+        if not name or not (yield from source.one_of((self.name_end,))):
+            raise Fault(f"a recipient was expected, not {char!r}")
+        return name

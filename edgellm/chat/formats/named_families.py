@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgellm.chat.formats.named_calls import KimiCalls, MistralCalls, NamedCalls, RecipientCalls
+from edgellm.chat.formats.interpreter import PYTHON_TAG
+from edgellm.chat.formats.named_calls import (
+    FunctionTags,
+    KimiCalls,
+    MistralCalls,
+    NamedCalls,
+    RecipientCalls,
+)
 from edgellm.chat.formats.wire import Mark, Marks
 
 _THINK = Marks(reasoning_open="<think>", reasoning_close="</think>")
@@ -33,9 +40,9 @@ MISTRAL_CALLID = MistralCalls(
     id_after="[CALL_ID]",
     has_arrays=True,
 )
-FUNCTIONARY_31 = NamedCalls(
+FUNCTIONARY_31 = FunctionTags(
     id="functionary-v3.1",
-    marks=Marks(call_open=("<function=",)),
+    marks=Marks(call_open=("<function=",), more=(Mark(PYTHON_TAG, "maybe"),)),
     signs=(("<function=", "</function>", "!<tool_call>", "!<parameter="),),
     head="<function=",
     name_end=">",
@@ -80,6 +87,7 @@ DEEPSEEK_V31 = NamedCalls(
     call_end="<｜tool▁call▁end｜>",
     call_ends=("<|tool▁call▁end|>",),
     sections=True,
+    skips_junk=True,
 )
 DEEPSEEK_R1 = replace(
     DEEPSEEK_V31,
@@ -110,6 +118,7 @@ KIMI_K2 = KimiCalls(
     prefix="functions.",
     call_end="<|tool_call_end|>",
     sections=True,
+    skips_junk=True,
     counts=True,
 )
 SOLAR_OPEN = NamedCalls(
@@ -149,6 +158,7 @@ PLAMO3 = NamedCalls(
     call_end="<|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|>",
     call_ends=("<|plamo:end_tool_arguments:plamo|>", "<|plamo:end_tool_request:plamo|>"),
     sections=True,
+    skips_junk=True,
 )
 
 ALL = (

@@ -166,6 +166,7 @@ class KimiK3(TaggedCalls):
     value_end: str = "<|close|>argument<|sep|>"
     call_end: str = "<|close|>call<|sep|>"
     sections: bool = True
+    skips_junk: bool = True
 
     def _call(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
         source.tell(Begun())

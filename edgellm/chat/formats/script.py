@@ -102,6 +102,22 @@ class Source:
                 return False
             yield from self.more()
 
+    def skip_to(self, stops: Sequence[str], limit: int) -> Generator[None, None, str]:
+        """Takes and gives the first of `stops` and drops what stands before it, if that is no longer than `limit`.
+
+        Else "" is given and nothing taken.
+        """
+        longest = max(map(len, stops))
+        while True:
+            found = [(at, -len(stop), stop) for stop in stops if 0 <= (at := self._text.find(stop)) <= limit]
+            if found:
+                at, _, stop = min(found)
+                self._text = self._text[at + len(stop) :]
+                return stop
+            if self._is_ended or len(self._text) >= limit + longest:
+                return ""
+            yield from self.more()
+
     def put_back(self, text: str) -> None:
         """Text that was taken comes next again."""
         self._text = text + self._text

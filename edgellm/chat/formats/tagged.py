@@ -19,6 +19,7 @@ from edgellm.types import ToolCall, ToolSpec
 Reading = Generator[None, None, None]
 _NAME_CHARS = 256
 _KEY_CHARS = 1024
+_JUNK_CHARS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,8 @@ class TaggedCalls(WireFormat):
     to one call). `text_key_end`: what ends the key of a string, where that is said there. `pads`: one newline
     on each side of a value belongs to the syntax. `is_lenient`: a missing closing tag of a value is forgiven.
     `guesses`: what no schema types is read as JSON if it is that. `unquotes`: quotes around a string are taken off.
-    `kind_marks`: tags in which an argument may say its type, between key and value.
+    `kind_marks`: tags in which an argument may say its type, between key and value. `skips_junk`: other text in a
+    section is not shown.
     """
 
     before: str = ""
@@ -53,6 +55,7 @@ class TaggedCalls(WireFormat):
     may_hold_json: bool = False
     self_close: str = ""
     kind_marks: tuple[str, str] = ("", "")
+    skips_junk: bool = False
     # Marks that some outputs have instead of the call's own; a call only with the name of a known tool.
     alias: tuple[str, str] = ("", "")
 
@@ -109,6 +112,8 @@ class TaggedCalls(WireFormat):
                 return
             if head:
                 found = yield from source.one_of((head, *self._closes()))
+                if not found and count and self.skips_junk:
+                    found = yield from source.skip_to((head, *self._closes()), _JUNK_CHARS)
                 if found != head:
                     if found or count:
                         return
