@@ -22,6 +22,7 @@ _HOME_OF = {
         "find_tools",
         "inspect",
         "parse",
+        "stream_parser",
         "pull",
         "quantize",
         "read_vocabulary",

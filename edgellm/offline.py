@@ -11,14 +11,17 @@ from edgellm.errors import SamplerError
 from edgellm.types import LoadOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
-    from edgellm.chat.formats import Marks
+    from edgellm.chat.formats import WireFormat
+    from edgellm.chat.parser import OutputParser
     from edgellm.models.catalogue import Catalogue
     from edgellm.models.gguf_info import GGUFInfo
+    from edgellm.models.store import StoredModel
     from edgellm.native.vocabulary import Vocabulary
     from edgellm.plugins import PluginFailure
-    from edgellm.types import ToolCall
+    from edgellm.toolbox.tool import Tool
+    from edgellm.types import ToolCall, ToolResult
 
 
 def catalog() -> Catalogue:
@@ -68,32 +71,103 @@ def parse(
     OpenAI tool objects; `prefix` is the generation prompt that the output continues. Raises ConfigError for
     an unknown format.
     """
-    from edgellm.chat.formats import choose_format
-    from edgellm.chat.parser import OutputParser
-    from edgellm.types import ToolSpec
-
-    override = "hermes" if format == "auto" and template is None else format
-    specs = [
-        ToolSpec(str(item["name"]), str(item.get("description", "")), dict(item.get("parameters", {})))
-        for item in (tool.get("function", tool) for tool in tools or ())
-    ]
-    wire_format = choose_format(template or "", (), override)
+    wire_format = _parse_format(format, template)
     if template is None:
-        # No template says whether the model thinks: marks of reasoning are taken for what they look like.
-        wire_format = replace(wire_format, is_thinking=True)
-        prefix = prefix or _implied_prefix(text, wire_format.marks)
-    parser = OutputParser(wire_format, prefix=prefix, tools=specs)
+        prefix = prefix or _implied_prefix(text, wire_format)
+    parser = stream_parser(format=format, template=template, tools=tools, prefix=prefix)
     parser.feed(text)
     parser.finish()
     return Parsed(parser.text, parser.reasoning, tuple(parser.calls))
 
 
-def _implied_prefix(text: str, marks: Marks) -> str:
+def stream_parser(
+    *,
+    format: str = "auto",
+    template: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    prefix: str = "",
+) -> OutputParser:
+    """`parse` for text that is still being written: `feed(piece)` and `finish()` give events.
+
+    Options as for `parse`; whether the output starts inside reasoning is told by `prefix` alone.
+    """
+    from edgellm.chat.parser import OutputParser
+    from edgellm.types import ToolSpec
+
+    specs = [
+        ToolSpec(str(item["name"]), str(item.get("description", "")), dict(item.get("parameters") or {}))
+        for item in (tool.get("function", tool) for tool in tools or ())
+    ]
+    return OutputParser(_parse_format(format, template), prefix=prefix, tools=specs)
+
+
+def _parse_format(format: str, template: str | None) -> WireFormat:
+    from edgellm.chat.formats import choose_format
+    from edgellm.chat.template import ChatTemplate
+
+    if template is not None:
+        return choose_format(template, (), format, ChatTemplate(template).text)
+    # No template says whether the model thinks: marks of reasoning are taken for what they look like.
+    return replace(choose_format("", (), "hermes" if format == "auto" else format), is_thinking=True)
+
+
+def _implied_prefix(text: str, wire_format: WireFormat) -> str:
     """The opening mark of reasoning where the output closes reasoning that it has not opened."""
-    opens, closes = marks.reasoning_open, marks.reasoning_close
-    if not opens or closes not in text:
-        return ""
-    return "" if text.lstrip().startswith(opens) else opens
+    marks = wire_format.scan_marks()
+    closes = [mark.text for mark in marks if mark.does == "answer" and mark.inside == "reasoning"]
+    end = min((text.index(close) for close in closes if close in text), default=-1)
+    opens = [mark for mark in marks if mark.does == "reason"]
+    has_opened = any(
+        text.lstrip().startswith(mark.text) or (mark.where == "anywhere" and mark.text in text[: max(end, 0)])
+        for mark in opens
+    )
+    return "" if end < 0 or has_opened else wire_format.marks.reasoning_open
+
+
+def stored_models() -> tuple[StoredModel, ...]:
+    """The models that are whole on this machine, by name."""
+    from edgellm.models.store import Store
+
+    return Store().list()
+
+
+def pull(
+    name: str = "", *, accept_licence: bool = False, progress: Callable[[int, int, str], None] | None = None
+) -> Path:
+    """Fetches a model of the catalogue ("" is the default one), unless it is here; gives the file's path.
+
+    `progress` gets bytes done, bytes in all (0: unknown) and what is going on; what it raises ends the pull, and
+    the next one goes on from there. Raises ModelNotFound, DownloadError (also for a licence that is not accepted).
+    """
+    from edgellm.models.files import silent
+    from edgellm.models.store import Store
+
+    catalogue = catalog()
+    entry = catalogue.find(name or catalogue.default)
+    return Store().pull(entry, accept=accept_licence, progress=progress or silent).path
+
+
+def find_tools() -> tuple[tuple[Tool[..., Any], ...], tuple[PluginFailure, ...]]:
+    """All tools that are installed or lie in the user's and trusted folders, and the plugins that were left out."""
+    from edgellm.plugins import Plugins
+
+    plugins = Plugins()
+    return plugins.load_all("tool"), plugins.failures
+
+
+def call_tool(
+    tool: Tool[..., Any], arguments: Mapping[str, Any], *, settings: Mapping[str, Any] | None = None
+) -> ToolResult:
+    """Runs a tool as a chat would, without asking anybody: time limit, capture and conversions included.
+
+    Failure is data: see ToolResult. Raises ToolError where the arguments do not fit the schema.
+    """
+    from edgellm.toolbox.runner import Runner
+    from edgellm.types import ToolCall
+
+    given = dict(arguments)
+    tool.check(given)
+    return Runner(settings=settings).start(tool, ToolCall("call_0", tool.name, given)).result()
 
 
 @contextmanager

@@ -242,7 +242,7 @@ class Runtime:
         override = options.chat_format
         if override == "auto" and self.entry is not None:
             override = self.entry.chat_format
-        return choose_format(template.source, self.vocabulary.special_tokens, override)
+        return choose_format(template.source, self.vocabulary.special_tokens, override, template.text)
 
     def _guided(self, options: ChatOptions, template: ChatTemplate, wire_format: WireFormat) -> Guided | None:
         """The guided strategy, where the chat, or the catalogue for this model, asks for it."""

@@ -8,12 +8,12 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
+from edgellm import grants
 from edgellm.cli.render import is_terminal, one_line, say, styled, warn
 from edgellm.toolbox.permission import Approval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     from edgellm.toolbox.permission import Approve
     from edgellm.toolbox.toolset import Toolset
@@ -97,8 +97,7 @@ class Approver:
         return Approval(cast("Any", decision))
 
     def _origin(self, name: str) -> str:
-        # Without the line, which moves whenever the file is edited.
-        return self._toolset.get(name).origin.rpartition(":")[0] if name in self._toolset else ""
+        return grants.grant_origin(self._toolset.get(name).origin) if name in self._toolset else ""
 
 
 def _typed_line() -> str:
@@ -113,38 +112,14 @@ def _is_somebody_there() -> bool:
     return is_terminal(sys.stdin) and is_terminal(sys.stderr)
 
 
-class Grants:
-    """Tools that the user allowed for always: name and file, in `grants.json` of the configuration folder."""
-
-    @property
-    def path(self) -> Path:
-        """The file they are kept in."""
-        from edgellm.trust import config_dir
-
-        return config_dir() / "grants.json"
-
-    def holds(self, name: str, origin: str) -> bool:
-        """Whether the tool of that name from that file was allowed."""
-        return bool(origin) and self._read().get(name) == origin
+class Grants(grants.Grants):
+    """Grants whose keeper is told where they cannot be kept."""
 
     def add(self, name: str, origin: str) -> None:
         """Remembers a tool; where that fails, the user is told, and asked again next time."""
-        if not origin:
-            return
-        from edgellm.models.files import write_text
-
-        granted = {**self._read(), name: origin}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_text(self.path, json.dumps(granted, indent=1, sort_keys=True) + "\n")
+            super().add(name, origin)
         except OSError as error:
             warn(
                 f"warning: {self.path} cannot be written ({error.strerror}); {name} is allowed for this chat only."
             )
-
-    def _read(self) -> dict[str, str]:
-        try:
-            found: Any = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return cast("dict[str, str]", found) if isinstance(found, dict) else {}

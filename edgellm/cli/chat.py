@@ -159,7 +159,7 @@ def _history(is_interactive: bool, words: list[str]) -> Any:
     if not is_interactive or readline is None:
         yield
         return
-    from edgellm.cli.state import private_dir, state_dir
+    from edgellm.folders import private_dir, state_dir
 
     path = state_dir() / "history"
     before = 0

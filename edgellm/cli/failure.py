@@ -117,7 +117,7 @@ def _write_log(error: Exception) -> Path | None:
     import traceback
     from datetime import datetime
 
-    from edgellm.cli.state import private_dir, state_dir
+    from edgellm.folders import private_dir, state_dir
 
     try:
         path = private_dir(state_dir()) / "errors.log"

@@ -28,7 +28,7 @@ _INTERRUPTED = 120  # failure.INTERRUPTED, which may not have been imported yet
 _EXAMPLES = """\
 examples:
   edgellm models pull smollm2-135m            fetch the default model (98 MB)
-  edgellm                                     chat with it
+  edgellm                                     the app: chat with it, see every token
   edgellm run "What is 23 * 17 + 4?"          one answer, with calculator and clock at hand
   edgellm run --json "Why is the sky blue?"   the same as JSON lines
   edgellm chat -m ./model.gguf --system "Be brief."
@@ -84,6 +84,10 @@ def _run(words: list[str]) -> int:
 
     from edgellm.cli.arguments import Parser, UsageError, nearest
 
+    if not words and _has_screen():
+        from edgellm_tui.app import run_app
+
+        return run_app()
     first = words[0] if words else _DEFAULT
     if first == "help" and len(words) > 1:
         words = [words[1], "--help"]
@@ -113,11 +117,19 @@ def _run(words: list[str]) -> int:
     return int(args.handler(args))
 
 
+def _has_screen() -> bool:
+    """Whether the app can draw on this terminal; where it cannot, the chat goes line by line."""
+    if os.environ.get("TERM", "dumb" if os.name != "nt" else "") in ("dumb", "unknown"):
+        return False
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return all(stream is not None and stream.isatty() for stream in streams)
+
+
 def _help() -> str:
     commands = "\n".join(f"  {name:<10}  {summary}" for name, (_, summary) in _COMMANDS.items())
     return (
         "usage: edgellm [COMMAND] [OPTIONS]\n\n"
-        "Quantized language models on small machines. Without a command: a chat.\n\n"
+        "Quantized language models on small machines. Without a command: the app.\n\n"
         f"commands (`edgellm COMMAND --help` tells more):\n{commands}\n\n{_EXAMPLES}"
     )
 

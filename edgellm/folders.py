@@ -1,4 +1,4 @@
-"""Where the command line keeps what is neither model nor setting: history and the log of internal errors."""
+"""Where edgellm keeps what is neither model nor setting: chats, history, the log of internal errors."""
 
 from __future__ import annotations
 

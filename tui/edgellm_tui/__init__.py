@@ -1,0 +1,1 @@
+"""The terminal app: a chat one can see through."""

@@ -1,0 +1,39 @@
+"""Which characters the app draws with: plain ASCII, box drawing, or eighth blocks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """A set of characters. `eighths` are the parts of a bar cell, from the smallest to the whole."""
+
+    name: str
+    rule: str
+    column: str
+    closed: str
+    opened: str
+    cursor: str
+    branch: str
+    last_branch: str
+    line: str
+    eighths: str
+    levels: str
+
+
+ASCII = Glyphs("ascii", "-", "|", ">", "v", ">", "|- ", "`- ", "|  ", "#", "_.:-=+*#")
+BOX = Glyphs("box", "─", "│", ">", "v", ">", "├─ ", "└─ ", "│  ", "█", "▁▂▃▄▅▆▇█")
+FULL = Glyphs("full", "─", "│", "▸", "▾", "❯", "├─ ", "└─ ", "│  ", "▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇█")
+SETS = {each.name: each for each in (ASCII, BOX, FULL)}
+
+
+def fitting(name: str = "auto") -> Glyphs:
+    """The set of that name; "auto" asks the environment: ASCII on a Linux console or without UTF-8."""
+    if name in SETS:
+        return SETS[name]
+    locale = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or "C.UTF-8"
+    if os.environ.get("TERM") in ("linux", "vt100", "vt220") or "utf" not in locale.lower():
+        return ASCII
+    return BOX

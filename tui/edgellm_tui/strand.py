@@ -1,0 +1,329 @@
+"""One branch of a conversation as the screen knows it: a function of the events that came."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import edgellm
+from edgellm import Distribution, Step, Usage
+from edgellm_tui.blocks import AnswerBlock, Block, NoteBlock, ReasoningBlock, UserBlock
+from edgellm_tui.cards import CardBlock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgellm import Event, Message, ToolCall
+
+_FULL_STEPS = 256
+_RATE_WINDOW = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a branch began: in which other one, at which tape position, with which token in place of the old."""
+
+    parent: int
+    position: int | None = None
+    token: str = ""
+    why: str = "fork"
+
+
+class Strand:
+    """What is shown of one branch, and the steps its tokens were drawn in.
+
+    `steps` maps tape positions to steps: all rows of the last 256, raw and final rows of those before.
+    """
+
+    def __init__(self, key: int, chat: Any, *, origin: Origin | None = None, name: str = "") -> None:
+        # Any: a Chat, or what plays one in tests.
+        self.key = key
+        self.chat = chat
+        self.origin = origin
+        self.name = name
+        self.blocks: list[Block] = []
+        self.steps: dict[int, Step] = {}
+        self.usage = Usage()
+        self.turn_usage: Usage | None = None
+        self.state = "READY"
+        self.prefill = (0, 0)
+        self.prefill_started = 0.0
+        self.started = 0.0
+        self.first_token_s: float | None = None
+        self.turn_tokens = 0
+        self.finish_reason = ""
+        self.created = time.time()
+        self._full: deque[int] = deque()
+        self._times: deque[float] = deque(maxlen=_RATE_WINDOW)
+        self._cards: dict[int, CardBlock] = {}
+        self._calls: dict[str, CardBlock] = {}
+
+    # -- what is there ------------------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """A turn is open."""
+        return self.state in ("PREFILL", "DECODE", "TOOL", "PAUSED")
+
+    @property
+    def last_step(self) -> Step | None:
+        """The newest token with a distribution, else the newest."""
+        newest: Step | None = None
+        for position in reversed(self.steps):
+            step = self.steps[position]
+            newest = newest or step
+            if step.distribution is not None:
+                return step
+            if position < newest.position - 64:
+                break
+        return newest
+
+    def step_list(self) -> list[Step]:
+        """The tokens whose drawing was seen, in order."""
+        return list(self.steps.values())
+
+    @property
+    def tok_s(self) -> float:
+        """Tokens a second over the last ones."""
+        times = self._times
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
+
+    @property
+    def last_answer(self) -> str:
+        """The newest answer's text."""
+        return next((block.plain() for block in reversed(self.blocks) if isinstance(block, AnswerBlock)), "")
+
+    @property
+    def title(self) -> str:
+        """The first thing the user said."""
+        return next((block.text for block in self.blocks if isinstance(block, UserBlock)), "")
+
+    def card_of(self, call: ToolCall) -> CardBlock | None:
+        """The card of a call."""
+        return self._calls.get(call.id)
+
+    # -- turns --------------------------------------------------------------------------------------------
+
+    def begin(self, text: str | None) -> None:
+        """A turn begins."""
+        if text is not None:
+            self.blocks.append(UserBlock(text))
+        self.state, self.finish_reason = "PREFILL", ""
+        self.prefill = (0, 0)
+        self.started = time.perf_counter()
+        self.first_token_s = None
+        self.turn_tokens = 0
+        self._times.clear()
+        self._cards.clear()
+
+    def end(self, error: Exception | None = None) -> None:
+        """The turn is over."""
+        self._close_open()
+        for card in self._cards.values():
+            if card.state in ("WRITING", "ASKS", "RUNNING"):
+                card.set(state="STOPPED")
+        self.state = "STOPPED" if self.finish_reason == "cancelled" else "READY"
+        if error is not None:
+            self.state = "FAILED"
+            self.note(told(error), is_error=True)
+
+    def note(self, text: str, *, is_error: bool = False) -> None:
+        """Adds a notice."""
+        self.blocks.append(NoteBlock(text, is_error=is_error))
+
+    def hear(self, event: Event, at: float) -> None:
+        """Takes one event of the open turn."""
+        match event:
+            case edgellm.TokenDrawn(step):
+                self._drawn(step, at)
+            case edgellm.TextDelta(text):
+                self._answer(text)
+            case edgellm.ReasoningDelta(text):
+                self._reasoning(text)
+            case edgellm.PrefillProgress(done, total):
+                if self.state != "PREFILL" or not self.prefill[0]:
+                    self.prefill_started = at
+                self.state = "PREFILL" if done < total else "DECODE"
+                self.prefill = (done, total)
+            case edgellm.Notice(message):
+                self._close_open()
+                self.note(message)
+            case edgellm.TurnFinished(_, reason, usage):
+                self.finish_reason = reason
+                self.turn_usage = usage
+                self.usage += usage
+                self._told_why(reason)
+            case _:
+                self._heard_of_call(event)
+
+    def _told_why(self, reason: str) -> None:
+        words = {
+            "cancelled": "stopped; the text so far stays",
+            "length": "the answer reached its limit of tokens (/continue goes on)",
+            "context_full": "the context is full: begin a new chat, or rewind",
+            "max_steps": "too many tool calls in one turn; it was ended",
+        }
+        if reason in words:
+            self._close_open()
+            self.note(words[reason])
+
+    def _heard_of_call(self, event: Event) -> None:
+        match event:
+            case edgellm.ToolCallStarted(index):
+                self._close_open()
+                self._card(index)
+            case edgellm.ToolCallName(index, name):
+                self._card(index).set(name=name)
+            case edgellm.ToolCallDelta(index, fragment):
+                card = self._card(index)
+                card.set(written=card.written + fragment)
+            case edgellm.ToolCallReady(index, call):
+                card = self._card(index)
+                card.set(name=call.name, arguments=call.arguments, id=call.id, state="READY")
+                self._calls[call.id] = card
+            case edgellm.ToolCallBroken(index, raw, error):
+                self._card(index).set(state="BROKEN", written=raw, note=error)
+            case edgellm.CallRepaired(index, _, _, error):
+                self._card(index).set(
+                    state="WRITING", written="", arguments=None, note=f"written again: {error}"
+                )
+            case edgellm.ApprovalRequested(call, reason):
+                self.state = "PAUSED"
+                self._card_for(call).set(state="ASKS", note=reason)
+            case edgellm.ToolApproved(call, by):
+                self._card_for(call).set(
+                    arguments=call.arguments, note="" if by == "auto" else f"allowed by {by}"
+                )
+            case edgellm.ToolDenied(call, reason):
+                self._card_for(call).set(state="DENIED", note=reason)
+            case edgellm.ToolRunning(call):
+                self.state = "TOOL"
+                self._card_for(call).set(state="RUNNING")
+            case edgellm.ToolFinished(call, result):
+                self._card_for(call).finish(result)
+            case _:
+                pass
+
+    def _card(self, index: int) -> CardBlock:
+        card = self._cards.get(index)
+        if card is None:
+            card = self._cards[index] = CardBlock(index)
+            self.blocks.append(card)
+        return card
+
+    def _card_for(self, call: ToolCall) -> CardBlock:
+        card = self._calls.get(call.id)
+        if card is None:
+            card = self._calls[call.id] = CardBlock()
+            card.set(name=call.name, arguments=call.arguments, id=call.id)
+            self.blocks.append(card)
+        return card
+
+    def _answer(self, text: str) -> None:
+        last = self.blocks[-1] if self.blocks else None
+        if not isinstance(last, AnswerBlock):
+            if not text.strip():
+                return
+            self._close_open()
+            last = AnswerBlock()
+            self.blocks.append(last)
+        last.append(text)
+
+    def _reasoning(self, text: str) -> None:
+        last = self.blocks[-1] if self.blocks else None
+        if not isinstance(last, ReasoningBlock):
+            if not text.strip():
+                return
+            last = ReasoningBlock()
+            self.blocks.append(last)
+        last.append(text)
+
+    def _close_open(self) -> None:
+        last = self.blocks[-1] if self.blocks else None
+        if isinstance(last, AnswerBlock | ReasoningBlock):
+            last.finish()
+
+    # -- tokens -------------------------------------------------------------------------------------------
+
+    def _drawn(self, step: Step, at: float) -> None:
+        if self.first_token_s is None:
+            self.first_token_s = at - self.started
+        self.state = "DECODE"
+        self.turn_tokens += 1
+        self._times.append(at)
+        self.keep(step)
+
+    def keep(self, step: Step) -> None:
+        """Takes a step into the books; tokens at and behind its place were taken back."""
+        while self.steps and next(reversed(self.steps)) >= step.position:
+            self.steps.popitem()
+        self.steps[step.position] = step
+        self._full.append(step.position)
+        if len(self._full) > _FULL_STEPS:
+            position = self._full.popleft()
+            old = self.steps.get(position)
+            if old is not None:
+                self.steps[position] = thinned(old)
+
+    def forget_from(self, position: int) -> None:
+        """Drops the steps of tokens that are not on the tape any more."""
+        while self.steps and next(reversed(self.steps)) >= position:
+            self.steps.popitem()
+
+    def load(self, messages: Sequence[Message]) -> None:
+        """The blocks of a conversation that is there already."""
+        self.blocks.clear()
+        self._calls.clear()
+        for index, message in enumerate(messages):
+            start = len(self.blocks)
+            if message.role == "user":
+                self.blocks.append(UserBlock(message.content))
+            elif message.role == "assistant":
+                if message.reasoning.strip():
+                    self.blocks.append(ReasoningBlock(message.reasoning, is_over=True))
+                if message.content.strip():
+                    self.blocks.append(AnswerBlock(message.content))
+                for call in message.tool_calls:
+                    self._card_for(call).set(state="OK")
+            elif message.role == "tool":
+                card = self._calls.get(message.tool_call_id)
+                if card is not None:
+                    card.set(result=message.content)
+            for block in self.blocks[start:]:
+                block.message = index
+
+    def number(self, messages: Sequence[Message]) -> None:
+        """Tells the user's blocks which message of the chat each of them is."""
+        indices = [index for index, message in enumerate(messages) if message.role == "user"]
+        users = [block for block in self.blocks if isinstance(block, UserBlock)]
+        for block, index in zip(reversed(users), reversed(indices), strict=False):
+            block.message = index
+
+
+def thinned(step: Step) -> Step:
+    """The step with raw and final rows only."""
+    seen = step.distribution
+    if seen is None:
+        return step
+    points = (seen.raw, seen.final)
+    return Step(
+        step.token,
+        step.piece,
+        step.position,
+        step.is_eog,
+        step.is_control,
+        step.is_forced,
+        step.is_constrained,
+        step.is_guided,
+        step.logprob,
+        Distribution(lambda: points, seen.u),
+    )
+
+
+def told(error: Exception) -> str:
+    """An error in words."""
+    if isinstance(error, edgellm.EdgeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}. The app goes on; the log page has the details."
