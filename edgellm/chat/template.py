@@ -110,6 +110,11 @@ class ChatTemplate:
                 return segments_of(text)
         return segments_of(self._render(_merge_system(messages), tools, options))
 
+    def text(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> str:
+        """The prompt as one text, without a generation prompt. Raises TemplateError."""
+        segments = self.render(messages, tools=tools, add_generation_prompt=False)
+        return "".join(segment.text for segment in segments)
+
     def _render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: dict[str, Any]) -> str:
         has_calls = any(message.tool_calls for message in messages)
         try:

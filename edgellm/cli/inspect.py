@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
     from edgellm.chat.formats import WireFormat
+    from edgellm.chat.template import ChatTemplate
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.types import Message, ToolSpec
 
@@ -163,17 +164,18 @@ def _record(info: GGUFInfo, writing: _Writing) -> dict[str, Any]:
 
 def _writing(info: GGUFInfo) -> _Writing:
     from edgellm.chat.formats import choose_format
-    from edgellm.chat.template import select_template
+    from edgellm.chat.template import ChatTemplate, select_template
 
     try:
         name, source = select_template(dict(info.chat_templates), True)
     except EdgeError as error:
         return _Writing("", "", "", "", str(error))
     special, bos, eos, trouble = _special_tokens(info)
-    wire_format = choose_format(source, special, "auto")
+    template = ChatTemplate(source, bos_text=bos, eos_text=eos, name=name)
+    wire_format = choose_format(source, special, "auto", template.text)
     example = ""
     try:
-        example = _example(source, name, bos, eos, wire_format)
+        example = _example(template, wire_format)
     except EdgeError as error:
         trouble = str(error)
     return _Writing(name, wire_format.id, wire_format.reason, example, trouble)
@@ -194,18 +196,18 @@ def _special_tokens(info: GGUFInfo) -> tuple[set[str], str, str, str]:
         return set(), "", "", str(error)
 
 
-def _example(source: str, name: str, bos: str, eos: str, wire_format: WireFormat) -> str:
-    from edgellm.chat.template import ChatTemplate
-
+def _example(template: ChatTemplate, wire_format: WireFormat) -> str:
     tool, messages = _conversation()
     described = wire_format.describe_tools((tool,))
     if described:
         system = messages[0]
         messages[0] = type(system)("system", f"{system.content}\n\n{described}")
-    template = ChatTemplate(source, bos_text=bos, eos_text=eos, name=name)
     tools = (tool,) if wire_format.template_takes_tools else ()
     return "".join(
-        segment.text for segment in template.render(wire_format.to_template(messages), tools=tools)
+        segment.text
+        for segment in template.render(
+            wire_format.to_template(messages), tools=tools, **wire_format.template_inputs((tool,))
+        )
     )
 
 

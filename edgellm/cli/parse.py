@@ -52,11 +52,12 @@ def run(args: Namespace) -> int:
     """Reads stdin, prints what it says."""
     from edgellm.chat.formats import choose_format
     from edgellm.chat.parser import OutputParser
+    from edgellm.chat.template import ChatTemplate
     from edgellm.chat.utf8 import TextDecoder
     from edgellm.cli.json_lines import event_line
 
     override, template = _choice(args)
-    wire_format = choose_format(template, (), override)
+    wire_format = choose_format(template, (), override, ChatTemplate(template).text if template else None)
     if not template:
         # No template says whether the model thinks: marks of reasoning are taken for what they look like.
         wire_format = replace(wire_format, is_thinking=True)

@@ -13,6 +13,7 @@ from edgellm.chat.formats import (
     nested_tags,
     tagged_families,
 )
+from edgellm.chat.formats.differential import Render, derive_format
 from edgellm.chat.formats.generic import Generic
 from edgellm.chat.formats.hermes import Hermes
 from edgellm.chat.formats.json_families import MISTRAL_ARRAY
@@ -42,12 +43,16 @@ FORMATS: Mapping[str, WireFormat] = {wire_format.id: wire_format for wire_format
 
 
 def choose_format(
-    template_source: str, special_tokens: Collection[str] = (), override: str | None = None
+    template_source: str,
+    special_tokens: Collection[str] = (),
+    override: str | None = None,
+    render: Render | None = None,
 ) -> WireFormat:
     """The wire format for a model, by its template's own words; `.reason` says why.
 
     `special_tokens` are the spellings of the vocabulary's special tokens. `override` is a format's id, or
-    "auto". Raises ConfigError for an unknown id.
+    "auto". Where nothing in the template's text tells, `render` (the template's text for messages and tools) is asked:
+    see `differential`. Raises ConfigError for an unknown id.
     """
     if override and override != "auto":
         if override not in FORMATS:
@@ -64,6 +69,10 @@ def choose_format(
         if wire_format.vocabulary_sign and wire_format.vocabulary_sign in special_tokens:
             reason = f"its template names no call, but its vocabulary has {wire_format.vocabulary_sign}"
             return _fitted(wire_format, template_source, reason)
+    if render is not None and "tools" in template_source and (derived := derive_format(render)) is not None:
+        opening = derived.marks.call_open[0] if derived.marks.call_open else "no mark"
+        reason = f"rendering its template with and without calls shows them behind {opening!r}"
+        return replace(derived, is_thinking=bool(derived.marks.reasoning_open), reason=reason)
     knows = (
         "takes tools, in a way that is not known" if "tools" in template_source else "knows nothing of tools"
     )
