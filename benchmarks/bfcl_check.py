@@ -1,6 +1,7 @@
 """BFCL's data in our terms: its functions as JSON Schema tools, its answers as a check of one call.
 
-Covers the categories simple_python and multiple (Python, exactly one call). The verdicts are those of BFCL's
+Covers the categories simple_python and multiple (Python, exactly one call), parallel (several, in any order) and
+irrelevance (none). The verdicts are those of BFCL's
 own AST checker (Berkeley Function-Calling Leaderboard, gorilla.cs.berkeley.edu), oddities included, because
 figures are compared with other people's.
 """
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Category = Literal["simple_python", "multiple"]
-Verdict = Literal["right", "wrong_tool", "wrong_arguments", "missed_call"]
+Category = Literal["simple_python", "multiple", "parallel", "irrelevance"]
+Verdict = Literal["right", "wrong_tool", "wrong_arguments", "missed_call", "false_call"]
 
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 _PYTHON_TYPES: dict[str, type] = {
@@ -33,13 +34,17 @@ _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 @dataclass(frozen=True, slots=True)
 class BfclCase:
-    """One question. `functions` are BFCL's own descriptions, `answer` maps arguments to acceptable values."""
+    """One question. `functions` are BFCL's own descriptions, `answer` maps arguments to acceptable values.
+
+    `more` are the further calls, (name, answer), that are right in parallel; `name` is "" where no call is.
+    """
 
     id: str
     messages: tuple[dict[str, str], ...]
     functions: tuple[dict[str, Any], ...]
     name: str
     answer: dict[str, list[Any]]
+    more: tuple[tuple[str, dict[str, list[Any]]], ...] = ()
 
 
 def load_bfcl(folder: Path, category: Category, limit: int | None = None) -> list[BfclCase]:
@@ -47,14 +52,16 @@ def load_bfcl(folder: Path, category: Category, limit: int | None = None) -> lis
     path = folder / f"BFCL_v4_{category}.json"
     questions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:limit]]
     key = folder / "possible_answer" / path.name
-    answers = {
-        row["id"]: row["ground_truth"]
-        for row in map(json.loads, key.read_text(encoding="utf-8").splitlines())
-    }
+    answers: dict[str, list[dict[str, Any]]] = {}
+    if category != "irrelevance":
+        rows = map(json.loads, key.read_text(encoding="utf-8").splitlines())
+        answers = {row["id"]: row["ground_truth"] for row in rows}
     cases: list[BfclCase] = []
     for row in questions:
-        ((name, answer),) = answers[row["id"]][0].items()
-        cases.append(BfclCase(row["id"], tuple(row["question"][0]), tuple(row["function"]), name, answer))
+        wanted = [next(iter(call.items())) for call in answers.get(row["id"], ())] or [("", {})]
+        (name, answer), *more = wanted
+        messages, functions = tuple(row["question"][0]), tuple(row["function"])
+        cases.append(BfclCase(row["id"], messages, functions, name, answer, tuple(more)))
     return cases
 
 
@@ -95,6 +102,32 @@ def schema_of(described: Mapping[str, Any]) -> dict[str, Any]:
         ):
             schema[key] = value
     return schema
+
+
+def check_calls(case: BfclCase, calls: Sequence[Mapping[str, Any]]) -> Verdict:
+    """What became of a case in which these calls were made. Parallel ones may come in any order."""
+    if not case.name:
+        return "false_call" if calls else "right"
+    if not calls:
+        return "missed_call"
+    if not case.more:
+        return check(case, calls[0])
+    left = list(calls)
+    worst: Verdict = "right"
+    for name, answer in ((case.name, case.answer), *case.more):
+        one = BfclCase(case.id, case.messages, case.functions, name, answer)
+        verdicts = [check(one, call) for call in left]
+        if "right" in verdicts:
+            del left[verdicts.index("right")]
+        else:
+            worst = (
+                "wrong_arguments"
+                if "wrong_arguments" in verdicts
+                else "wrong_tool"
+                if left
+                else "missed_call"
+            )
+    return worst if not left or worst != "right" else "wrong_tool"
 
 
 def check(case: BfclCase, call: Mapping[str, Any] | None) -> Verdict:

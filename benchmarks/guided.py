@@ -14,8 +14,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bfcl import edgellm_caller
 from guided_score import Verdict, load_cases, rates, score
+from toolcalls import edgellm_caller
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     with edgellm_caller(options.model, tool_choice="auto") as call:
         for case in cases:
-            made = call([{"role": "user", "content": case.question}], case.tools)
+            reply = call([{"role": "user", "content": case.question}], case.tools)
+            made = reply.calls[0] if reply.calls else None
             verdicts.append(score(case.expect, made))
             if options.errors and not verdicts[-1].startswith("right"):
                 said = json.dumps(made, ensure_ascii=False)

@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", action="append", choices=tuple(prove_parts.PARTS), help="one part; repeatable"
     )
-    parser.add_argument("--bfcl", type=Path, help="folder with BFCL's files, see benchmarks/bfcl.py")
+    parser.add_argument("--bfcl", type=Path, help="folder with BFCL's files, see benchmarks/toolcalls.py")
     parser.add_argument("--count", type=int, default=1000, help="random schemas of valid-calls")
     parser.add_argument(
         "--scale", type=int, default=40, help="the laws are tried on this many times the usual"

@@ -231,11 +231,11 @@ def valid_calls_page(ran: Ran) -> Evidence:
 
 
 def guided_tools(options: Options) -> Evidence:
-    """benchmarks/guided.py, and benchmarks/bfcl.py where its data is there."""
+    """benchmarks/guided.py, and benchmarks/toolcalls.py where its data is there."""
     ran = [run("benchmarks/guided.py", "--model", options.model, "--split", "held")]
     names = ["Our own cases, the half held apart"]
     if options.bfcl is not None:
-        ran.append(run("benchmarks/bfcl.py", "--model", options.model, "--data", options.bfcl))
+        ran.append(run("benchmarks/toolcalls.py", "--model", options.model, "--data", options.bfcl))
         names.append("BFCL v4, simple_python and multiple, by the official checker's rules")
     parts = [
         f"## {name}\n\n{one.table}\n{block(json.dumps(one.figures), 'json')}\n"

@@ -11,8 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import bfcl
 import bfcl_check
+import toolcalls
 
 FUNCTION = {
     "name": "bakery.order",
@@ -108,11 +108,28 @@ def test_run_reads_official_files_and_counts(tmp_path: Path) -> None:
     (tmp_path / name).write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")
     (tmp_path / "possible_answer" / name).write_text("\n".join(map(json.dumps, answers)), encoding="utf-8")
     replies = {
-        "0": {"name": "bakery_order", "arguments": {"bread": "rye", "loaves": 2}},
-        "1": {"name": "bakery_order", "arguments": {"bread": "rye", "loaves": 3}},
-        "2": None,
+        "0": toolcalls.Reply(({"name": "bakery_order", "arguments": {"bread": "rye", "loaves": 2}},), 12, 3),
+        "1": toolcalls.Reply(({"name": "bakery_order", "arguments": {"bread": "rye", "loaves": 3}},)),
+        "2": toolcalls.Reply(),
     }
     cases = bfcl_check.load_bfcl(tmp_path, "multiple", 3)
-    figures = bfcl.run(cases, lambda messages, tools: replies[messages[0]["content"]])
+    figures = toolcalls.run(cases, lambda messages, tools: replies[messages[0]["content"]])
     assert figures["cases"] == 3
     assert (figures["right"], figures["wrong_arguments"], figures["missed_call"]) == (0.3333, 0.3333, 0.3333)
+    assert (figures["tokens"], figures["forced"]) == (4.0, 1.0)
+
+
+def test_parallel_calls_come_in_any_order_and_none_is_right_where_none_helps() -> None:
+    other = {"bread": ["wheat"], "loaves": [1]}
+    case = bfcl_check.BfclCase(
+        "p", CASE.messages, CASE.functions, "bakery.order", ANSWER, (("bakery.order", other),)
+    )
+    rye = {"name": "bakery_order", "arguments": {"bread": "rye", "loaves": 2}}
+    wheat = {"name": "bakery_order", "arguments": {"bread": "wheat", "loaves": 1}}
+    assert bfcl_check.check_calls(case, [wheat, rye]) == "right"
+    assert bfcl_check.check_calls(case, [rye]) == "missed_call"
+    assert bfcl_check.check_calls(case, [rye, rye]) == "wrong_arguments"
+    assert bfcl_check.check_calls(case, [rye, wheat, rye]) == "wrong_tool"
+    nothing = bfcl_check.BfclCase("i", CASE.messages, CASE.functions, "", {})
+    assert bfcl_check.check_calls(nothing, []) == "right"
+    assert bfcl_check.check_calls(nothing, [rye]) == "false_call"
