@@ -36,6 +36,7 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 
 _HARMONY = Marks(
     call_close="<|call|>",
+    between_calls="<|start|>assistant",
     reasoning_open="<|channel|>analysis<|message|>",
     reasoning_close="<|end|>",
     more=(

@@ -216,13 +216,14 @@ class NamedCalls(WireFormat):
         return self.call_end + self.after + self.marks.call_close
 
     def render_calls(self, calls: Sequence[ToolCall]) -> str:
-        if not self.sections:
-            return WireFormat.render_calls(self, calls)
         bodies = [
             self._item_head(call.name, index) + self.render_arguments(call.arguments) + self.call_end
             for index, call in enumerate(calls)
         ]
-        return self._open() + self.before + self.between.join(bodies) + self.after + self.marks.call_close
+        opening, closing = self._open() + self.before, self.after + self.marks.call_close
+        if self.sections:
+            return opening + self.between.join(bodies) + closing
+        return self.marks.between_calls.join(opening + body + closing for body in bodies)
 
 
 def _by_arguments(arguments: Mapping[str, Any], tools: Sequence[ToolSpec]) -> str:

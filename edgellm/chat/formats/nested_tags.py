@@ -15,7 +15,7 @@ from edgellm.chat.formats.script import Fault, Scripted, Source
 from edgellm.chat.formats.tagged import TaggedCalls
 from edgellm.chat.formats.typed_value import is_text, properties, typed, types_of
 from edgellm.chat.formats.wire import Begun, CallReader, Complete, Mark, Marks, Named
-from edgellm.types import ToolSpec
+from edgellm.types import ToolCall, ToolSpec
 
 Reading = Generator[None, None, None]
 _NS = "]<]minimax[>["
@@ -197,6 +197,17 @@ class KimiK3(TaggedCalls):
                 value = typed(text, {"type": kind} if kind else schemas.get(key))
                 arguments.give(json.dumps(value, ensure_ascii=False))
         source.tell(Complete(name, arguments.end(), source.rest))
+
+    def render_calls(self, calls: Sequence[ToolCall]) -> str:
+        written = [
+            self.head
+            + call.name
+            + self.name_end.replace("1", str(number))
+            + self.render_arguments(call.arguments)
+            + self.call_end
+            for number, call in enumerate(calls, 1)
+        ]
+        return f"{self._open()}{self.between.join(written)}{self.marks.call_close}"
 
     def _key_end_for(self, schema: Any) -> str:
         kind = next(iter(types_of(schema)), "string")
