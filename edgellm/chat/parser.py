@@ -122,6 +122,11 @@ class OutputParser:
         return self._reader is not None and (self._is_call or self._has_begun)
 
     @property
+    def is_quiet(self) -> bool:
+        """Neither reasoning nor a call is open, and none has ended in a call so far: all is text."""
+        return self._reader is None and not self._in_reasoning and not self._calls
+
+    @property
     def in_reasoning(self) -> bool:
         """Output goes to the reasoning now."""
         return self._in_reasoning
@@ -164,6 +169,15 @@ class OutputParser:
     def feed(self, piece: str, *, is_control: bool = False) -> list[Event]:
         """The events that are certain after `piece`. `is_control`: it is the spelling of a control token."""
         self._fed += len(piece)
+        if (
+            self._reader is None
+            and not (is_control or self._hold or self._gap or self._at_start)
+            and self._marks_in["reasoning" if self._in_reasoning else "text"].is_plain(piece)
+        ):
+            # Nearly all text: nothing in it can be, or begin, a mark.
+            self._at_line = False
+            self._put(piece)
+            return self._take_events()
         rest = piece
         if is_control and self._reader is None:
             rest = self._control(piece)
@@ -408,6 +422,8 @@ class _Marks:
         for mark in self._marks:
             self._by_text.setdefault(mark.text, []).append(mark)
         self._longest = max((len(mark.text) for mark in self._marks), default=1) - 1
+        first = "".join({re.escape(mark.text[0]) for mark in marks})
+        self.is_plain = re.compile(rf"[^{first}\n]*[^{first}\s]").fullmatch
         self._prefixes = {mark.text[:size] for mark in marks for size in range(1, len(mark.text))}
 
     def first(self, text: str, *, is_start: bool, is_line: bool) -> tuple[int, wire.Mark | None]:

@@ -190,6 +190,9 @@ class Engine:
 
         A failure is stored in its own session, and raised by that session's `step`.
         """
+        waiting = [session for session in self._sessions if session.is_waiting]
+        if len(waiting) == 1 and waiting[0].is_simple and self._step_alone(waiting[0]):
+            return
         with self.in_use():
             waiting = [session for session in self._sessions if session.is_waiting]
             waiting.sort(key=lambda session: session.last_use)
@@ -199,6 +202,44 @@ class Engine:
             for session in crowded:
                 with self.kept(session):
                     self._step((session,))
+
+    def _step_alone(self, session: Session) -> bool:
+        """One token for the only session that waits, with as little around the decode as can be.
+
+        False, with nothing changed, where something is not as it should be: the long way deals with it.
+        """
+        if not self._use.acquire(blocking=False):
+            return False
+        try:
+            self._user = threading.get_ident()
+            self._clock += 1
+            session.last_use = self._clock
+            token, position, seq = session.pending_row()
+            try:
+                with self._abort_lock:
+                    self._running = (session,)
+                    self.context.clear_abort()
+                    is_cancelled = session.is_cancelled
+                status = None if is_cancelled else self.context.decode_one(token, position, seq)
+            except BaseException:
+                session.restore_memory()
+                raise
+            finally:
+                with self._abort_lock:
+                    self._running = ()
+            if status is not DecodeStatus.DONE:
+                session.restore_memory()
+                return False
+            try:
+                session.decoded(position + 1, logits=self.context.logits(0))
+                session.finish_step()
+            except BaseException:
+                session.keep_logits()
+                raise
+            return True
+        finally:
+            self._user = 0
+            self._use.release()
 
     def _step(self, batch: Sequence[Session]) -> list[Session]:
         """Gives those that found no room in the context beside the others: each has to step alone."""

@@ -98,6 +98,7 @@ class Context:
         self.n_threads: int = llama.llama_n_threads(self.pointer)
         self._n_vocab = model.vocabulary.size
         self._logit_views: dict[int, NDArray[np.float32]] = {}
+        self._llama_decode = self._llama.llama_decode
         self._logits_address = _logits_function(llama)
         self._window: int = llama.llama_model_n_swa(model.live_pointer())
         self._batch = _Batch(llama, self.n_batch, self.n_seq_max)
@@ -133,6 +134,18 @@ class Context:
         pointer = self._live()
         self._batch.fill(rows)
         status: int = self._llama.llama_decode(pointer, self._batch.value)
+        if status == 0:
+            return DecodeStatus.DONE
+        if status == 1:
+            return DecodeStatus.NO_ROOM
+        return DecodeStatus.ABORTED if status == 2 else DecodeStatus.FAILED
+
+    def decode_one(self, token: int, position: int, seq: int) -> DecodeStatus:
+        """`decode` for one row whose logits are wanted: what a lone decode loop does for each token."""
+        if not self.pointer:
+            self._live()
+        self._batch.one(token, position, seq)
+        status: int = self._llama_decode(self.pointer, self._batch.value)
         if status == 0:
             return DecodeStatus.DONE
         if status == 1:
@@ -260,6 +273,9 @@ class _Batch:
         self._logits = view(self.value.logits, shape=(capacity,))
         view(self.value.n_seq_id, shape=(capacity,))[:] = 1
         self._seq = [self.value.seq_id[i] for i in range(capacity)]
+        # Writing through a pointer is quicker than through a numpy view.
+        self._first_token, self._first_pos = self.value.token, self.value.pos
+        self._first_logits = self.value.logits
 
     def fill(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
         n = len(rows)
@@ -271,6 +287,13 @@ class _Batch:
             self._pos[i] = position
             self._seq[i][0] = seq
             self._logits[i] = wants_logits
+
+    def one(self, token: int, position: int, seq: int) -> None:
+        self.value.n_tokens = 1
+        self._first_token[0] = token
+        self._first_pos[0] = position
+        self._seq[0][0] = seq
+        self._first_logits[0] = 1
 
     def free(self) -> None:
         self._llama.llama_batch_free(self.value)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _NAN = float("nan")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepContext:
     """Where a token is drawn: its `position` on the tape, the branch's id, and the tape so far.
 
@@ -43,7 +43,7 @@ class StepContext:
     label: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draw:
     """A drawn token. `u` is nan where the draw was greedy or made inside a stage.
 

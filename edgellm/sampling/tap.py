@@ -94,7 +94,7 @@ def _kth_largest(values: NDArray[np.float32], k: int) -> float:
     return sorted(values.tolist(), reverse=True)[k - 1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Snapshot:
     """The rows left after a stage, copied; `total` and `entropy_bits` are given for the whole vocabulary only."""
 
