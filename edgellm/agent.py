@@ -239,6 +239,7 @@ class Agent:
         started = time.perf_counter()
         is_on_tape = False
         try:
+            is_resumed = step == 0 and not tail and self.conversation.is_answer_open
             plan = self.conversation.plan(tail)
             reused = session.kv_length
             for done, total in session.prefill(plan.entries):
@@ -281,6 +282,8 @@ class Agent:
             find_fault=self._fault_of,
             answer=answer_format,
             reasoning_budget=self.limits.reasoning_budget,
+            is_shared=self.is_shared,
+            resumed=self.conversation.open_answer() if is_resumed else None,
         )
         cost = Leg(
             prefill_tokens=session.prefilled_tokens - prefilled,

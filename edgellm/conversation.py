@@ -9,6 +9,8 @@ import msgspec
 
 from edgellm.chat.continuation import strip_leading
 from edgellm.chat.exactness import Exactness, compare
+from edgellm.chat.parser import OutputParser
+from edgellm.chat.utf8 import TextDecoder
 from edgellm.errors import ConfigError, SessionError, TemplateError
 from edgellm.types import Message, SpanKind
 
@@ -34,6 +36,15 @@ class Plan:
     prefix: str
     removed_tokens: int = 0
     is_shifted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAnswer:
+    """An answer that goes on: its first tape position, its tokens so far, the generation prompt before them."""
+
+    start: int
+    tokens: tuple[int, ...]
+    prefix: str
 
 
 class Conversation:
@@ -62,6 +73,8 @@ class Conversation:
         self.format = wire_format
         self.system = system
         self.specs = tuple(specs)
+        # The tools whose calls are read from answers: where the runtime chooses, the model is not told of them.
+        self.offered: tuple[ToolSpec, ...] = self.specs
         self.preamble = tuple(preamble)
         self.messages: list[Message] = list(history)
         self.starts: list[int] = [0] * len(self.messages)
@@ -175,11 +188,93 @@ class Conversation:
             self._is_begun = True
         self.messages += plan.messages
         self.starts += [start] * len(plan.messages)
-        self._answer_start = len(self.session.tape)
+        # An open answer goes on where nothing is said.
+        is_same = not plan.messages and self.is_answer_open
+        self._answer_start = self.starts[-1] if is_same else len(self.session.tape)
         self._postponed.clear()
 
+    def reopen(self, position: int, token: int | None = None) -> None:
+        """Cuts the tape inside an answer, which goes on from there; `token` is put at the cut. Raises ConfigError.
+
+        What is left of the answer is the last message, until the answer has gone on.
+        """
+        index = max((i for i, start in enumerate(self.starts) if start <= position), default=-1)
+        session = self.session
+        start = self.starts[index] if index >= 0 else 0
+        if (
+            index < 0
+            or self.messages[index].role != "assistant"
+            or position > len(session.tape)
+            or SpanKind.GLUE in session.tape.kinds[start:position]
+        ):
+            raise ConfigError(
+                f"position {position} is in no answer of this chat.",
+                hint="Give the position of a token that the model wrote (Step.position), or the end of the answer.",
+            )
+        if token is not None and not 0 <= token < session.engine.vocabulary.size:
+            raise ConfigError(f"token {token} is not in the vocabulary.", hint="Take one from Rows.ids.")
+        kinds = session.tape.kinds
+        kind = kinds[position] if position < len(kinds) else SpanKind.TEXT
+        self._postponed.clear()
+        session.rewind(position)
+        if token is not None:
+            is_end = session.engine.vocabulary.is_eog(token)
+            session.write_pending(token, SpanKind.GLUE if is_end or kind == SpanKind.GLUE else kind)
+        del self.messages[index + 1 :]
+        del self.starts[index + 1 :]
+        self.messages[index] = self._read_answer(start)
+
+    def _read_answer(self, start: int) -> Message:
+        """The message that the tape from `start` on spells."""
+        vocabulary = self.session.engine.vocabulary
+        tokens = self.session.tape.tokens[start:]
+        prompt = self._prompt_before(start)
+        texts = self.format.texts()
+        parser = OutputParser(
+            self.format,
+            prefix=prompt,
+            tools=self.offered,
+            expects_calls=bool(self.offered),
+            control_marks={text for text in vocabulary.special_tokens if text and text in texts},
+        )
+        decoder = TextDecoder()
+        for token in tokens:
+            if not vocabulary.is_eog(token):
+                text = decoder.feed(vocabulary.piece(token))
+                if text:
+                    parser.feed(text, is_control=vocabulary.is_control(token))
+        parser.finish()
+        return Message("assistant", parser.text, reasoning=parser.reasoning, tool_calls=tuple(parser.calls))
+
+    @property
+    def is_answer_open(self) -> bool:
+        """The tape ends inside an answer, which was cut, cancelled or limited: without a new message it goes on."""
+        tape = self.session.tape
+        return (
+            bool(self.messages)
+            and self.messages[-1].role == "assistant"
+            and not self._postponed
+            and self._is_begun
+            and not self.session.engine.vocabulary.is_eog(tape.tokens[-1])
+        )
+
+    def open_answer(self) -> OpenAnswer:
+        """The answer that goes on."""
+        start = self.starts[-1]
+        return OpenAnswer(start, tuple(self.session.tape.tokens[start:]), self._prompt_before(start))
+
+    def _prompt_before(self, start: int) -> str:
+        """The generation prompt that the answer at `start` continues."""
+        tape, first = self.session.tape, start
+        while first and tape.kinds[first - 1] == SpanKind.GLUE:
+            first -= 1
+        return self.session.engine.vocabulary.text_of(tape.tokens[first:start]).decode("utf-8", "replace")
+
     def answered(self, message: Message) -> None:
-        """An answer was decoded, from the end of the last plan on."""
+        """An answer was decoded, from the end of the last plan on, or an open one has gone on."""
+        if self.starts and self.starts[-1] == self._answer_start and self.messages[-1].role == "assistant":
+            self.messages.pop()
+            self.starts.pop()
         if message.content or message.reasoning or message.tool_calls:
             self.messages.append(message)
             self.starts.append(self._answer_start)
@@ -261,6 +356,7 @@ class Conversation:
         other._postponed = list(self._postponed)
         other._is_begun = self._is_begun
         other._answer_start = self._answer_start
+        other.offered = self.offered
         other.reasoning_policy = self.reasoning_policy
         return other
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from edgellm.chat.formats.wire import WireFormat
+    from edgellm.conversation import OpenAnswer
     from edgellm.engine.session import Session
     from edgellm.events import Event
     from edgellm.response_format import ResponseFormat
@@ -56,7 +57,7 @@ class Waiting:
 NEXT_TOKEN = Waiting(lambda _timeout_s: True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Fed:
     """A token that the parser has seen: its place on the tape, and the byte offset of its text in the leg."""
 
@@ -89,6 +90,8 @@ class Decoding:
         max_repairs: int = MAX_REPAIRS,
         answer: ResponseFormat | None = None,
         reasoning_budget: int | None = None,
+        is_shared: bool = False,
+        resumed: OpenAnswer | None = None,
     ) -> None:
         self._session = session
         self._format = wire_format
@@ -103,12 +106,13 @@ class Decoding:
         self._answer = answer
         self._answer_constraint = make_constraint
         self._reasoning_left = reasoning_budget
+        self._is_shared = is_shared
         texts = wire_format.texts()
         special = session.engine.vocabulary.special_tokens
         self._special_ids = {text: token for text, token in special.items() if text and text in texts}
         self._new_parser = lambda: OutputParser(
             wire_format,
-            prefix=prefix,
+            prefix=resumed.prefix if resumed is not None else prefix,
             start_index=start_index,
             tools=specs,
             expects_calls=bool(specs),
@@ -133,6 +137,8 @@ class Decoding:
         self.decode_s = 0.0
         # What is wrong with a call that could not be repaired.
         self.fault = ""
+        if resumed is not None:
+            self._resume(resumed)
 
     @property
     def calls(self) -> Sequence[ToolCall]:
@@ -179,8 +185,10 @@ class Decoding:
                         yield from self._end_reasoning()
                         continue
                     self._reasoning_left -= 1
-                session.request()
-                yield NEXT_TOKEN
+                if self._is_shared:
+                    # Others join the batch of the next step.
+                    session.request()
+                    yield NEXT_TOKEN
                 started = time.perf_counter()
                 try:
                     step = session.step()
@@ -206,7 +214,7 @@ class Decoding:
                 else:
                     self._withheld += events
                     continue
-                if is_over or (len(self.calls) >= self._max_calls and not self._parser.in_call):
+                if is_over or self._has_enough():
                     break
         finally:
             session.constraint, session.is_checked = None, False
@@ -215,6 +223,10 @@ class Decoding:
             rest = self._finish()
         yield from self._withheld
         yield from rest
+
+    def _has_enough(self) -> bool:
+        parser = self._parser
+        return not parser.is_quiet and len(parser.calls) >= self._max_calls and not parser.in_call
 
     def _constrain_answer(self) -> None:
         """From here on the answer is kept to its format; a call may stand in its place."""
@@ -230,6 +242,16 @@ class Decoding:
         self._reasoning_left = None
         closing = self._format.marks.reasoning_close
         yield from self.write(f"{BUDGET_SENTENCE}{closing}\n\n", SpanKind.REASONING)
+
+    def _resume(self, resumed: OpenAnswer) -> None:
+        """Reads what there is of an answer that goes on; its events were given out before."""
+        vocabulary = self._session.engine.vocabulary
+        for position, token in enumerate(resumed.tokens, resumed.start):
+            piece = vocabulary.piece(token)
+            step = Step(token, piece, position, is_control=vocabulary.is_control(token))
+            self._take(step, self._decoder.feed(piece))
+        if self._parser.in_call and self._is_constrained and self._make_constraint is not None:
+            self._constrain([])
 
     def required(self) -> Constraint:
         """The constraint under which the very first token begins a call. Raises ConstraintError."""
@@ -303,9 +325,18 @@ class Decoding:
     def _take(self, step: Step, text: str) -> list[Event]:
         """Parses one token and labels it; where it shows that a call has begun, the mark's tokens too."""
         was_in_call, was_thinking = self._parser.in_call, self._parser.in_reasoning
+        events = self._parse(step, text)
+        return self._noted(step, events, was_in_call=was_in_call, was_thinking=was_thinking)
+
+    def _parse(self, step: Step, text: str) -> list[Event]:
         self._fed.append(_Fed(step.position, self._length, step.piece, text, step.is_control))
-        self._length += len(text.encode("utf-8", "surrogatepass"))
-        events: list[Event] = self._parser.feed(text, is_control=step.is_control) if text else []
+        self._length += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        return self._parser.feed(text, is_control=step.is_control) if text else []
+
+    def _noted(
+        self, step: Step, events: list[Event], *, was_in_call: bool, was_thinking: bool
+    ) -> list[Event]:
+        """Labels what the token turned out to be."""
         self._label(step.position, events, was_thinking=was_thinking)
         if self._parser.in_reasoning and not was_thinking:
             self._label_reasoning_start()
@@ -341,8 +372,18 @@ class Decoding:
             else:
                 self._session.tape.relabel(step.position, step.position + 1, SpanKind.GLUE)
             return [], True
-        was_in_call = self._parser.in_call
-        events = self._feed(step, self._decoder.feed(step.piece))
+        text = self._decoder.feed(step.piece)
+        is_quiet, was_in_call = self._parser.is_quiet and self._fault is None, self._parser.in_call
+        events: list[Event] | None
+        if is_quiet:
+            events = self._parse(step, text)
+            if self._parser.is_quiet:
+                # A token of text behind text, and labelled so when it was drawn.
+                return events, False
+            events = self._noted(step, events, was_in_call=False, was_thinking=False)
+            events = self._kept_to_grammar(events, was_in_call=False)
+        else:
+            events = self._kept_to_grammar(self._take(step, text), was_in_call=was_in_call)
         if events is None:
             return [], False
         if self._fault is None:
@@ -352,10 +393,8 @@ class Decoding:
         self._unfeed_last()
         return [], True
 
-    def _feed(self, step: Step, text: str) -> list[Event] | None:
-        """Parses one token; None where it was taken back to be drawn again under the grammar."""
-        was_in_call = self._parser.in_call
-        events = self._take(step, text)
+    def _kept_to_grammar(self, events: list[Event], *, was_in_call: bool) -> list[Event] | None:
+        """Switches the constraint on where a call has begun; None where the token is to be drawn again under it."""
         is_free = (
             self._is_constrained and self._session.constraint is None and self._make_constraint is not None
         )

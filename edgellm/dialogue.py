@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.spec import ChainLike
     from edgellm.toolbox.permission import Approve
-    from edgellm.types import ConstraintMode, Permission, ReasoningPolicy, Span
+    from edgellm.types import ConstraintMode, Permission, ReasoningPolicy, Span, Step
 
 _WAIT_S = 0.05
 
@@ -101,7 +101,8 @@ class Chat:
     ) -> Generator[Event, None, None]:
         """The events of one turn, ending with TurnFinished. Closing the iterator cancels the turn.
 
-        `text` None lets the model go on without a new message. `tool_choice` is auto, none, required or a tool's
+        `text` None lets the model go on without a new message: with an answer that was cut or stopped (TurnFinished
+        has the whole of it then), else behind its end. `tool_choice` is auto, none, required or a tool's
         name. `response_format` (a JSON Schema, a pydantic model, {"regex": ...}, {"lark": ...} or a list of choices)
         constrains the answer, behind any reasoning; tools may still be called before it. The answer's value is
         TurnFinished.value (None where it does not fit: a Notice says why). `schema` is a JSON Schema without tools.
@@ -203,6 +204,11 @@ class Chat:
         return tuple(self.conversation.messages)
 
     @property
+    def is_answer_open(self) -> bool:
+        """The last answer was cut, stopped or limited before its end: `send(None)` lets it go on."""
+        return self.conversation.is_answer_open
+
+    @property
     def usage(self) -> Usage:
         """What all turns so far have cost."""
         return self._usage
@@ -268,15 +274,55 @@ class Chat:
         if redraw:
             self.conversation.session.branch = self.runtime.engine.next_branch()
 
-    def fork(self) -> Chat:
-        """A chat that goes its own way from here, sharing what is computed so far."""
+    def fork(self, *, at: int | None = None) -> Chat:
+        """A chat that goes its own way from here, sharing what is computed so far.
+
+        `at` is a tape position inside an answer: the fork's answer is cut there, and `send(None)` lets it go on.
+        Raises ConfigError for a position elsewhere.
+        """
         self._check_closed("fork")
         session = self.runtime.in_turn(self.conversation.session.fork)
         conversation = self.conversation.fork(session)
         other = Chat(self.runtime, conversation, self._agent.fork(conversation), self.options)
         other._usage = self._usage
         self.runtime.adopt(other)
+        if at is not None:
+            try:
+                self.runtime.in_turn(lambda: conversation.reopen(at))
+            except BaseException:
+                other.close()
+                raise
         return other
+
+    def branch(self, position: int, token: int) -> Chat:
+        """A fork in which `token` stands at `position` of an answer; `send(None)` lets it go on behind that.
+
+        The KV memory in front of it is shared, nothing is computed again. Raises ConfigError.
+        """
+        other = self.fork()
+        try:
+            self.runtime.in_turn(lambda: other.conversation.reopen(position, token))
+        except BaseException:
+            other.close()
+            raise
+        return other
+
+    def explain(self, position: int, *, sampler: ChainLike | None = None, rows: int = 20) -> Step:
+        """How the token at a tape position is drawn: its distribution, recomputed on a fork with the memory shared.
+
+        `sampler` asks what another chain would have done there; `Step.token` is what it draws, with the same seed
+        and the same random number. `position` may be the tape's length: what would come next. Grammars that held
+        then are not applied. One token is decoded. Raises ConfigError, SamplerError.
+        """
+        self._check_closed("explain a token")
+        source = self.conversation.session
+        if not 0 < position <= len(source.tape):
+            raise ConfigError(
+                f"there is no position {position}: the tape has {len(source.tape)} tokens.",
+                hint="Give one from 1 to that.",
+            )
+        chain = self.runtime.make_chain(sampler, source.chain.seed) if sampler is not None else None
+        return self.runtime.in_turn(lambda: source.explain(position, rows, chain))
 
     def save(self, path: str | Path) -> None:
         """Writes the chat with its KV memory; `Runtime.open_chat` continues it without computing it again."""

@@ -158,6 +158,7 @@ class Runtime:
             conversation = self._conversation(
                 options, session, template, wire_format, toolset.specs, is_guided=guided is not None
             )
+            conversation.offered = toolset.specs
             agent = Agent(
                 conversation,
                 toolset,

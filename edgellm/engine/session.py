@@ -318,6 +318,26 @@ class Session:
         while len(self.tape) - self._kv > chunk:
             self._decode_chunk(chunk)
 
+    @property
+    def is_simple(self) -> bool:
+        """Called by the engine: all that is to be done is to decode the last token and to draw one freely."""
+        return (
+            self._logits is None
+            and self.constraint is None
+            and not self.is_cancelled
+            and not self._is_unsure
+            and self.seq is not None
+            and self._kv == len(self.tape.tokens) - 1
+            and self._kv + 1 < self.engine.context.n_ctx
+            and not self._is_closed
+        )
+
+    def pending_row(self) -> tuple[int, int, int]:
+        """Called by the engine: (token, position, sequence) of the one token that the memory lacks."""
+        assert self.seq is not None
+        self._is_unsure = True
+        return self.tape.tokens[-1], self._kv, self.seq
+
     def pending_rows(self) -> list[tuple[int, int, int, bool]]:
         """Called by the engine: batch rows for the tokens that the memory lacks."""
         assert self.seq is not None
@@ -548,6 +568,33 @@ class Session:
             if unseen == 0 and self._logits is not None:
                 other._logits = self._logits.copy()
         return other
+
+    def explain(self, position: int, rows: int, chain: Chain | None = None) -> Step:
+        """How the token at `position` is drawn by this session's chain, or by `chain` (closed here), with `rows` rows.
+
+        Computed on a fork: this session stays as it is. Raises ContextFull, Cancelled, SamplerError, DecodeError.
+        """
+        fork = self.fork()
+        try:
+            if chain is not None:
+                fork.chain.close()
+                fork.chain = chain
+                chain.replay(fork.tape.tokens)
+            fork.rewind(position)
+            context = StepContext(position, self.branch, fork.tape.tokens)
+            draw = fork.chain.sample(fork.logits(), context, trace=rows)
+            vocabulary = self.engine.vocabulary
+            return Step(
+                token=draw.token,
+                piece=vocabulary.piece(draw.token),
+                position=position,
+                is_eog=vocabulary.is_eog(draw.token),
+                is_control=vocabulary.is_control(draw.token),
+                logprob=draw.logprob,
+                distribution=draw.distribution,
+            )
+        finally:
+            fork.close()
 
     def cancel(self) -> None:
         """Stops the running or the next step or prefill with Cancelled. Safe from any thread."""
