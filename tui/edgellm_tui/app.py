@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
@@ -22,6 +23,7 @@ import edgellm
 from edgellm_tui import glyphs
 from edgellm_tui.answer import ConversationView
 from edgellm_tui.commands import COMMANDS, obey
+from edgellm_tui.pages import PAGES, PageView
 from edgellm_tui.prompt import History, Prompt, with_attachments
 from edgellm_tui.settings import Settings, load_settings
 from edgellm_tui.status import Line, state_words, status_line
@@ -63,6 +65,10 @@ class EdgeApp(App[int]):
         Binding("f2", "page('chat')", "chat", priority=True, id="app.chat"),
         Binding("ctrl+y", "copy_answer", "copy", priority=True, id="app.copy"),
         Binding("ctrl+n", "new_chat", "new chat", priority=True, id="app.new"),
+        *(
+            Binding(info.key, f"page('{name}')", info.title, priority=True, id=f"app.{name}")
+            for name, info in PAGES.items()
+        ),
     ]
 
     def __init__(
@@ -215,7 +221,11 @@ class EdgeApp(App[int]):
     def _draw(self) -> None:
         if not self.is_running or self._is_leaving:
             return
-        self.conversation.sync()
+        page = self.page
+        if page is None:
+            self.conversation.sync()
+        else:
+            page.frame()
         self._show_status()
 
     def _show_status(self) -> None:
@@ -226,7 +236,10 @@ class EdgeApp(App[int]):
         if runtime is None:
             state = f"LOADING {100 * talk.load_fraction:.0f} %" if not talk.is_ready else state
         name = runtime.name if runtime is not None else talk.model or self._wanted_model
-        line = status_line(name, state, used, runtime.n_ctx if runtime else 0, strand.tok_s, self.size.width)
+        page = self.page
+        title = PAGES[page.id].title.upper() if page is not None and page.id in PAGES else ""
+        n_ctx = runtime.n_ctx if runtime else 0
+        line = status_line(name, state, used, n_ctx, strand.tok_s, self.size.width, title)
         self.query_one("#status", Line).set(line)
 
     @property
@@ -288,18 +301,32 @@ class EdgeApp(App[int]):
 
     # -- keys ---------------------------------------------------------------------------------------------
 
-    def action_stop(self) -> None:
+    async def action_stop(self) -> None:
         """Stops the answer; with nothing to stop, goes back to the chat and the prompt."""
         self._waiting.clear()
         if self.worker.stop():
             return
-        self.action_page("chat")
+        await self.action_page("chat")
 
-    def action_page(self, name: str) -> None:
+    @property
+    def page(self) -> PageView | None:
+        """The page in front; None is the chat."""
+        shown = self.query_one("#pages", ContentSwitcher).visible_content
+        return shown if isinstance(shown, PageView) else None
+
+    async def action_page(self, name: str) -> None:
         """Shows a page."""
-        self.query_one("#pages", ContentSwitcher).current = name
-        if name == "chat":
+        switcher = self.query_one("#pages", ContentSwitcher)
+        if name != "chat" and not switcher.query(f"#{name}"):
+            await switcher.mount(PAGES[name].make(name))
+        switcher.current = name
+        page = self.page
+        self.query_one("#keys", Line).set(page.foot if page is not None and page.foot else _FOOT)
+        if page is None:
             self.prompt.focus()
+        else:
+            page.show()
+        self._draw()
 
     def action_new_chat(self) -> None:
         """Begins a new chat."""
@@ -328,6 +355,8 @@ class EdgeApp(App[int]):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Everything the app does, by name."""
         yield SystemCommand("Chat: new", "Begin a new chat", self.action_new_chat)
+        for name, info in PAGES.items():
+            yield SystemCommand(f"Page: {info.title}", f"Show it ({info.key})", partial(self.action_page, name))
         yield SystemCommand("App: quit", "Stop, save and leave", self.action_quit)
         yield from super().get_system_commands(screen)
 

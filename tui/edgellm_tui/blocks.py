@@ -94,7 +94,7 @@ class AnswerBlock(Block):
 
     kind = "answer"
 
-    def __init__(self, text: str = "") -> None:
+    def __init__(self, text: str = "", *, is_over: bool = True) -> None:
         super().__init__()
         self._parts: list[str] = []
         self._tail = ""
@@ -105,7 +105,8 @@ class AnswerBlock(Block):
         self._tail_done = 0
         if text:
             self.append(text)
-            self.finish()
+            if is_over:
+                self.finish()
 
     @property
     def text(self) -> str:

@@ -272,8 +272,8 @@ class Strand:
         while self.steps and next(reversed(self.steps)) >= position:
             self.steps.popitem()
 
-    def load(self, messages: Sequence[Message]) -> None:
-        """The blocks of a conversation that is there already."""
+    def load(self, messages: Sequence[Message], *, is_open: bool = False) -> None:
+        """The blocks of a conversation that is there already; `is_open`: its last answer goes on."""
         self.blocks.clear()
         self._calls.clear()
         for index, message in enumerate(messages):
@@ -284,7 +284,8 @@ class Strand:
                 if message.reasoning.strip():
                     self.blocks.append(ReasoningBlock(message.reasoning, is_over=True))
                 if message.content.strip():
-                    self.blocks.append(AnswerBlock(message.content))
+                    is_growing = is_open and index == len(messages) - 1
+                    self.blocks.append(AnswerBlock(message.content, is_over=not is_growing))
                 for call in message.tool_calls:
                     self._card_for(call).set(state="OK")
             elif message.role == "tool":

@@ -213,7 +213,7 @@ class Talk:
             for step in parent.step_list():
                 if step.position < length and (origin.position is None or step.position < origin.position):
                     strand.keep(step)
-            strand.load(messages)
+            strand.load(messages, is_open=chat.is_answer_open)
             then(strand)
 
         self.worker.submit(job, done, self._failed)

@@ -1,0 +1,49 @@
+"""Pages: what can be shown in place of the chat, each made when it is first asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from textual.containers import Vertical
+
+if TYPE_CHECKING:
+    from edgellm_tui.app import EdgeApp
+
+
+class PageView(Vertical):
+    """A page. `show` is called when it comes to the front, `frame` with each frame while it is there."""
+
+    DEFAULT_CSS = "PageView { height: 1fr; }"
+    # What the line of keys at the bottom says while the page is shown.
+    foot = ""
+
+    @property
+    def edge(self) -> EdgeApp:
+        """The app."""
+        return cast("EdgeApp", self.app)
+
+    def show(self) -> None:
+        """The page comes to the front: takes up what has changed, and the focus."""
+
+    def frame(self) -> None:
+        """Something may have changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageInfo:
+    """A page's key, its title in the status line and the palette, and where its class is: "module:Class"."""
+
+    key: str
+    title: str
+    home: str
+
+    def make(self, name: str) -> PageView:
+        """A page of this kind, with `name` as its id."""
+        module, _, class_name = self.home.partition(":")
+        kind = cast("type[PageView]", getattr(import_module(f"edgellm_tui.{module}"), class_name))
+        return kind(id=name)
+
+
+PAGES: dict[str, PageInfo] = {}
