@@ -44,7 +44,7 @@ _FOOT = " ^p palette  F1 help  F2 chat  F3 inspect  F4 tokens  F5 model  F6 bran
 
 
 class EdgeApp(App[int]):
-    """The app. `load` and `sessions` are given by tests; `model` "" is the settings' or the catalogue's default."""
+    """The app. `load`, `sessions` and `clock` are for tests; `model` "" is the settings' or the catalogue's default."""
 
     TITLE = "edgellm"
     PAUSE_GC_ON_SCROLL = True
@@ -79,12 +79,13 @@ class EdgeApp(App[int]):
         load: Callable[[str], Any] | None = None,
         sessions: Sessions | None = None,
         history: History | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         # Any: a Runtime, or what plays one in tests.
         super().__init__()
         self.settings = settings or Settings()
         self.glyphs = glyphs.fitting(self.settings.glyphs)
-        self.worker = EngineWorker(self._wake)
+        self.worker = EngineWorker(self._wake, clock)
         self.talk = Talk(
             self.worker,
             self.settings,
@@ -169,6 +170,11 @@ class EdgeApp(App[int]):
         """Seconds between two frames: as many as keep their cost within the share of a core."""
         return min(_SLOWEST_S, max(_FASTEST_S, self._frame_cost / max(0.01, self.settings.redraw_share)))
 
+    @property
+    def is_quiet(self) -> bool:
+        """All that came is on the screen."""
+        return not self.worker.items and not self._frame_due
+
     def _schedule(self) -> None:
         wait = self._last_frame + self.frame_interval_s - time.perf_counter()
         if wait <= 0:
@@ -232,7 +238,7 @@ class EdgeApp(App[int]):
         talk, strand = self.talk, self.talk.current
         runtime = talk.runtime
         used = self.used_tokens
-        state = state_words(strand, time.perf_counter() - strand.prefill_started)
+        state = state_words(strand, self.worker.clock() - strand.prefill_started)
         if runtime is None:
             state = f"LOADING {100 * talk.load_fraction:.0f} %" if not talk.is_ready else state
         name = runtime.name if runtime is not None else talk.model or self._wanted_model
@@ -356,7 +362,9 @@ class EdgeApp(App[int]):
         """Everything the app does, by name."""
         yield SystemCommand("Chat: new", "Begin a new chat", self.action_new_chat)
         for name, info in PAGES.items():
-            yield SystemCommand(f"Page: {info.title}", f"Show it ({info.key})", partial(self.action_page, name))
+            yield SystemCommand(
+                f"Page: {info.title}", f"Show it ({info.key})", partial(self.action_page, name)
+            )
         yield SystemCommand("App: quit", "Stop, save and leave", self.action_quit)
         yield from super().get_system_commands(screen)
 

@@ -106,13 +106,13 @@ class Strand:
 
     # -- turns --------------------------------------------------------------------------------------------
 
-    def begin(self, text: str | None) -> None:
+    def begin(self, text: str | None, at: float) -> None:
         """A turn begins."""
         if text is not None:
             self.blocks.append(UserBlock(text))
         self.state, self.finish_reason = "PREFILL", ""
         self.prefill = (0, 0)
-        self.started = time.perf_counter()
+        self.started = at
         self.first_token_s = None
         self.turn_tokens = 0
         self._times.clear()

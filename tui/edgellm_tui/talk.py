@@ -165,7 +165,7 @@ class Talk:
     def send(self, text: str | None, strand: Strand | None = None, **options: Any) -> None:
         """One turn of the current branch."""
         strand = strand or self.current
-        strand.begin(text)
+        strand.begin(text, self.worker.clock())
         self.unsaved = True
         self.worker.turn(strand.key, strand.chat, text, **options)
 
@@ -225,7 +225,7 @@ class Talk:
     def race(self, strands: Sequence[Strand]) -> None:
         """Lets several branches go on side by side, in shared batches."""
         for strand in strands:
-            strand.begin(None)
+            strand.begin(None, self.worker.clock())
         self.unsaved = True
         self.worker.race([(strand.key, strand.chat) for strand in strands])
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An event of a turn, with the time it came (time.perf_counter)."""
+    """An event of a turn, with the time it came (of the worker's clock)."""
 
     key: int
     event: Event
@@ -80,12 +80,13 @@ class EngineWorker:
     """Runs what touches the engine, one job after the other, on a thread of its own.
 
     `items` is what the screen has to know, in order; `wake` is called (on the thread) when it stops being empty.
-    The thread never waits for the screen, but for the answer to a Question.
+    The thread never waits for the screen, but for the answer to a Question. `clock` gives the events' times.
     """
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> None:
         self.items: deque[Item] = deque()
         self._wake = wake
+        self.clock = clock
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="edgellm-app", daemon=True)
         self._open: dict[int, Any] = {}
@@ -160,7 +161,7 @@ class EngineWorker:
                 turn: Generator[Event, None, None] = chat.send(text, **options)
                 events = turn
                 for event in turn:
-                    self.put(Heard(key, event, time.perf_counter()))
+                    self.put(Heard(key, event, self.clock()))
                     if key in self._stopped:
                         chat.cancel()
         except Exception as raised:
@@ -181,7 +182,7 @@ class EngineWorker:
             events: AsyncGenerator[Event, None] = chat.asend(None, **options)
             try:
                 async for event in events:
-                    self.put(Heard(key, event, time.perf_counter()))
+                    self.put(Heard(key, event, self.clock()))
                     if key in self._stopped:
                         chat.cancel()
             except Exception as raised:

@@ -1,0 +1,93 @@
+"""The chat in the app: messages, answers, stopping, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from edgellm_tui.app import EdgeApp
+from textual.pilot import Pilot
+from tui_harness import (
+    LARGE,
+    SMALL,
+    compare_screen,
+    run,
+    said,
+    say,
+    screen_colours,
+    screen_text,
+    settled,
+    shown,
+    wait_until,
+)
+from tui_scripted import Call, Draw, Gate, ScriptedRuntime, words
+
+import edgellm
+
+OSLO = [
+    *words("Let me look that up."),
+    Call("get_weather", {"city": "Oslo"}, edgellm.ToolResult('{"temp_c": -3}', duration_s=0.8)),
+    *words("It is **-3 C** in Oslo.\n\n- wear a coat\n- take"),
+    Draw(" the tram", 0.23, ((" a bus", 0.41), (" skis", 0.1))),
+]
+
+
+@pytest.mark.parametrize(("size", "name"), [(SMALL, "80x24"), (LARGE, "200x50")])
+@pytest.mark.parametrize("no_color", [False, True])
+def test_a_turn_with_a_tool_is_drawn_whole(size: tuple[int, int], name: str, no_color: bool) -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "What is the weather like in Oslo?")
+        compare_screen(app, f"chat-{name}")
+        assert bool(screen_colours(app)) != no_color
+
+    run(play, [OSLO], size=size, no_color=no_color)
+
+
+def test_escape_stops_the_answer_and_then_nothing_moves() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await say(pilot, "Count.")
+        await shown(pilot, "one two")
+        assert "DECODE" in screen_text(app)
+        await pilot.press("escape")
+        await settled(pilot)
+        assert "STOPPED" in screen_text(app)
+        before, drawn = screen_text(app), app.conversation.drawn_lines
+        await pilot.pause(0.6)
+        assert screen_text(app) == before
+        assert app.conversation.drawn_lines == drawn
+
+    run(play, [[*words("one two"), Gate(), *words(" three")]])
+
+
+def test_an_error_of_the_engine_is_a_message_and_the_app_goes_on() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        assert "! error: The batch failed. Try again." in screen_text(app)
+        await said(pilot, "two")
+        assert "boom" in screen_text(app)
+        await said(pilot, "three")
+        assert "  fine" in screen_text(app)
+
+    turns = [
+        [edgellm.DecodeError("The batch failed.", hint="Try again.")],
+        [RuntimeError("boom")],
+        words("fine"),
+    ]
+    run(play, turns)
+
+
+def test_what_is_sent_during_an_answer_waits_for_its_end() -> None:
+    gate = Gate()
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await say(pilot, "one")
+        await wait_until(pilot, gate.reached.is_set)
+        await say(pilot, "two")
+        assert "1 waiting to be sent" in screen_text(app)
+        gate.open()
+        await shown(pilot, "second")
+        await settled(pilot)
+        chat: Any = app.talk.current.chat
+        assert [text for text, _ in chat.sent] == ["one", "two"]
+
+    run(play, runtime=ScriptedRuntime([[*words("first"), gate], words("second")]))
