@@ -318,23 +318,26 @@ def test_interrupt_between_two_calls_leaves_tape_and_memory_equal(
         chat.ask("Hello.")
         session = chat.conversation.session
         when, _, what = place.partition(" ")
-        target, name = (
-            (runtime.engine.context, "decode") if what == "decode" else (session.chain, what or when)
-        )
-        real = getattr(target, name)
+        # A lone answer takes the short way: both count.
+        names = ("decode", "decode_one") if what == "decode" else (what or when,)
+        target = runtime.engine.context if what == "decode" else session.chain
         calls = 0
 
-        def interrupted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == (2 if phase == "prefill" else 5):
-                if when == "after":
-                    real(*args, **kwargs)
-                raise KeyboardInterrupt
-            return real(*args, **kwargs)
+        def interrupting(real: Callable[..., Any]) -> Callable[..., Any]:
+            def interrupted(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == (2 if phase == "prefill" else 5):
+                    if when == "after":
+                        real(*args, **kwargs)
+                    raise KeyboardInterrupt
+                return real(*args, **kwargs)
+
+            return interrupted
 
         with monkeypatch.context() as patch:
-            patch.setattr(target, name, interrupted)
+            for name in names:
+                patch.setattr(target, name, interrupting(getattr(target, name)))
             with pytest.raises(KeyboardInterrupt):
                 list(chat.send("Go on." + "x" * 200))
         assert_sound(chat)

@@ -14,6 +14,7 @@ from edgellm.native.library import captured_log
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from edgellm.engine.memory import Memory
     from edgellm.native.model import Model
     from edgellm.sampling.chain import Chain
     from edgellm.types import LoadOptions
@@ -43,7 +44,7 @@ class Engine:
         # A signal handler may call `abort` on the very thread that is about to decode.
         self._abort_lock = threading.RLock()
         self._running: tuple[Session, ...] = ()
-        self._kept: tuple[Session, ...] = ()
+        self._kept: tuple[Memory, ...] = ()
 
     # -- sessions ---------------------------------------------------------------------------------
 
@@ -68,12 +69,12 @@ class Engine:
             self._sessions.remove(session)
         if session.seq is not None:
             with self.in_use(wait_s=_CLOSE_WAIT_S):
-                self.give_back(session)
+                self.give_back(session.memory)
 
-    def give_back(self, session: Session) -> None:
-        """Frees the sequence of a session."""
-        if session.seq is not None:
-            seq, session.seq = session.seq, None
+    def give_back(self, memory: Memory) -> None:
+        """Frees the sequence of a memory."""
+        if memory.seq is not None:
+            seq, memory.seq = memory.seq, None
             self.context.remove(seq, -1)
             self._free_seqs.append(seq)
 
@@ -94,33 +95,34 @@ class Engine:
         return seq
 
     @contextmanager
-    def kept(self, *sessions: Session) -> Generator[None]:
-        """These sessions are not parked inside the block."""
+    def kept(self, *memories: Memory) -> Generator[None]:
+        """These memories are not parked inside the block."""
         before = self._kept
-        self._kept = (*before, *sessions)
+        self._kept = (*before, *memories)
         try:
             yield
         finally:
             self._kept = before
 
-    def touch(self, session: Session) -> None:
-        """Notes that a session was used just now."""
+    def touch(self, memory: Memory) -> None:
+        """Notes that a memory was used just now."""
         self._clock += 1
-        session.last_use = self._clock
+        memory.last_use = self._clock
 
-    def holds_others(self, session: Session) -> bool:
-        """True where the context holds memory of other sessions."""
+    def holds_others(self, memory: Memory) -> bool:
+        """True where the context holds the memory of others."""
         return any(
-            other.seq is not None and other.kv_length for other in self._sessions if other is not session
+            other.seq is not None and other.kv_length
+            for other in self._sessions
+            if other.memory is not memory
         )
 
     def make_room(self) -> bool:
-        """Moves the KV memory of the idle session unused for longest out of the context; false where none is idle."""
-        idle = [s for s in self._sessions if s.seq is not None and s not in self._kept]
+        """Moves the idle memory that was unused for longest out of the context; false where none is idle."""
+        idle = [s.memory for s in self._sessions if s.seq is not None and s.memory not in self._kept]
         if not idle:
             return False
-        session = min(idle, key=lambda s: s.last_use)
-        seq = session.park()
+        seq = min(idle, key=lambda memory: memory.last_use).park()
         self._free_seqs.append(seq)
         return True
 
@@ -132,7 +134,7 @@ class Engine:
 
         Gives at least one and at most `count`: what is free, after parking idle sessions.
         """
-        with self.kept(source):
+        with self.kept(source.memory):
             # Before others are taken: a source that was parked needs one too.
             own = source.own_seq()
             while len(self._free_seqs) < count and self.make_room():
@@ -195,12 +197,12 @@ class Engine:
             return
         with self.in_use():
             waiting = [session for session in self._sessions if session.is_waiting]
-            waiting.sort(key=lambda session: session.last_use)
+            waiting.sort(key=lambda session: session.memory.last_use)
             batch = waiting[: self.context.n_seq_max]
-            with self.kept(*batch):
+            with self.kept(*(session.memory for session in batch)):
                 crowded = self._step(batch)
             for session in crowded:
-                with self.kept(session):
+                with self.kept(session.memory):
                     self._step((session,))
 
     def _step_alone(self, session: Session) -> bool:
@@ -213,7 +215,7 @@ class Engine:
         try:
             self._user = threading.get_ident()
             self._clock += 1
-            session.last_use = self._clock
+            session.memory.last_use = self._clock
             token, position, seq = session.pending_row()
             try:
                 with self._abort_lock:
@@ -222,13 +224,13 @@ class Engine:
                     is_cancelled = session.is_cancelled
                 status = None if is_cancelled else self.context.decode_one(token, position, seq)
             except BaseException:
-                session.restore_memory()
+                session.memory.restore()
                 raise
             finally:
                 with self._abort_lock:
                     self._running = ()
             if status is not DecodeStatus.DONE:
-                session.restore_memory()
+                session.memory.restore()
                 return False
             try:
                 session.decoded(position + 1, logits=self.context.logits(0))
@@ -313,12 +315,12 @@ class Engine:
                     status = self.context.decode(rows)
                 if status is not DecodeStatus.NO_ROOM:
                     break
-                with self.kept(*sessions):
+                with self.kept(*(session.memory for session in sessions)):
                     if not self.make_room():
                         break
         except BaseException:
             for session in sessions:
-                session.restore_memory()
+                session.memory.restore()
             raise
         finally:
             with self._abort_lock:
@@ -326,7 +328,7 @@ class Engine:
         if status is DecodeStatus.DONE:
             return
         for session in sessions:
-            session.restore_memory()
+            session.memory.restore()
         if status is DecodeStatus.ABORTED:
             raise Cancelled("decoding was cancelled.")
         if status is DecodeStatus.NO_ROOM:
@@ -355,7 +357,7 @@ class Engine:
             session.cancel()
         with self.in_use(wait_s=_CLOSE_WAIT_S):
             for session in self._sessions:
-                session.seq = None
+                session.memory.seq = None
                 session.shut()
             self._sessions.clear()
             self.context.close()

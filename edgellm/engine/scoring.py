@@ -36,7 +36,7 @@ def score_continuations(
         with (
             engine.scratch(session, len(continuations) - done) as seqs,
             engine.in_use(),
-            engine.kept(session),
+            engine.kept(session.memory),
         ):
             group = range(done, done + len(seqs))
             head = list(continuations[done][:shared])
@@ -82,7 +82,7 @@ def score_after_each(sessions: Sequence[Session], tokens: Sequence[int]) -> list
     scores: list[NDArray[np.float64]] = []
     for first in range(0, len(sessions), limit):
         group = sessions[first : first + limit]
-        with engine.kept(*group):
+        with engine.kept(*(session.memory for session in group)):
             for session in group:
                 session.hold_last()
             with engine.in_use():
@@ -108,7 +108,7 @@ def _score_group(group: Sequence[Session], tokens: Sequence[int]) -> list[NDArra
                 scores[index][offset] = _log_softmax(engine.context.logits(row), tokens[offset])
     finally:
         for session in group:
-            session.restore_memory()
+            session.memory.restore()
     return scores
 
 

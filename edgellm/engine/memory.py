@@ -1,0 +1,192 @@
+"""The mirror of a tape in llama.cpp's memory: which tokens it holds, where, and what becomes of it when it is cut."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgellm.errors import ContextFull, SessionError
+
+if TYPE_CHECKING:
+    from edgellm.engine.engine import Engine
+    from edgellm.engine.tape import Tape
+
+
+class Memory:
+    """A prefix of the tape, in a sequence of the context or parked outside of it.
+
+    `length` tokens of the tape are held. Where the memory cannot be cut (recurrent models, a dropped sliding
+    window) it is emptied, and the next decode computes the tape again: `rebuilt_tokens` counts that.
+    `is_unsure`: it was being changed, and nobody has seen yet that it went well.
+    """
+
+    def __init__(self, engine: Engine, tape: Tape) -> None:
+        self.engine = engine
+        self.tape = tape
+        self.seq: int | None = None
+        self.last_use = 0
+        self.length = 0
+        self.is_unsure = False
+        self.prefilled_tokens = 0
+        self.rebuilt_tokens = 0
+        self._rebuild_until = 0
+        self._parked: bytes | None = None
+
+    # -- the sequence ----------------------------------------------------------------------------------
+
+    def own_seq(self) -> int:
+        """The sequence in the context, with the memory in it. Raises ContextFull, ConfigError where none is free."""
+        if self.seq is None:
+            with self.engine.kept(self):
+                self.is_unsure = True
+                self.seq = self.engine.take_seq()
+                self._unpark()
+                self.is_unsure = False
+        elif self.is_unsure:
+            self.restore()
+        assert self.seq is not None
+        return self.seq
+
+    def park(self) -> int:
+        """Takes the memory out of the context into ours; returns the sequence that is free now."""
+        assert self.seq is not None
+        if self.is_unsure:
+            self.restore()
+        seq = self.seq
+        self._parked = self.engine.context.state(seq) if self.length else None
+        self.engine.context.remove(seq, -1)
+        self.seq = None
+        return seq
+
+    def _unpark(self) -> None:
+        state, self._parked = self._parked, None
+        assert self.seq is not None
+        while self.length and state is not None:
+            try:
+                self.engine.context.set_state(self.seq, state)
+            except SessionError:
+                if self.engine.make_room():
+                    continue
+                if self.engine.holds_others(self):
+                    # It may fit once those are done: computing it again now would be for nothing.
+                    self._parked = state
+                    self.engine.give_back(self)
+                    raise ContextFull(
+                        f"the context of {self.engine.context.n_ctx} tokens is full of other chats.",
+                        hint="Close a chat, or load the model with a larger n_ctx.",
+                    ) from None
+                break
+            if self.check():
+                return
+            break
+        if self.length:
+            self.forget()
+
+    def check(self) -> bool:
+        """Does llama.cpp's memory hold exactly the positions believed in, and all the next decode needs?"""
+        if self.seq is None:
+            return True
+        context = self.engine.context
+        _, high = context.position_range(self.seq)
+        return high == self.length - 1 and context.has_window(self.seq, self.length)
+
+    # -- changes ---------------------------------------------------------------------------------------
+
+    def decoded(self, end: int) -> int:
+        """It now holds the tape up to `end`; returns how many of these tokens it had held before."""
+        again = max(0, min(self._rebuild_until, end) - self.length)
+        self.rebuilt_tokens += again
+        if end >= self._rebuild_until:
+            self._rebuild_until = 0
+        self.length = end
+        self.is_unsure = False
+        return again
+
+    def cut(self, length: int) -> None:
+        """Holds at most the first `length` tokens; less, where it cannot be cut there."""
+        if self.length <= length:
+            return
+        self.own_seq()
+        if self.length <= length:
+            return
+        self.is_unsure = True
+        self.length = length
+        self.restore()
+
+    def restore(self) -> None:
+        """Cuts away what it holds beyond what it should, such as the rest of a failed decode."""
+        if self.seq is not None and not (self.engine.context.remove(self.seq, self.length) and self.check()):
+            self.forget()
+        self.is_unsure = False
+
+    def forget(self) -> None:
+        """Empties it; the next decode computes the tape again."""
+        self._rebuild_until = max(self._rebuild_until, self.length)
+        self.length = 0
+        if self.seq is not None:
+            self.engine.context.remove(self.seq, -1)
+        self.is_unsure = False
+
+    def tape_was_cut(self, length: int) -> None:
+        """The tape has `length` tokens left: what is beyond is not there to be computed again."""
+        self._rebuild_until = min(self._rebuild_until, length)
+
+    def excise(self, start: int, end: int) -> bool:
+        """Takes tokens [start, end) out of tape and memory. True where the memory behind them was moved up, false
+        where it will be computed anew."""
+        context = self.engine.context
+        # Cells that other sessions share have one position for all of them.
+        can_move = self.length > start and context.can_shift and not self.engine.holds_others(self)
+        if can_move:
+            seq = self.own_seq()
+            gone = min(end, self.length) - start
+            self.is_unsure = True
+            can_move = context.remove(seq, start, start + gone)
+            if can_move and self.length > end:
+                context.shift(seq, end, start - end)
+        if can_move:
+            self.length -= min(end, self.length) - start
+        else:
+            self.cut(min(self.length, start))
+        self.tape.remove(start, end)
+        self._rebuild_until = 0
+        self.is_unsure = False
+        if can_move and not self.check():
+            self.forget()
+            can_move = False
+        return can_move
+
+    # -- copies ----------------------------------------------------------------------------------------
+
+    def share(self, source: Memory) -> None:
+        """Holds what `source` holds, as far as this tape goes, without computing anything."""
+        if not source.length:
+            return
+        seq = source.own_seq()
+        self.length, self._rebuild_until = source.length, min(source._rebuild_until, len(self.tape))
+        with self.engine.kept(source):
+            self.seq = self.engine.find_seq()
+        if self.seq is None:
+            self._parked = self.engine.context.state(seq)
+        else:
+            self.engine.context.copy(seq, self.seq)
+        self.cut(len(self.tape))
+
+    def state(self) -> bytes:
+        """What it holds, as bytes: empty where that is nothing."""
+        return self.engine.context.state(self.own_seq()) if self.length else b""
+
+    def load(self, length: int, state: bytes) -> None:
+        """Holds the first `length` tokens by a saved state, which is put into the context when it is needed.
+
+        An empty state is memory that was lost: it is computed again, and counted.
+        """
+        self.length = length
+        if state:
+            self._parked = state
+        else:
+            self.forget()
+
+    def drop(self) -> None:
+        """Called once the engine has its sequence back: nothing is held any more."""
+        self._parked = None
+        self.length = 0
