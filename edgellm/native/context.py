@@ -38,6 +38,9 @@ class DecodeStatus(Enum):
     FAILED = -1
 
 
+_STATUSES = {status.value: status for status in DecodeStatus}
+
+
 def cache_type(name: str) -> int:
     """The ggml_type of a KV cache type name such as "q8_0". Raises ConfigError naming the choices."""
     llama = lib()
@@ -133,24 +136,13 @@ class Context:
         """
         pointer = self._live()
         self._batch.fill(rows)
-        status: int = self._llama.llama_decode(pointer, self._batch.value)
-        if status == 0:
-            return DecodeStatus.DONE
-        if status == 1:
-            return DecodeStatus.NO_ROOM
-        return DecodeStatus.ABORTED if status == 2 else DecodeStatus.FAILED
+        return _STATUSES.get(self._llama_decode(pointer, self._batch.value), DecodeStatus.FAILED)
 
     def decode_one(self, token: int, position: int, seq: int) -> DecodeStatus:
         """`decode` for one row whose logits are wanted: what a lone decode loop does for each token."""
-        if not self.pointer:
-            self._live()
+        pointer = self._live()
         self._batch.one(token, position, seq)
-        status: int = self._llama_decode(self.pointer, self._batch.value)
-        if status == 0:
-            return DecodeStatus.DONE
-        if status == 1:
-            return DecodeStatus.NO_ROOM
-        return DecodeStatus.ABORTED if status == 2 else DecodeStatus.FAILED
+        return _STATUSES.get(self._llama_decode(pointer, self._batch.value), DecodeStatus.FAILED)
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits (n_vocab,) of a row of the last batch, zero-copy: valid until the next decode."""
