@@ -209,6 +209,11 @@ class KimiK3(TaggedCalls):
         ]
         return f"{self._open()}{self.between.join(written)}{self.marks.call_close}"
 
+    def _head_terms(self, name: str, ids: Mapping[str, int]) -> str:
+        # Calls are numbered.
+        before, _, behind = self.name_end.partition("1")
+        return f"{lark.terms([self.head, name, before], ids)} /[1-9][0-9]{{0,2}}/ {lark.terms([behind], ids)}"
+
     def _key_end_for(self, schema: Any) -> str:
         kind = next(iter(types_of(schema)), "string")
         return f'" type="{"number" if kind == "integer" else kind}"<|sep|>'

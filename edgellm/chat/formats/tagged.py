@@ -330,7 +330,7 @@ class TaggedCalls(WireFormat):
         bodies: list[str] = []
         rules: list[str] = []
         for number, tool in enumerate(tools):
-            body = [lark.terms([self.head, tool.name, self.name_end], ids)]
+            body = [self._head_terms(tool.name, ids)]
             required = tool.parameters.get("required", ())
             for at, (key, schema) in enumerate((tool.parameters.get("properties") or {}).items()):
                 rule = f"value_{number}_{at}"
@@ -343,6 +343,10 @@ class TaggedCalls(WireFormat):
             body.append(lark.terms([self.call_end], ids))
             bodies.append(" ".join(part for part in body if part))
         return bodies, rules
+
+    def _head_terms(self, name: str, ids: Mapping[str, int]) -> str:
+        """A call up to its first argument."""
+        return lark.terms([self.head, name, self.name_end], ids)
 
     def _argument_terms(self, key: str, schema: Any) -> tuple[str, str]:
         """What stands around the value of an argument."""
