@@ -39,6 +39,7 @@ _HOME_OF = {
     "edgellm.sampling.stage": ("Rewind", "StageVocabulary", "sampler"),
     "edgellm.sampling.candidates": ("Candidates",),
     "edgellm.sampling.spec": ("ChainSpec",),
+    "edgellm.ledger": ("Ledger", "LedgerEntry"),
     "edgellm.types": (
         "Distribution",
         "Leg",
@@ -165,6 +166,7 @@ if TYPE_CHECKING:
     )
     from edgellm.folders import private_dir, state_dir
     from edgellm.grants import Grants, grant_origin
+    from edgellm.ledger import Ledger, LedgerEntry
     from edgellm.offline import (
         Parsed,
         call_tool,

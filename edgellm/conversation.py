@@ -141,13 +141,33 @@ class Conversation:
         self.session.rewind(shared)
         return entries[shared:]
 
-    def _start(self, messages: Sequence[Message]) -> tuple[Segment, ...]:
-        known = [*self._system_messages(), *self.preamble, *self.messages, *messages]
-        inputs = self.format.template_inputs(self.specs) if self.specs else {}
-        return self.template.render(self.format.to_template(known), tools=self._template_tools(), **inputs)
+    def first_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        specs: Sequence[ToolSpec] | None = None,
+        has_preamble: bool = True,
+    ) -> list[tuple[int, SpanKind]]:
+        """The tokens of a conversation that has these messages and nothing else behind its system turn.
 
-    def _system_messages(self) -> list[Message]:
-        parts = [self.system, self.format.describe_tools(self.specs) if self.specs else None]
+        `specs` are other tools than the conversation's own. Raises TemplateError.
+        """
+        segments = self._render(messages, self.specs if specs is None else specs, has_preamble=has_preamble)
+        return self._with_bos(self.session.engine.vocabulary.encode(segments))
+
+    def _start(self, messages: Sequence[Message]) -> tuple[Segment, ...]:
+        return self._render([*self.messages, *messages], self.specs)
+
+    def _render(
+        self, messages: Sequence[Message], specs: Sequence[ToolSpec], *, has_preamble: bool = True
+    ) -> tuple[Segment, ...]:
+        known = [*self._system_messages(specs), *(self.preamble if has_preamble else ()), *messages]
+        inputs = self.format.template_inputs(specs) if specs else {}
+        tools = specs if self.format.template_takes_tools else ()
+        return self.template.render(self.format.to_template(known), tools=tools, **inputs)
+
+    def _system_messages(self, specs: Sequence[ToolSpec]) -> list[Message]:
+        parts = [self.system, self.format.describe_tools(specs) if specs else None]
         text = "\n\n".join(part for part in parts if part)
         return [Message("system", text)] if text else []
 

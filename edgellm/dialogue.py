@@ -12,6 +12,7 @@ from edgellm.agent import Agent, AgentLimits
 from edgellm.decoding import Waiting
 from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
+from edgellm.ledger import head_cost, make_ledger
 from edgellm.response_format import ResponseFormat
 from edgellm.types import Message, Usage
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgellm.chat.template import ChatTemplate
     from edgellm.conversation import Conversation
     from edgellm.events import Event
+    from edgellm.ledger import HeadCost, Ledger
     from edgellm.runtime import Runtime
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.spec import ChainLike
@@ -86,6 +88,7 @@ class Chat:
         self.conversation = conversation
         self._agent = agent
         self._usage = Usage()
+        self._head: HeadCost | None = None
         self._open = threading.Lock()
 
     # -- talking ----------------------------------------------------------------------------------------
@@ -176,6 +179,7 @@ class Chat:
                 for item in run:
                     if isinstance(item, TurnFinished):
                         self._usage += item.usage
+                        self.runtime.pace.note(item.usage)
                         is_counted = True
                         if answer is not None and item.finish_reason == "eog":
                             value, complaint = answer.read(item.text)
@@ -222,6 +226,12 @@ class Chat:
     def spans(self) -> list[Span]:
         """Who each stretch of the tape belongs to."""
         return self.conversation.session.tape.spans()
+
+    def ledger(self) -> Ledger:
+        """Who owns the context, in tokens and in the seconds that computing them again would take here."""
+        if self._head is None:
+            self._head = head_cost(self.conversation)
+        return make_ledger(self.conversation, self._head, self.runtime.pace)
 
     @property
     def format(self) -> WireFormat:

@@ -92,6 +92,7 @@ class Runtime:
         info: GGUFInfo | None = None,
     ) -> None:
         from edgellm.engine.engine import Engine
+        from edgellm.ledger import Pace
 
         self.model = model
         self.options = options
@@ -102,6 +103,8 @@ class Runtime:
         except BaseException:
             model.close()
             raise
+        # What prefill has cost so far: the prices of ledgers.
+        self.pace = Pace()
         self._chats: list[Chat] = []
         self._guided_by_template: dict[str, Guided] = {}
         self._embedder: Embedder | None = None

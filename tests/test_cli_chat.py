@@ -67,6 +67,16 @@ def test_piped_lines_are_turns_without_prompts(chat: Callable[..., Outcome]) -> 
     assert outcome.out.startswith(one.out)
 
 
+def test_context_shows_who_owns_it(chat: Callable[..., Outcome]) -> None:
+    outcome = chat("Hello", "/context", "/stats")
+    lines = outcome.out.splitlines()
+    head = next(index for index, line in enumerate(lines) if line.startswith("owner "))
+    owners = {line.split("  ")[0] for line in lines[head + 1 :]}
+    assert {"user", "text", "glue", "free"} <= owners
+    used = next(line for line in lines if " tokens" in line and " of " in line).split(" of ")[0]
+    assert f"context     {used} of" in outcome.out
+
+
 def test_what_is_said_again_is_answered_as_before_and_retry_draws_anew(chat: Callable[..., Outcome]) -> None:
     first = chat("Hello").out
     outcome = chat("Hello", "/rewind", "Hello")

@@ -139,6 +139,24 @@ def _stats(talk: Talk, _rest: str) -> None:
         )
 
 
+def _context(talk: Talk, _rest: str) -> None:
+    ledger = talk.chat.ledger()
+    rate = ledger.prefill_tok_s
+    rows = [
+        (
+            entry.owner.replace("_", " ") + (f" {one_line(entry.name, 40)}" if entry.name else ""),
+            f"{entry.tokens:,}",
+            "" if entry.price_s is None else f"{entry.price_s:.1f} s",
+        )
+        for entry in ledger.entries
+    ]
+    rows.append(("free", f"{ledger.free_tokens:,}", ""))
+    print(table(rows, ("owner", "tokens", "price")))
+    print(f"{ledger.used_tokens:,} of {ledger.n_ctx:,} tokens", end="")
+    # A price is what was measured here: there is none before the first turn.
+    print(f"; computing them again takes {ledger.price_s:.1f} s at {rate:.0f} tokens/s" if rate else "")
+
+
 def _system(talk: Talk, rest: str) -> None:
     if rest:
         talk.open(system=rest)
@@ -180,6 +198,7 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "load": (_load, "FILE", "go on with a saved chat"),
     "tape": (_tape, "[all]", "the tokens the model has seen, and whose they are"),
     "stats": (_stats, "", "tokens, speed and context"),
+    "context": (_context, "", "who owns the context, and what computing it again would cost"),
     "system": (_system, "[TEXT]", "show the system turn, or begin anew with another"),
     "new": (_new, "", "begin a new chat"),
     "quit": (_quit, "", "leave"),
