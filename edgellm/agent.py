@@ -301,7 +301,7 @@ class Agent:
                 has_call = bool(request) and (
                     yield from self._guided.decide(decoding, request, specs, is_required=is_forced)
                 )
-            elif is_forced:
+            elif is_forced and session.constraint is None:
                 session.constraint = decoding.required()
             if has_call:
                 yield from decoding.end()

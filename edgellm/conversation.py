@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from edgellm.types import ReasoningPolicy, Segment, ToolSpec
 
 
+_ANSWER_KINDS = frozenset((SpanKind.TEXT, SpanKind.REASONING, SpanKind.TOOL_CALL))
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """New tokens for some messages. `prefix` is the generation prompt that the model's output continues.
@@ -40,11 +43,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class OpenAnswer:
-    """An answer that goes on: its first tape position, its tokens so far, the generation prompt before them."""
+    """An answer that goes on: its first tape position, its tokens so far, the generation prompt before them.
+
+    `message` is what its reader has been given of it.
+    """
 
     start: int
     tokens: tuple[int, ...]
     prefix: str
+    message: Message
 
 
 class Conversation:
@@ -221,12 +228,9 @@ class Conversation:
         index = max((i for i, start in enumerate(self.starts) if start <= position), default=-1)
         session = self.session
         start = self.starts[index] if index >= 0 else 0
-        if (
-            index < 0
-            or self.messages[index].role != "assistant"
-            or position > len(session.tape)
-            or SpanKind.GLUE in session.tape.kinds[start:position]
-        ):
+        is_answer = start > 0 and self.messages[index].role == "assistant" and position <= len(session.tape)
+        # Where the prompt was rendered anew, earlier messages may stand elsewhere than they did.
+        if not is_answer or not _ANSWER_KINDS.issuperset(session.tape.kinds[start:position]):
             raise ConfigError(
                 f"position {position} is in no answer of this chat.",
                 hint="Give the position of a token that the model wrote (Step.position), or the end of the answer.",
@@ -234,12 +238,13 @@ class Conversation:
         if token is not None and not 0 <= token < session.engine.vocabulary.size:
             raise ConfigError(f"token {token} is not in the vocabulary.", hint="Take one from Rows.ids.")
         kinds = session.tape.kinds
-        kind = kinds[position] if position < len(kinds) else SpanKind.TEXT
+        kind = kinds[position] if position < len(kinds) else kinds[-1]
+        kind = kind if kind in _ANSWER_KINDS else SpanKind.TEXT
         self._postponed.clear()
         session.rewind(position)
         if token is not None:
             is_end = session.engine.vocabulary.is_eog(token)
-            session.write_pending(token, SpanKind.GLUE if is_end or kind == SpanKind.GLUE else kind)
+            session.write_pending(token, SpanKind.GLUE if is_end else kind)
         del self.messages[index + 1 :]
         del self.starts[index + 1 :]
         self.messages[index] = self._read_answer(start)
@@ -281,7 +286,8 @@ class Conversation:
     def open_answer(self) -> OpenAnswer:
         """The answer that goes on."""
         start = self.starts[-1]
-        return OpenAnswer(start, tuple(self.session.tape.tokens[start:]), self._prompt_before(start))
+        tokens = tuple(self.session.tape.tokens[start:])
+        return OpenAnswer(start, tokens, self._prompt_before(start), self.messages[-1])
 
     def _prompt_before(self, start: int) -> str:
         """The generation prompt that the answer at `start` continues."""
@@ -295,7 +301,12 @@ class Conversation:
         if self.starts and self.starts[-1] == self._answer_start and self.messages[-1].role == "assistant":
             self.messages.pop()
             self.starts.pop()
-        if message.content or message.reasoning or message.tool_calls:
+        tape = self.session.tape
+        is_begun = len(tape) > self._answer_start and not self.session.engine.vocabulary.is_eog(
+            tape.tokens[-1]
+        )
+        # An answer that was stopped inside its first mark or call has nothing to show yet, and may go on.
+        if message.content or message.reasoning or message.tool_calls or is_begun:
             self.messages.append(message)
             self.starts.append(self._answer_start)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgellm.chat.mend import mend
 from edgellm.chat.parser import OutputParser
 from edgellm.chat.utf8 import TextDecoder
-from edgellm.errors import Cancelled, ConstraintError, ContextFull
+from edgellm.errors import Cancelled, ConfigError, ConstraintError, ContextFull
 from edgellm.events import (
     CallRepaired,
     Notice,
@@ -107,6 +107,7 @@ class Decoding:
         self._answer_constraint = make_constraint
         self._reasoning_left = reasoning_budget
         self._is_shared = is_shared
+        self._resumed = resumed
         texts = wire_format.texts()
         special = session.engine.vocabulary.special_tokens
         self._special_ids = {text: token for text, token in special.items() if text and text in texts}
@@ -128,6 +129,9 @@ class Decoding:
         self._fault: str | None = None
         # What a broken call gave out as text: sent only where nothing comes of its repair.
         self._withheld: list[Event] = []
+        # Of an answer that goes on: the beginning of its open call, and text its reader has been given already.
+        self._begun: list[Event] = []
+        self._given = {TextDelta: "", ReasoningDelta: ""}
         self._length = 0
         self.finish_reason: FinishReason = "eog"
         self.decode_tokens = 0
@@ -174,6 +178,7 @@ class Decoding:
         """
         session = self._session
         try:
+            yield from self._begun
             while True:
                 if self.decode_tokens >= self._max_tokens:
                     self.finish_reason = "length"
@@ -202,6 +207,8 @@ class Decoding:
                 self.decode_tokens += 1
                 self.forced_tokens += step.is_forced
                 events, is_over = self._read(step)
+                if self._resumed is not None:
+                    events = self._not_given(events)
                 # Not before the token is parsed: the reader may leave here, and its text is on the tape.
                 if session.trace:
                     yield TokenDrawn(step)
@@ -222,7 +229,7 @@ class Decoding:
             # Also for a reader who left: what the parser still holds is part of the message.
             rest = self._finish()
         yield from self._withheld
-        yield from rest
+        yield from self._not_given(rest)
 
     def _has_enough(self) -> bool:
         parser = self._parser
@@ -244,14 +251,61 @@ class Decoding:
         yield from self.write(f"{BUDGET_SENTENCE}{closing}\n\n", SpanKind.REASONING)
 
     def _resume(self, resumed: OpenAnswer) -> None:
-        """Reads what there is of an answer that goes on; its events were given out before."""
+        """Reads what there is of an answer that goes on. Its events were given out before, but for the call that
+        was being written: that one begins anew. Raises ConfigError where the answer does not fit its format so far.
+        """
         vocabulary = self._session.engine.vocabulary
+        formatted: list[int] = []
         for position, token in enumerate(resumed.tokens, resumed.start):
+            if self._parser.in_reasoning:
+                formatted.clear()
+                if self._reasoning_left is not None:
+                    self._reasoning_left -= 1
+            else:
+                formatted.append(token)
             piece = vocabulary.piece(token)
             step = Step(token, piece, position, is_control=vocabulary.is_control(token))
-            self._take(step, self._decoder.feed(piece))
-        if self._parser.in_call and self._is_constrained and self._make_constraint is not None:
-            self._constrain([])
+            for event in self._take(step, self._decoder.feed(piece)):
+                if isinstance(event, ToolCallStarted):
+                    self._begun.clear()
+                if isinstance(event, _CALL_EVENTS):
+                    self._begun.append(event)
+        if not self._parser.in_call:
+            self._begun.clear()
+        for kind, given, known in (
+            (TextDelta, resumed.message.content, self._parser.text),
+            (ReasoningDelta, resumed.message.reasoning, self._parser.reasoning),
+        ):
+            # What might have become a mark, or a character, was given out when the answer stopped.
+            self._given[kind] = given.removeprefix(known) if given.startswith(known) else ""
+        if self._answer is not None and not self._parser.in_reasoning:
+            self._constrain_answer()
+            constraint = self._session.constraint
+            if constraint is not None and constraint.try_consume(formatted) < len(formatted):
+                self._session.constraint = None
+                raise ConfigError(
+                    "what there is of the answer does not fit the format.",
+                    hint="Go on without it, cut the answer earlier, or ask anew.",
+                )
+        elif self._parser.in_call and self._is_constrained and self._make_constraint is not None:
+            self._constrain([], may_take_back=False)
+
+    def _not_given(self, events: list[Event]) -> list[Event]:
+        """The events without text that the reader of an answer that goes on has already."""
+        if not any(self._given.values()):
+            return events
+        left: list[Event] = []
+        for event in events:
+            if not isinstance(event, TextDelta | ReasoningDelta):
+                left.append(event)
+                continue
+            kind, given = type(event), self._given[type(event)]
+            if given.startswith(event.text):
+                self._given[kind] = given.removeprefix(event.text)
+                continue
+            self._given[kind] = ""
+            left.append(kind(event.text.removeprefix(given)))
+        return left
 
     def required(self) -> Constraint:
         """The constraint under which the very first token begins a call. Raises ConstraintError."""
@@ -451,8 +505,11 @@ class Decoding:
             self._format.call_grammar(self._specs, lead=lead, many=many, special_ids=self._special_ids)
         )
 
-    def _constrain(self, events: list[Event]) -> list[Event] | None:
-        """Puts the rest of the call under the grammar, from the token that holds the marker's first byte."""
+    def _constrain(self, events: list[Event], *, may_take_back: bool = True) -> list[Event] | None:
+        """Puts the rest of the call under the grammar, from the token that holds the marker's first byte.
+
+        What is refused and may not be taken back (somebody put it there) leaves the call without it.
+        """
         assert self._make_constraint is not None
         index, lead = self._call_tokens()
         try:
@@ -471,7 +528,7 @@ class Decoding:
         # Part of the call so far cannot be continued to a valid one: it is drawn again under the mask.
         # What was sent to the reader came from tokens that stay, unless the refused one is not the last.
         keep = index + accepted
-        if keep < len(self._fed) - 1:
+        if keep < len(self._fed) - 1 or not may_take_back:
             session.constraint = None
             return events
         self._unfeed_last()

@@ -407,15 +407,19 @@ class Session:
         self.drawing.tell_anew()
         return can_move
 
-    def fork(self) -> Session:
-        """A session with an equal tape that shares this one's memory without computing anything."""
+    def fork(self, *, branch: int | None = None) -> Session:
+        """A session with an equal tape that shares this one's memory without computing anything.
+
+        `branch` None: it draws with random numbers of its own.
+        """
         self.check_open()
         # Tokens that this session's reader has not seen yet belong to this session alone.
         unseen = self.drawing.unread
         tape = self.tape.copy()
         tape.cut(len(tape) - unseen)
         chain = self.drawing.fork_chain(tape)
-        other = Session(self.engine, chain, branch=self.engine.next_branch(), tape=tape)
+        branch = self.engine.next_branch() if branch is None else branch
+        other = Session(self.engine, chain, branch=branch, tape=tape)
         other.trace = self.trace
         self.engine.adopt(other)
         other.memory.share(self.memory)
@@ -428,7 +432,13 @@ class Session:
 
         Computed on a fork: this session stays as it is. Raises ContextFull, Cancelled, SamplerError, DecodeError.
         """
-        fork = self.fork()
+        # Under this branch's number: looking uses none up, and later forks draw what they would have drawn.
+        try:
+            fork = self.fork(branch=self.branch)
+        except BaseException:
+            if chain is not None:
+                chain.close()
+            raise
         try:
             if chain is not None:
                 fork.chain.close()
