@@ -11,6 +11,7 @@ code runs.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 import time
@@ -72,22 +73,31 @@ def run(
     strategy: str = "free",
     template: str | None = None,
     say: Callable[[str], None] = lambda line: None,
+    at_once: int = 1,
 ) -> dict[str, Any]:
-    """Offers each tool once; figures by the names of ROWS. `say` gets a line for each thing that must not be."""
+    """Offers each tool once; figures by the names of ROWS. `say` gets a line for each thing that must not be.
+
+    `at_once` chats are answered side by side, their tokens in shared batches.
+    """
     counts: Counter[str] = Counter(dict.fromkeys(ROWS, 0))
     started = time.perf_counter()
-    for number, description in enumerate(tools):
+    places = asyncio.Semaphore(at_once)
+
+    async def offered(number: int, description: Mapping[str, Any]) -> None:
         offer = Offer(description)
-        with runtime.chat(
-            tools=[offer.tool()],
-            sampler=SAMPLER,
-            seed=seed * 1_000_003 + number,
-            strategy=strategy,
-            template=template,
-            limits=AgentLimits(max_steps=1),
-        ) as chat:
-            events = list(chat.send(REQUEST, tool_choice="required", max_tokens=max_tokens))
+        async with places:
+            chat = runtime.chat(
+                tools=[offer.tool()],
+                sampler=SAMPLER,
+                seed=seed * 1_000_003 + number,
+                strategy=strategy,
+                template=template,
+                limits=AgentLimits(max_steps=1),
+            )
+            turn = chat.asend(REQUEST, tool_choice="required", max_tokens=max_tokens)
+            events = [event async for event in turn]
             counts["tokens"] += chat.usage.decode_tokens
+            chat.close()
         for verdict in judge(offer, events):
             counts[verdict] += 1
             if verdict in MUST_BE_ZERO:
@@ -98,6 +108,11 @@ def run(
             say(
                 f"{counts['schemas']} schemas, {counts['emitted']} calls, {time.perf_counter() - started:.0f} s"
             )
+
+    async def offer_all() -> None:
+        await asyncio.gather(*(offered(number, description) for number, description in enumerate(tools)))
+
+    asyncio.run(offer_all())
     return {**counts, "seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -141,9 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--count", type=int, default=1000, help="how many random tools")
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--max-tokens", type=int, default=160, help="where a call is cut off")
+    options.add_argument("--at-once", type=int, default=12, help="how many chats share a batch")
     options.add_argument("--strategy", default="free", choices=("free", "guided"), help=argparse.SUPPRESS)
     given = options.parse_args(arguments)
-    load = edgellm.LoadOptions(n_ctx=4096, threads=given.threads)
+    load = edgellm.LoadOptions(n_ctx=8192, n_seq_max=given.at_once + 1, threads=given.threads)
     with edgellm.load(given.model, options=load) as runtime:
         figures = run(
             runtime,
@@ -151,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=given.seed,
             max_tokens=given.max_tokens,
             strategy=given.strategy,
+            at_once=given.at_once,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     print_result([[ROWS[name], str(figures[name])] for name in ROWS], {"model": given.model, **figures})
