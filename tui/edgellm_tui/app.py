@@ -22,6 +22,7 @@ from textual.widgets import ContentSwitcher
 import edgellm
 from edgellm_tui import glyphs
 from edgellm_tui.answer import ConversationView
+from edgellm_tui.approval import ApprovalModal
 from edgellm_tui.commands import COMMANDS, obey
 from edgellm_tui.pages import PAGES, PageView
 from edgellm_tui.prompt import History, Prompt, with_attachments
@@ -102,6 +103,7 @@ class EdgeApp(App[int]):
         self._last_frame = 0.0
         self._frame_cost = 0.0
         self._waiting: list[str] = []
+        self._questions: list[Question] = []
         self._is_leaving = False
         self.set_keymap(self.settings.keys)
 
@@ -138,6 +140,7 @@ class EdgeApp(App[int]):
             self.theme = "textual-ansi" if "textual-ansi" in self.available_themes else self.theme
         self.query_one("#keys", Line).set(_FOOT)
         self.prompt.focus()
+        self.worker.approval_timeout_s = float(self.settings.approval_timeout_s) or None
         self.worker.start()
         self.open_model(self._wanted_model)
         self._show_status()
@@ -190,6 +193,8 @@ class EdgeApp(App[int]):
         while items:
             self._take(items.popleft())
         self._draw()
+        if isinstance(self.screen, ApprovalModal) and not self.screen.question.is_open:
+            self.screen.close()
         self.call_after_refresh(self._frame_over, started)
 
     def _frame_over(self, started: float) -> None:
@@ -204,7 +209,10 @@ class EdgeApp(App[int]):
         elif isinstance(item, Ended):
             self._turn_over(item)
         elif isinstance(item, Called):
-            item.then()
+            try:
+                item.then()
+            except Exception as error:
+                self.report(error)
         elif isinstance(item, Question):
             self.ask(item)
 
@@ -271,8 +279,28 @@ class EdgeApp(App[int]):
         self._draw()
 
     def ask(self, question: Question) -> None:
-        """Asks the user about a call."""
-        question.answer(edgellm.Approval("deny"))
+        """Asks the user about a call; where a question stands already, this one comes after it."""
+        self._questions.append(question)
+        self._ask_next()
+
+    def _ask_next(self, _over: object = None) -> None:
+        if self._is_leaving or isinstance(self.screen, ApprovalModal):
+            return
+        while self._questions:
+            question = self._questions.pop(0)
+            if question.is_open:
+                steps = self.talk.steps_of(question.call)
+                tool = self.talk.tool_of(question.spec.name)
+                modal = ApprovalModal(
+                    question,
+                    clock=self.worker.clock,
+                    stop=self.worker.stop,
+                    steps=steps,
+                    origin=tool.origin if tool is not None else "",
+                    check=tool.check if tool is not None else None,
+                )
+                self.push_screen(modal, self._ask_next)
+                return
 
     def on_prompt_sent(self, message: Prompt.Sent) -> None:
         """The user has sent something: a command, or a message."""

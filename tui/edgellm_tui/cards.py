@@ -37,7 +37,8 @@ class CardBlock(Block):
         self.note = ""
         self.result = ""
         self.duration_s = 0.0
-        self.tokens = 0
+        # First and last tape position of its tokens.
+        self.positions: tuple[int, int] = (0, 0)
         self.is_folded = True
 
     def set(self, **values: Any) -> None:
@@ -48,7 +49,10 @@ class CardBlock(Block):
         self.changed()
 
     def finish(self, result: ToolResult) -> None:
-        """The tool has ended."""
+        """The tool has ended, or did not run: a call that was denied stays so."""
+        if self.state == "DENIED":
+            self.set(result=result.text)
+            return
         self.set(state="OK" if result.is_ok else "FAILED", result=result.text, duration_s=result.duration_s)
 
     def make_lines(self, look: Look) -> list[Strip]:
@@ -58,8 +62,9 @@ class CardBlock(Block):
         )
         mark = glyphs.closed if self.is_folded else glyphs.opened
         told = self.state + (f" {self.duration_s:.1f} s" if self.state in ("OK", "FAILED") else "")
-        if self.tokens:
-            told += f"  {self.tokens} tok"
+        tokens = self.positions[1] - self.positions[0] + 1
+        if tokens > 1 and look.width >= 60:
+            told += f"  {tokens} tok"
         room = max(12, look.width - len(told) - 6)
         head = one_line(f"{mark} tool {self.name or '...'}({self._arguments_line()})", room)
         lines = look.wrap(f"  {head}{' ' * max(1, look.width - 3 - len(head) - len(told))}{told}", style)[:1]

@@ -80,6 +80,14 @@ class Strand:
                 break
         return newest
 
+    @property
+    def _newest_position(self) -> int:
+        return next(reversed(self.steps), 0)
+
+    def steps_between(self, first: int, last: int) -> list[Step]:
+        """The tokens at these tape positions, both included."""
+        return [self.steps[at] for at in range(first, last + 1) if at in self.steps]
+
     def step_list(self) -> list[Step]:
         """The tokens whose drawing was seen, in order."""
         return list(self.steps.values())
@@ -173,7 +181,8 @@ class Strand:
         match event:
             case edgellm.ToolCallStarted(index):
                 self._close_open()
-                self._card(index)
+                card = self._card(index)
+                card.positions = (self._newest_position, self._newest_position)
             case edgellm.ToolCallName(index, name):
                 self._card(index).set(name=name)
             case edgellm.ToolCallDelta(index, fragment):
@@ -182,6 +191,7 @@ class Strand:
             case edgellm.ToolCallReady(index, call):
                 card = self._card(index)
                 card.set(name=call.name, arguments=call.arguments, id=call.id, state="READY")
+                card.positions = (card.positions[0], self._newest_position)
                 self._calls[call.id] = card
             case edgellm.ToolCallBroken(index, raw, error):
                 self._card(index).set(state="BROKEN", written=raw, note=error)

@@ -11,7 +11,7 @@ from edgellm_tui.strand import Origin, Strand
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edgellm import Runtime, Tool
+    from edgellm import Runtime, Step, Tool, ToolCall
     from edgellm_tui.sessions import SavedChat
     from edgellm_tui.settings import Settings
     from edgellm_tui.worker import EngineWorker
@@ -102,15 +102,26 @@ class Talk:
     def approve(self, call: Any, spec: Any, reason: str) -> Any:
         """Asks the user, unless they have allowed the tool for always."""
         # Any: ToolCall, ToolSpec, Approval.
-        origin = next(
-            (edgellm.grant_origin(tool.origin) for tool in self.tools if tool.name == spec.name), ""
-        )
+        tool = self.tool_of(spec.name)
+        origin = edgellm.grant_origin(tool.origin) if tool is not None else ""
         if spec.is_grantable and edgellm.Grants().holds(spec.name, origin):
             return edgellm.Approval("session", reason="allowed for always")
         approval = self.worker.ask(call, spec, reason)
         if approval.decision == "always" and spec.is_grantable and origin:
             edgellm.Grants().add(spec.name, origin)
         return approval
+
+    def tool_of(self, name: str) -> Tool[..., Any] | None:
+        """The tool of that name."""
+        return next((tool for tool in self.tools if tool.name == name), None)
+
+    def steps_of(self, call: ToolCall) -> list[Step]:
+        """The tokens that a call was written in, of the branch that waits for it."""
+        for strand in self.strands.values():
+            card = strand.card_of(call)
+            if card is not None and card.state == "ASKS":
+                return strand.steps_between(*card.positions)
+        return []
 
     def new_chat(self) -> None:
         """Begins a chat; the one so far is saved and closed."""

@@ -223,7 +223,7 @@ class EngineWorker:
         question = Question(call, spec, reason, self.asking_key, self.approval_timeout_s)
         with self._lock:
             self._questions.append(question)
-            is_stopped = self.asking_key in self._stopped
+            is_stopped = bool(self._open) and self._stopped.issuperset(self._open)
         if is_stopped:
             question.answer(Approval("deny", reason="The user stopped the answer."))
         self.put(question)
