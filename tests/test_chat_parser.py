@@ -152,10 +152,10 @@ CASES: dict[str, Case] = {
         [],
         1,
     ),
-    "nameless": ('<tool_call>{"arguments":{}}', '<tool_call>{"arguments":{}}', "", [], 1),
+    "nameless": ('<tool_call>{"arguments":{}}', "", "", [], 1),
     "arguments are a list": (
         '<tool_call>{"name":"f","arguments":[1]}',
-        '<tool_call>{"name":"f","arguments":[1]}',
+        "",
         "",
         [],
         1,

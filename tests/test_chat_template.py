@@ -250,12 +250,12 @@ def test_importing_the_room_does_not_import_jinja() -> None:
 
 
 def _found_templates() -> list[str]:
-    folder = os.environ.get("EDGELLM_TEST_TEMPLATES", "")
+    folder = os.environ.get("EDGELLM_TEMPLATES", "")
     return sorted(glob.glob(f"{folder}/**/*.jinja", recursive=True)) if folder else []
 
 
 @pytest.mark.skipif(
-    not _found_templates(), reason="EDGELLM_TEST_TEMPLATES names no folder with *.jinja files"
+    not _found_templates(), reason="EDGELLM_TEMPLATES names no folder with *.jinja files"
 )
 def test_templates_of_real_models_keep_contents_apart() -> None:
     word = "QZX"

@@ -9,7 +9,8 @@ white space that belongs to them:
 - all other space is text, as the model wrote it.
 
 What began like a call and is none is given out again, where it stood: as text, or as reasoning if it stood
-inside reasoning. A call in which the output ends is not: it is in the event ToolCallBroken.
+inside reasoning. A call in which the output ends is not, nor one that is whole but has no name or no object of
+arguments: it is in the event ToolCallBroken.
 A call ends reasoning that was still open.
 """
 
@@ -40,8 +41,8 @@ PieceKind = Literal["text", "reasoning", "call", "mark", "broken", "end"]
 class Piece:
     """A stretch of output and what it was taken for.
 
-    "mark" is what is not shown: marks, and space around them. "broken" is a call in which the output ended, "end" what
-    closes a section of calls.
+    "mark" is what is not shown: marks, and space around them. "broken" is a call in which the output ended, or one that
+    lacks a name or its arguments; "end" is what closes a section of calls.
     """
 
     kind: PieceKind
@@ -191,7 +192,7 @@ class OutputParser:
         while self._reader:
             rest = self._handle(self._reader.finish(), "")
             if self._reader:
-                rest = self._leave_call("the output ended inside it", is_cut=True) + rest
+                rest = self._leave_call("the output ended inside it", is_call=True) + rest
             while rest:
                 rest = self._read_call(rest, False) if self._reader else self._scan(rest)
         hold, self._hold = self._hold, ""
@@ -296,8 +297,8 @@ class OutputParser:
                     self._drop_raw(unread)
                     rest = self._leave() + rest
                     self._switch(in_reasoning=what == "reasoning")
-                case wire.NotACall(error, unread, is_cut):
-                    rest = self._leave_call(error, unread, is_cut=is_cut) + rest
+                case wire.NotACall(error, unread, is_cut, is_whole):
+                    rest = self._leave_call(error, unread, is_call=is_cut or is_whole) + rest
         return rest
 
     def _cut_raw(self, unread: int) -> str:
@@ -333,15 +334,18 @@ class OutputParser:
         self._is_call = self._has_begun = False
         return left
 
-    def _leave_call(self, error: str, unread: int = 0, *, is_cut: bool = False) -> str:
-        """It is no call: what was written is text again, unless it was only cut off. Gives what is to be read again."""
+    def _leave_call(self, error: str, unread: int = 0, *, is_call: bool = False) -> str:
+        """It gives no call: what was written is text again, unless it `is_call` and nothing else. Gives what is to be
+        read again."""
         raw = self._cut_raw(unread)
         if self._has_begun:
             self._events.append(ToolCallBroken(self._index, raw, error))
             self._index += 1
-            if is_cut:
+            if is_call:
                 self._take_gap()
                 self._piece("broken", raw)
+                # What follows is told apart from what was before, as behind a call.
+                self._at_start = self._drops_space = self._after_call = True
             elif raw:
                 self._give(raw)
             return self._leave()

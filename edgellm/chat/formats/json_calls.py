@@ -41,6 +41,8 @@ class _Call:
     is_object: bool = False
     given: int = 0
     has_begun: bool = False
+    # What it lacks; the rest of it is read all the same.
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,10 @@ class JsonCalls(WireFormat):
         while True:
             call = yield from self._object(source, known, is_certain)
             closes = self._closes()
+            if call.fault:
+                yield from source.skip_space()
+                yield from source.one_of(closes)
+                raise Fault(call.fault, is_whole=True)
             if not closes:
                 self._complete(source, call, source.rest)
             left = yield from source.skip_space()
@@ -137,7 +143,9 @@ class JsonCalls(WireFormat):
                 # Its end is missing; the calls are whole.
                 return
             yield from source.expect("{")
-            call = yield from self._object(source, known, is_certain)
+            call = yield from self._object(source, known, is_certain or count > 0)
+            if call.fault:
+                raise Fault(call.fault)
             self._complete(source, call, source.rest)
             count += 1
         if not count and not is_certain:
@@ -158,11 +166,13 @@ class JsonCalls(WireFormat):
             self._begin(source, call)
         yield from self._fields(source, call)
         if not call.name:
-            raise Fault("it has no name")
-        if not call.has_arguments:
+            call.fault = call.fault or "it has no name"
+        elif not call.has_arguments:
             if not is_certain:
                 raise Fault("it has no arguments")
             call.parts, call.has_arguments, call.is_object = ["{}"], True, True
+        if call.fault and not is_certain:
+            raise Fault(call.fault)
         self._give(source, call)
         return call
 
@@ -203,7 +213,7 @@ class JsonCalls(WireFormat):
             if isinstance(value, str) and value:
                 self._name(source, call, value)
             elif call.is_certain:
-                raise Fault("its name is not a string")
+                call.fault = "its name is not a string" if value else "it has no name"
         else:
             yield from source.json()
 
@@ -241,7 +251,8 @@ class JsonCalls(WireFormat):
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            raise Fault("its arguments are not a JSON object")
+            call.fault = "its arguments are not a JSON object"
+            return
         call.is_object = True
         take(json.dumps(value, ensure_ascii=False))
 
@@ -340,11 +351,10 @@ class JsonCalls(WireFormat):
         return self._open() + self.before + listed + self.after + self.marks.call_close
 
 
-def _inner(text: str) -> dict[str, Any]:
+def _inner(text: str) -> Any:
+    """The object that a string holds; the string where it holds none."""
     try:
         value = loads(text)
     except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise Fault("its arguments are a string that holds no JSON object")
-    return cast("dict[str, Any]", value)
+        return text
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else text

@@ -28,6 +28,7 @@ from edgellm.types import ToolCall, ToolSpec
 
 Reading = Generator[None, None, None]
 _NAME_CHARS = 256
+_ID = re.compile(r"[\w.:/-]+")
 _JUNK_CHARS = 400
 _FENCES = ("```json", "```")
 
@@ -114,11 +115,14 @@ class NamedCalls(WireFormat):
         if stop in ("{", "```"):
             source.put_back(stop)
         name = name.strip().removeprefix(self.prefix)
-        given = 0
         arguments = Arguments(source)
         if self.counts:
             name = name.rpartition(":")[0] if name.rpartition(":")[2].isdigit() and ":" in name else name
         is_known = bool(name) and not (self.counts and name.isdigit())
+        if is_known and self.counts and not _ID.fullmatch(name):
+            # No id of a call has such characters.
+            yield from source.until(tuple(filter(None, (self.call_end, *self.call_ends, *closes))))
+            raise Fault(f"{name!r} is no name of a call", is_whole=True)
         if is_known:
             source.tell(Named(name))
         elif not self.counts:
@@ -136,8 +140,9 @@ class NamedCalls(WireFormat):
         whole: dict[str, Any] = loads("".join(arguments.parts))
         if not is_known:
             name = _by_arguments(whole, tools)
+        if name and not is_known:
             source.tell(Named(name))
-            source.tell(Fragment("".join(arguments.parts[given:])))
+            source.tell(Fragment("".join(arguments.parts)))
         space = yield from source.skip_space()
         if (yield from source.one_of(("```",))):
             space = yield from source.skip_space()
@@ -152,6 +157,8 @@ class NamedCalls(WireFormat):
             yield from source.skip_space()
             yield from source.one_of(closes)
             space = ""
+        if not name:
+            raise Fault("it has no name", is_whole=True)
         source.tell(Complete(name, whole, source.rest + len(space)))
 
     # -- writing ----------------------------------------------------------------------------------------
@@ -227,13 +234,11 @@ class NamedCalls(WireFormat):
 
 
 def _by_arguments(arguments: Mapping[str, Any], tools: Sequence[ToolSpec]) -> str:
-    """The only tool that has all these parameters."""
+    """The only tool that has all these parameters; "" where no tool, or more than one, does."""
     fits = [tool for tool in tools if arguments.keys() <= (tool.parameters.get("properties") or {}).keys()]
     if len(tools) == 1:
         return tools[0].name
-    if len(fits) != 1:
-        raise Fault("it has no name")
-    return fits[0].name
+    return fits[0].name if len(fits) == 1 else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

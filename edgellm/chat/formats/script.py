@@ -19,11 +19,15 @@ class Ended(Exception):
 
 
 class Fault(ValueError):
-    """What was read is no call: `unread` characters at the end of what was taken are given back."""
+    """What was read is no call: `unread` characters at the end of what was taken are given back.
 
-    def __init__(self, message: str, unread: int = 0) -> None:
+    `is_whole`: it was written to its end, and can only have been meant as a call.
+    """
+
+    def __init__(self, message: str, unread: int = 0, *, is_whole: bool = False) -> None:
         super().__init__(message)
         self.unread = unread
+        self.is_whole = is_whole
 
 
 class Source:
@@ -282,8 +286,9 @@ class Scripted:
         except ValueError as error:
             # A Fault, or what only the whole of a value shows (a number out of bounds).
             unread = error.unread if isinstance(error, Fault) else 0
+            is_whole = isinstance(error, Fault) and error.is_whole
             self._is_open = False
-            signals = [*source.drain(), NotACall(str(error), source.rest + unread)]
+            signals = [*source.drain(), NotACall(str(error), source.rest + unread, is_whole=is_whole)]
         return signals
 
 

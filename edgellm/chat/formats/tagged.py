@@ -145,7 +145,9 @@ class TaggedCalls(WireFormat):
         name, stop = yield from source.until(self._name_stops(), limit=_NAME_CHARS)
         name = self.call_name(name.strip(), tools)
         if not name:
-            raise Fault("it has no name")
+            ends = tuple(filter(None, (self.call_end.strip(SPACE),))) or self._closes()
+            yield from source.until(ends)
+            raise Fault("it has no name", is_whole=True)
         source.tell(Named(name))
         arguments = Arguments(source)
         if stop == self.self_close and stop:

@@ -64,6 +64,9 @@ def typed(text: str, schema: Any) -> Any:
         return text
     stripped = text.strip()
     for kind in sorted(types, key=lambda kind: (kind == "string", kind != "null")):
+        if kind == "null" and "string" in types and stripped != "null":
+            # "None" may be what a string says.
+            continue
         value = _as(kind, stripped)
         if value is not _MISSING:
             return value

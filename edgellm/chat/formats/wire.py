@@ -83,12 +83,14 @@ class Complete:
 class NotACall:
     """It does not parse: as a call that went wrong if `Begun` was given, else it was never one.
 
-    `is_cut`: the output ended inside it.
+    `is_cut`: the output ended inside it. `is_whole`: it was written to its end, and lacks what makes a call, such as
+    a name. Neither is text to show.
     """
 
     error: str
     unread: int = 0
     is_cut: bool = False
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
