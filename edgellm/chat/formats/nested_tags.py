@@ -29,6 +29,8 @@ _MINIMAX_M3 = Marks(
     between_calls="",
     reasoning_open="<mm:think>",
     reasoning_close="</mm:think>",
+    # It closes what it has not opened where it does not think.
+    more=(Mark("</mm:think>", "drop", "start", "text"),),
 )
 
 
@@ -90,11 +92,17 @@ class MiniMaxM3(TaggedCalls):
 
     @staticmethod
     def _child_schema(schema: Any, name: str) -> Any:
+        """The schema of the tag `name` inside one of `schema`; the first alternative that has it says."""
         if not isinstance(schema, Mapping):
             return None
         found = cast("Mapping[str, Any]", schema)
         inner = (found.get("properties") or {}).get(name)
-        return inner if inner is not None else found.get("items")
+        if inner is None:
+            inner = found.get("items")
+        options = [option for word in ("anyOf", "oneOf", "allOf") for option in found.get(word) or []]
+        for option in options if inner is None else []:
+            inner = inner or MiniMaxM3._child_schema(option, name)
+        return inner
 
     @staticmethod
     def _leaf(text: str, schema: Any) -> Any:

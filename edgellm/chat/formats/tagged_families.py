@@ -60,7 +60,10 @@ SEED_OSS = replace(
 )
 GLM_45 = TaggedCalls(
     id="glm-4.5",
-    marks=replace(_marks("<tool_call>", "</tool_call>"), **_RESPONSE),
+    # The last one ends a turn of Ling 3, which shares the syntax.
+    marks=replace(
+        _marks("<tool_call>", "</tool_call>", Mark("<|role_end|>", "drop", "anywhere", "text")), **_RESPONSE
+    ),
     signs=(("<tool_call>", "<arg_key>", "\\n<arg_value>"), ("<tool_call>", "<arg_key>", "</arg_key>\n")),
     name_end="\n",
     argument="<arg_key>",
@@ -82,6 +85,7 @@ GLM_47 = replace(
 LAGUNA = replace(
     GLM_45,
     id="poolside-laguna",
+    marks=replace(GLM_45.marks, more=(Mark("</assistant>", "drop", "anywhere", "text"),)),
     signs=(("<tool_call>", "<arg_key>", "</assistant>"),),
     alias=("<user>", "</user>"),
 )
