@@ -15,6 +15,7 @@ _HOME_OF = {
     "edgellm.dialogue": ("Chat", "ChatOptions"),
     "edgellm.offline": (
         "Parsed",
+        "calibrate",
         "call_tool",
         "catalog",
         "discover_samplers",
@@ -22,12 +23,16 @@ _HOME_OF = {
         "find_tools",
         "inspect",
         "parse",
+        "plan_every_quantize",
+        "plan_quantize",
         "stream_parser",
         "pull",
         "quantize",
         "read_vocabulary",
         "stored_models",
     ),
+    "edgellm.native.importance": ("ImportanceMatrix",),
+    "edgellm.native.quantizer": ("QuantizePlan",),
     "edgellm.folders": ("private_dir", "state_dir"),
     "edgellm.grants": ("Grants", "grant_origin"),
     "edgellm.trust": ("config_dir",),
@@ -167,8 +172,11 @@ if TYPE_CHECKING:
     from edgellm.folders import private_dir, state_dir
     from edgellm.grants import Grants, grant_origin
     from edgellm.ledger import Ledger, LedgerEntry
+    from edgellm.native.importance import ImportanceMatrix
+    from edgellm.native.quantizer import QuantizePlan
     from edgellm.offline import (
         Parsed,
+        calibrate,
         call_tool,
         catalog,
         discover_samplers,
@@ -176,6 +184,8 @@ if TYPE_CHECKING:
         find_tools,
         inspect,
         parse,
+        plan_every_quantize,
+        plan_quantize,
         pull,
         quantize,
         read_vocabulary,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import SamplerError
+from edgellm.errors import ModelCorrupt, SamplerError
 from edgellm.types import LoadOptions
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from edgellm.models.catalogue import Catalogue
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.models.store import StoredModel
+    from edgellm.native.importance import ImportanceMatrix
+    from edgellm.native.quantizer import QuantizePlan
     from edgellm.native.vocabulary import Vocabulary
     from edgellm.plugins import PluginFailure
     from edgellm.toolbox.tool import Tool
@@ -200,14 +202,82 @@ def discover_samplers() -> tuple[PluginFailure, ...]:
     return (*plugins.failures, *taken)
 
 
-def quantize(source: str | Path, target: str | Path, kind: str, *, threads: int = 0) -> Path:
+def quantize(
+    source: str | Path,
+    target: str | Path,
+    kind: str,
+    *,
+    importance: str | Path = "",
+    calibrate_text: str = "",
+    tensors: Mapping[str, str] | None = None,
+    pure: bool = False,
+    threads: int = 0,
+    progress: Callable[[int, int, str], bool | None] | None = None,
+) -> Path:
     """Writes `source` in another quantization ("Q4_0", "Q8_0" ...) to `target`, with llama.cpp's quantizer.
 
-    Raises ConfigError for an unknown kind, ModelNotFound, ModelCorrupt.
+    `importance` is a file with an importance matrix; or one is made of `calibrate_text` on the way, a text like
+    those the model is for. `tensors` gives tensors whose name matches a regular expression a type of their own,
+    `pure` all the same. `progress` gets steps done, in all, and what is going on; where it returns False,
+    Cancelled is raised. Whatever ends it early, no file is left. Raises ConfigError, ModelNotFound, ModelCorrupt.
     """
-    from edgellm.native.quantizer import quantize_file
+    import tempfile
 
-    return quantize_file(Path(source), Path(target), kind, threads=threads)
+    from edgellm.native.quantizer import QuantizeOptions, quantize_file
+
+    path, target = inspect(source).path, Path(target)
+    options = QuantizeOptions(str(importance), dict(tensors or {}), pure, threads)
+    with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
+        if calibrate_text:
+            plan_quantize(source, kind, tensors=tensors)  # what is wrong is said before the text is read
+            file = Path(folder) / "importance.gguf"
+            calibrate(source, calibrate_text, threads=threads, progress=progress).save(file)
+            options = replace(options, importance=str(file))
+        return quantize_file(path, target, kind, options, progress=progress)
+
+
+def plan_quantize(
+    source: str | Path, kind: str, *, tensors: Mapping[str, str] | None = None, pure: bool = False
+) -> QuantizePlan:
+    """What `quantize` would write: each tensor's type and size, and their sum; nothing is computed or written.
+
+    Raises ConfigError, ModelNotFound, ModelCorrupt.
+    """
+    from edgellm.native.quantizer import QuantizeOptions, plan_quantization
+
+    options = QuantizeOptions(tensors=dict(tensors or {}), pure=pure)
+    return plan_quantization(inspect(source).path, kind, options)
+
+
+def plan_every_quantize(source: str | Path) -> dict[str, QuantizePlan | ModelCorrupt]:
+    """The plans of all quantizations by name, finest first; an error where llama.cpp refuses one for this model.
+
+    Raises ModelNotFound, ModelCorrupt.
+    """
+    from edgellm.native.quantizer import plan_every_kind
+
+    return plan_every_kind(inspect(source).path)
+
+
+def calibrate(
+    model: str | Path,
+    text: str,
+    *,
+    source: str = "",
+    threads: int = 0,
+    progress: Callable[[int, int, str], bool | None] | None = None,
+) -> ImportanceMatrix:
+    """How strongly each weight of a model is used while it reads a text: what low quantizations are steered by.
+
+    `.save(path)` writes it as llama.cpp's tools do. `source` names the text in it; `progress` as for `quantize`.
+    Raises ConfigError for a text of under 64 tokens, ModelNotFound, ModelCorrupt, OutOfMemory.
+    """
+    from edgellm.weights.calibrate import calibrate
+
+    def tell(done: int, total: int) -> bool | None:
+        return progress(done, total, "reading the text") if progress is not None else None
+
+    return calibrate(inspect(model).path, text, source=source, threads=threads, progress=tell)
 
 
 def doctor() -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import threading
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgellm.cli.arguments import text, whole_number
-from edgellm.cli.failure import INTERRUPTED
+from edgellm.cli.arguments import UsageError, text, whole_number
 from edgellm.cli.interrupt import raising
-from edgellm.cli.render import megabytes, say, warn
+from edgellm.cli.progress import shown_steps
+from edgellm.cli.render import megabytes, say, table
+from edgellm.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   edgellm quantize model-f16.gguf model-q4.gguf Q4_K_M
-  edgellm quantize smollm2-135m ./smollm2-q8.gguf Q8_0
+  edgellm quantize smollm2-135m ./smollm2-q8.gguf --type Q8_0
+  edgellm quantize smollm2-135m --dry-run                      the size of every type
+  edgellm quantize smollm2-135m --dry-run --type Q4_0 --tensor attn_v=Q8_0
+  edgellm quantize model-f16.gguf small.gguf IQ2_XS --calibrate notes.txt
 """
-_POLL_S = 0.2
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -30,9 +32,32 @@ def configure(parser: ArgumentParser) -> None:
         "source", metavar="SRC", type=text("the model"), help="a .gguf file, or a catalogue name"
     )
     parser.add_argument(
-        "target", metavar="DST", type=text("the file"), help="the file to write; it must not exist"
+        "target", metavar="DST", nargs="?", type=text("the file"), help="the file to write; it must not exist"
     )
-    parser.add_argument("kind", metavar="TYPE", type=text("the type"), help="Q4_K_M, Q8_0, F16 ...")
+    parser.add_argument(
+        "kind", metavar="TYPE", nargs="?", type=text("the type"), help="Q4_K_M, Q8_0, F16 ..."
+    )
+    parser.add_argument("--type", metavar="TYPE", type=text("the type"), help="the same as an option")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show types and sizes of the tensors; write nothing"
+    )
+    parser.add_argument(
+        "--tensor",
+        metavar="PATTERN=TYPE",
+        action="append",
+        default=[],
+        help="another type for tensors whose name matches, such as attn_v=Q8_0; repeatable",
+    )
+    parser.add_argument("--pure", action="store_true", help="all tensors the same type, none with more bits")
+    parser.add_argument(
+        "--imatrix", metavar="FILE", type=text("the file"), help="an importance matrix (GGUF or .dat)"
+    )
+    parser.add_argument(
+        "--calibrate", metavar="FILE", type=text("the file"), help="make an importance matrix of this text"
+    )
+    parser.add_argument(
+        "--save-imatrix", metavar="FILE", type=text("the file"), help="keep that matrix in this file"
+    )
     parser.add_argument(
         "--threads", metavar="N", type=whole_number(1, 1024), default=0, help="default: all cores"
     )
@@ -40,39 +65,103 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Quantizes; prints the path of the new file."""
-    from edgellm.offline import inspect, quantize
+    """Quantizes, and prints the path of the new file; or shows what would be written."""
+    import edgellm
 
-    source = inspect(args.source)
+    kind: str = args.type or args.kind or ""
+    tensors = _tensors(args.tensor)
+    if args.type and args.kind:
+        raise UsageError("The type is given twice.")
+    if args.dry_run:
+        # Without a file to write, the type stands where the file would.
+        kind = kind or (args.target or "")
+        _show_plan(args.source, kind, tensors, args.pure) if kind else _show_all(args.source)
+        return 0
+    if not args.target or not kind:
+        raise UsageError("quantize needs a file to write and a type. See `edgellm quantize --help`.")
+    if args.imatrix and args.calibrate:
+        raise UsageError("Give --imatrix or --calibrate, not both.")
+    if args.save_imatrix and not args.calibrate:
+        raise UsageError("--save-imatrix keeps what --calibrate makes; there is none.")
     target = Path(args.target).expanduser()
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            quantize(source.path, target, args.kind, threads=args.threads)
-        except BaseException as error:
-            failures.append(error)
-
-    # llama.cpp's quantizer cannot be stopped: on a thread of its own, at least Ctrl-C is heard.
-    thread = threading.Thread(target=work, name="edgellm-quantize", daemon=True)
-    before = set(_unfinished(target))
-    try:
-        with raising():
-            thread.start()
-            while thread.is_alive():
-                thread.join(_POLL_S)
-    except KeyboardInterrupt:
-        warn("interrupted. No file was written.")
-        for path in set(_unfinished(target)) - before:
-            path.unlink(missing_ok=True)
-        os._exit(INTERRUPTED)
-    if failures:
-        raise failures[0]
+    source = edgellm.inspect(args.source)
+    written = read_text(args.calibrate) if args.calibrate else ""
+    with raising(), shown_steps(f"quantizing {source.path.name}") as progress:
+        importance = args.imatrix or ""
+        if args.save_imatrix:
+            matrix = edgellm.calibrate(
+                source.path, written, source=args.calibrate, threads=args.threads, progress=progress
+            )
+            importance, written = Path(args.save_imatrix).expanduser(), ""
+            matrix.save(importance)
+        edgellm.quantize(
+            source.path,
+            target,
+            kind,
+            importance=importance,
+            calibrate_text=written,
+            tensors=tensors,
+            pure=args.pure,
+            threads=args.threads,
+            progress=progress,
+        )
     say(f"{megabytes(source.size_bytes)} became {megabytes(target.stat().st_size)}.")
     print(target)
     return 0
 
 
-def _unfinished(target: Path) -> list[Path]:
-    # The quantizer writes under such a name until the file is whole.
-    return list(target.parent.glob(f".{target.name}.*.part"))
+def read_text(file: str) -> str:
+    """A text file; "-" is stdin. Raises ConfigError."""
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.", hint="Check the path.") from None
+    return data.decode("utf-8", "replace")
+
+
+def _tensors(given: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in given:
+        pattern, sign, kind = item.rpartition("=")
+        if not sign or not pattern:
+            raise UsageError(f"--tensor {item!r} is not PATTERN=TYPE, such as attn_v=Q8_0.")
+        found[pattern] = kind
+    return found
+
+
+def _show_plan(source: str, kind: str, tensors: dict[str, str], pure: bool) -> None:
+    import edgellm
+
+    plan = edgellm.plan_quantize(source, kind, tensors=tensors, pure=pure)
+    rows = [
+        (item.name, item.old_type, item.new_type, _size(item.old_bytes), _size(item.new_bytes))
+        for item in plan.tensors
+    ]
+    print(table(rows, ("tensor", "is", "becomes", "from", "to")))
+    print(f"{plan.kind}: {megabytes(plan.old_bytes)} would become {megabytes(plan.new_bytes)}.")
+    if plan.fallback_tensors:
+        print(
+            f"{plan.fallback_tensors} tensors have rows that its blocks do not fit; they get a similar type."
+        )
+    if plan.needs_importance:
+        print("It needs an importance matrix: --imatrix FILE, or --calibrate TEXT.")
+
+
+def _show_all(source: str) -> None:
+    import edgellm
+    from edgellm.errors import ModelCorrupt
+
+    rows: list[tuple[str, ...]] = []
+    for kind, plan in edgellm.plan_every_quantize(source).items():
+        if isinstance(plan, ModelCorrupt):
+            rows.append((kind, "", f"not for this model: {plan.message.rpartition(': ')[2]}"))
+            continue
+        notes = ["needs an importance matrix"] if plan.needs_importance else []
+        if plan.fallback_tensors:
+            notes.append(f"{plan.fallback_tensors} of {len(plan.tensors)} tensors get a similar type")
+        rows.append((kind, megabytes(plan.new_bytes), "; ".join(notes)))
+    print(table(rows, ("type", "size", "")))
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.2f} MB"

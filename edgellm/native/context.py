@@ -60,7 +60,14 @@ def usable_cores() -> int:
 class Context:
     """One llama_context. Owned by one thread; only `abort` may be called from another."""
 
-    def __init__(self, model: Model, options: LoadOptions, *, embeddings: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        options: LoadOptions,
+        *,
+        embeddings: bool = False,
+        eval_callback: Any = None,  # Any: a ctypes function object, called for each node of the graph
+    ) -> None:
         llama = self._llama = lib()
         self.model = model
         params = llama.llama_context_default_params()
@@ -90,6 +97,8 @@ class Context:
         self._abort_callback = _abort_function(llama)
         params.abort_callback = self._abort_callback
         params.abort_callback_data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
+        if eval_callback is not None:
+            params.cb_eval = self._eval_callback = eval_callback
         with captured_log() as log:
             self.pointer = llama.llama_init_from_model(model.live_pointer(), params)
         if not self.pointer:
