@@ -300,6 +300,9 @@ class LoadOptions:
     `n_gpu_layers` is a count, "all" or "auto". `kv_type_k`, `kv_type_v`: f16, q8_0, q4_0 ...
     (q-types for V need flash attention). `cpu_moe` is a count of layers whose experts stay on the CPU,
     or "all"; `override_tensors` pins tensors by regular expression ("pattern=CPU").
+    `swa_full` False keeps of sliding-window layers the window alone: less memory, and a rewind goes back to a
+    checkpoint. `checkpoints` is how many of these a chat keeps where memory cannot be cut (sliding windows,
+    recurrent and hybrid models), `checkpoint_mb` how many megabytes they take for all chats together.
     """
 
     n_ctx: int = 0
@@ -323,5 +326,8 @@ class LoadOptions:
     rope_freq_base: float = 0.0
     rope_freq_scale: float = 0.0
     yarn_orig_ctx: int = 0
+    swa_full: bool = True
+    checkpoints: int = 8
+    checkpoint_mb: int = 256
     lora: tuple[LoraAdapter, ...] = field(default_factory=tuple)
     check_tensors: bool = False

@@ -15,8 +15,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-Arch = Literal["llama", "moe", "qwen3", "qwen2moe", "gemma3", "mamba"]
-ARCHS: tuple[Arch, ...] = ("llama", "moe", "qwen3", "qwen2moe", "gemma3", "mamba")
+Arch = Literal["llama", "moe", "qwen3", "qwen2moe", "gemma3", "mamba", "jamba"]
+ARCHS: tuple[Arch, ...] = ("llama", "moe", "qwen3", "qwen2moe", "gemma3", "mamba", "jamba")
 ATTENTION_ARCHS: tuple[Arch, ...] = ("llama", "moe", "qwen3", "qwen2moe", "gemma3")
 
 CHATML = (
@@ -71,6 +71,8 @@ _SHAPES: dict[str, Shape] = {
     # Five of gemma3's six layers have the window; fewer layers would leave no full one.
     "gemma3": Shape(n_layer=6, n_embd=32, n_head=2, n_head_kv=1, n_ff=64, n_swa=16),
     "mamba": Shape(n_head=0, n_head_kv=0, head_dim=0, n_ff=0),
+    # Every other layer is recurrent.
+    "jamba": Shape(n_layer=4),
 }
 
 
@@ -196,6 +198,11 @@ def build(
     for layer in range(sizes.n_layer):
         if arch == "mamba":
             _add_mamba_layer(weights, f"blk.{layer}", sizes)
+        elif arch == "jamba" and layer % 2 == 0:
+            _add_mamba_layer(weights, f"blk.{layer}", sizes)
+            for part, size in (("dt", sizes.n_embd // 16), ("b", 16), ("c", 16)):
+                weights.vector(f"blk.{layer}.ssm_{part}_norm.weight", size)
+            _add_feed_forward(weights, f"blk.{layer}", arch, sizes)
         else:
             _add_attention(weights, f"blk.{layer}", arch, sizes)
             _add_feed_forward(weights, f"blk.{layer}", arch, sizes)
@@ -215,17 +222,21 @@ def _add_header(writer: gguf.GGUFWriter, architecture: str, sizes: Shape, n_ctx:
     writer.add_embedding_length(sizes.n_embd)
     writer.add_block_count(sizes.n_layer)
     writer.add_layer_norm_rms_eps(1e-5)
-    if architecture == "mamba":
-        writer.add_feed_forward_length(0)
-        writer.add_head_count(0)
+    if architecture in ("mamba", "jamba"):
         writer.add_ssm_conv_kernel(4)
         writer.add_ssm_inner_size(2 * sizes.n_embd)
         writer.add_ssm_state_size(16)
         writer.add_ssm_time_step_rank(sizes.n_embd // 16)
+    if architecture == "mamba":
+        writer.add_feed_forward_length(0)
+        writer.add_head_count(0)
         return
     writer.add_feed_forward_length(sizes.n_ff)
     writer.add_head_count(sizes.n_head)
-    writer.add_head_count_kv(sizes.n_head_kv)
+    if architecture == "jamba":
+        writer.add_head_count_kv([sizes.n_head_kv * (layer % 2) for layer in range(sizes.n_layer)])
+    else:
+        writer.add_head_count_kv(sizes.n_head_kv)
     writer.add_key_length(sizes.head_dim)
     writer.add_value_length(sizes.head_dim)
     writer.add_rope_dimension_count(sizes.head_dim)

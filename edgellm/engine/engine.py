@@ -126,6 +126,20 @@ class Engine:
         self._free_seqs.append(seq)
         return True
 
+    def make_checkpoint_room(self, memory: Memory, size: int) -> bool:
+        """Thins out checkpoints, of the memory unused for longest first, until one of `size` bytes has its place."""
+        limit = self.options.checkpoint_mb * 1_000_000
+        if size > limit:
+            return False
+        memories = sorted((s.memory for s in self._sessions), key=lambda one: (one is memory, one.last_use))
+        while True:
+            # Forks share states: each counts once.
+            held = {id(point.state): len(point.state) for one in memories for point in one.checkpoints}
+            if sum(held.values()) + size <= limit:
+                return True
+            if not any(one.checkpoints.thin() for one in memories):
+                return True
+
     # -- scratch sequences --------------------------------------------------------------------------
 
     @contextmanager

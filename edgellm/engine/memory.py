@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgellm.engine.checkpoints import Checkpoint, Checkpoints
 from edgellm.errors import ContextFull, SessionError
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ class Memory:
     """A prefix of the tape, in a sequence of the context or parked outside of it.
 
     `length` tokens of the tape are held. Where the memory cannot be cut (recurrent models, a dropped sliding
-    window) it is emptied, and the next decode computes the tape again: `rebuilt_tokens` counts that.
+    window) it goes back to the nearest checkpoint, or is emptied, and the next decode computes what is missing
+    again: `rebuilt_tokens` counts that.
     `is_unsure`: it was being changed, and nobody has seen yet that it went well.
     """
 
@@ -30,6 +32,8 @@ class Memory:
         self.rebuilt_tokens = 0
         self._rebuild_until = 0
         self._parked: bytes | None = None
+        self.checkpoints = Checkpoints(engine.options.checkpoints)
+        self._is_kept = engine.options.checkpoints > 0 and not engine.context.can_always_cut
 
     # -- the sequence ----------------------------------------------------------------------------------
 
@@ -99,10 +103,20 @@ class Memory:
             self._rebuild_until = 0
         self.length = end
         self.is_unsure = False
+        if self._is_kept and self.checkpoints.is_due(end):
+            self.keep()
         return again
+
+    def keep(self) -> None:
+        """Takes a checkpoint, where the memory cannot be cut and there is none at this place yet."""
+        if self._is_kept and self.length and not self.checkpoints.has(self.length):
+            state = self.engine.context.state(self.own_seq(), is_partial=True)
+            if self.engine.make_checkpoint_room(self, len(state)):
+                self.checkpoints.add(Checkpoint(self.length, state))
 
     def cut(self, length: int) -> None:
         """Holds at most the first `length` tokens; less, where it cannot be cut there."""
+        self.checkpoints.cut(length)
         if self.length <= length:
             return
         self.own_seq()
@@ -115,13 +129,45 @@ class Memory:
     def restore(self) -> None:
         """Cuts away what it holds beyond what it should, such as the rest of a failed decode."""
         if self.seq is not None and not (self.engine.context.remove(self.seq, self.length) and self.check()):
-            self.forget()
+            self._go_back()
         self.is_unsure = False
+
+    def _go_back(self) -> None:
+        """To the nearest checkpoint; without one, to nothing."""
+        assert self.seq is not None
+        context, wanted = self.engine.context, self.length
+        while (point := self.checkpoints.nearest(wanted)) is not None:
+            try:
+                with self.engine.kept(self):
+                    self._load_checkpoint(point)
+            except SessionError:
+                self.checkpoints.drop(point)
+                continue
+            self.length = point.length
+            if context.remove(self.seq, self.length) and self.check():
+                self._rebuild_until = max(self._rebuild_until, wanted)
+                return
+            self.checkpoints.drop(point)
+        self.length = wanted
+        self.forget()
+
+    def _load_checkpoint(self, point: Checkpoint) -> None:
+        assert self.seq is not None
+        while True:
+            try:
+                self.engine.context.set_state(self.seq, point.state, is_partial=True)
+            except SessionError:
+                if not self.engine.make_room():
+                    raise
+            else:
+                return
 
     def forget(self) -> None:
         """Empties it; the next decode computes the tape again."""
         self._rebuild_until = max(self._rebuild_until, self.length)
         self.length = 0
+        # They are no more than a part: what they stand on is gone.
+        self.checkpoints.clear()
         if self.seq is not None:
             self.engine.context.remove(self.seq, -1)
         self.is_unsure = False
@@ -147,8 +193,9 @@ class Memory:
             self.length -= min(end, self.length) - start
         else:
             self.cut(min(self.length, start))
+        self.checkpoints.cut(start)
         self.tape.remove(start, end)
-        self._rebuild_until = 0
+        self._rebuild_until = min(self._rebuild_until, start)
         self.is_unsure = False
         if can_move and not self.check():
             self.forget()
@@ -162,6 +209,7 @@ class Memory:
         if not source.length:
             return
         seq = source.own_seq()
+        self.checkpoints.take_from(source.checkpoints, len(self.tape))
         self.length, self._rebuild_until = source.length, min(source._rebuild_until, len(self.tape))
         with self.engine.kept(source):
             self.seq = self.engine.find_seq()
@@ -189,4 +237,5 @@ class Memory:
     def drop(self) -> None:
         """Called once the engine has its sequence back: nothing is held any more."""
         self._parked = None
+        self.checkpoints.clear()
         self.length = 0

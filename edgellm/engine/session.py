@@ -146,6 +146,10 @@ class Session:
         self.settle()
         self._check_room(len(entries))
         length_before, kv_before, logits_before = len(self.tape), self.memory.length, self._logits
+        if entries:
+            with self.engine.in_use():
+                # A turn ends here: where the user goes back to, and this prefill if it fails.
+                self.memory.keep()
         self.tape.extend(entries)
         self._logits = logits_before if not entries else None
         is_complete = False
@@ -159,6 +163,8 @@ class Session:
                 if self.memory.length == len(self.tape):
                     self.drawing.tell_prompt(length_before)
                     is_complete = True
+                    # Where another answer would be drawn from.
+                    self.memory.keep()
                 yield self.memory.length - start, total
             is_complete = True
         except Cancelled:

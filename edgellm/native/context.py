@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_CTX_LIMIT = 8192
 _ROPE = {"model": -1, "none": 0, "linear": 1, "yarn": 2}
-_WINDOW_ONLY = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY (llama.h): of windowed memory, the window
+# LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY (llama.h): of windowed memory the window, of hybrid memory the recurrent state.
+_PARTIAL_ONLY = 1
 _STATE_HEAD = 4
 _MAX_LOGIT_VIEWS = 1024
 _FLASH = {"auto": -1, "off": 0, "on": 1}
@@ -85,7 +86,7 @@ class Context:
         params.rope_freq_base = options.rope_freq_base
         params.rope_freq_scale = options.rope_freq_scale
         params.yarn_orig_ctx = options.yarn_orig_ctx
-        params.swa_full = True
+        params.swa_full = options.swa_full
         params.kv_unified = True
         params.no_perf = True
         params.embeddings = embeddings
@@ -113,6 +114,8 @@ class Context:
         self._llama_decode = self._llama.llama_decode
         self._logits_address = _logits_function(llama)
         self._window: int = llama.llama_model_n_swa(model.live_pointer())
+        # A sliding window counts too: what was parked or saved comes back without the cells that had left it.
+        self.can_always_cut = not (self._window or model.is_recurrent or model.is_hybrid)
         self._batch = _Batch(llama, self.n_batch, self.n_seq_max)
         try:
             self._apply_adapters(model)
@@ -220,25 +223,30 @@ class Context:
         target = ctypes.cast(words, ctypes.POINTER(ctypes.c_uint8))
         with captured_log(is_kept=False):
             self._llama.llama_state_seq_get_data_ext(
-                self._live(), target, ctypes.sizeof(words), seq, _WINDOW_ONLY
+                self._live(), target, ctypes.sizeof(words), seq, _PARTIAL_ONLY
             )
         found = set(words[_STATE_HEAD::3][: words[_STATE_HEAD - 1]])
         return words[_STATE_HEAD - 2] == 1 and found.issuperset(
             range(max(0, length - self._window + 1), length)
         )
 
-    def state(self, seq: int) -> bytes:
-        """The memory of a sequence as bytes (llama_state_seq_get_data_ext)."""
-        size: int = self._llama.llama_state_seq_get_size_ext(self._live(), seq, 0)
+    def state(self, seq: int, *, is_partial: bool = False) -> bytes:
+        """The memory of a sequence as bytes (llama_state_seq_get_data_ext).
+
+        `is_partial`: only what cannot be had back by cutting, the recurrent state or the sliding window.
+        """
+        flags = _PARTIAL_ONLY if is_partial else 0
+        size: int = self._llama.llama_state_seq_get_size_ext(self._live(), seq, flags)
         buffer = (ctypes.c_uint8 * size)()
-        written: int = self._llama.llama_state_seq_get_data_ext(self.pointer, buffer, size, seq, 0)
+        written: int = self._llama.llama_state_seq_get_data_ext(self.pointer, buffer, size, seq, flags)
         return bytes(memoryview(buffer)[:written])
 
-    def set_state(self, seq: int, data: bytes) -> None:
+    def set_state(self, seq: int, data: bytes, *, is_partial: bool = False) -> None:
         """Puts saved memory into a sequence. Raises SessionError where llama.cpp refuses it."""
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        flags = _PARTIAL_ONLY if is_partial else 0
         with captured_log() as log:
-            read: int = self._llama.llama_state_seq_set_data_ext(self._live(), buffer, len(data), seq, 0)
+            read: int = self._llama.llama_state_seq_set_data_ext(self._live(), buffer, len(data), seq, flags)
         if read == 0:
             raise SessionError(
                 f"llama.cpp refuses the saved KV state: {log.reason or 'it does not fit this context'}.",
