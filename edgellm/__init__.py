@@ -28,7 +28,10 @@ _HOME_OF = {
         "stream_parser",
         "pull",
         "quantize",
+        "read_merges",
         "read_vocabulary",
+        "sampler_stages",
+        "native_log",
         "stored_models",
     ),
     "edgellm.native.importance": ("ImportanceMatrix",),
@@ -43,8 +46,10 @@ _HOME_OF = {
     "edgellm.toolbox.permission": ("Approval",),
     "edgellm.sampling.stage": ("Rewind", "StageVocabulary", "sampler"),
     "edgellm.sampling.candidates": ("Candidates",),
-    "edgellm.sampling.spec": ("ChainSpec",),
     "edgellm.ledger": ("Ledger", "LedgerEntry"),
+    "edgellm.sampling.spec": ("ChainSpec", "StageSpec"),
+    "edgellm.sampling.registry": ("StageInfo", "Param"),
+    "edgellm.models.merges": ("Merges", "MergeStep"),
     "edgellm.types": (
         "Distribution",
         "Leg",
@@ -172,6 +177,7 @@ if TYPE_CHECKING:
     from edgellm.folders import private_dir, state_dir
     from edgellm.grants import Grants, grant_origin
     from edgellm.ledger import Ledger, LedgerEntry
+    from edgellm.models.merges import Merges, MergeStep
     from edgellm.native.importance import ImportanceMatrix
     from edgellm.native.quantizer import QuantizePlan
     from edgellm.offline import (
@@ -183,17 +189,21 @@ if TYPE_CHECKING:
         doctor,
         find_tools,
         inspect,
+        native_log,
         parse,
         plan_every_quantize,
         plan_quantize,
         pull,
         quantize,
+        read_merges,
         read_vocabulary,
+        sampler_stages,
         stored_models,
     )
     from edgellm.runtime import Runtime, load
     from edgellm.sampling.candidates import Candidates
-    from edgellm.sampling.spec import ChainSpec
+    from edgellm.sampling.registry import Param, StageInfo
+    from edgellm.sampling.spec import ChainSpec, StageSpec
     from edgellm.sampling.stage import Rewind, StageVocabulary, sampler
     from edgellm.toolbox.permission import Approval
     from edgellm.toolbox.tool import Tool, ToolContext, tool

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from edgellm.chat.parser import OutputParser
     from edgellm.models.catalogue import Catalogue
     from edgellm.models.gguf_info import GGUFInfo
+    from edgellm.models.merges import Merges
     from edgellm.models.store import StoredModel
     from edgellm.native.importance import ImportanceMatrix
     from edgellm.native.quantizer import QuantizePlan
     from edgellm.native.vocabulary import Vocabulary
     from edgellm.plugins import PluginFailure
+    from edgellm.sampling.registry import StageInfo
     from edgellm.toolbox.tool import Tool
     from edgellm.types import ToolCall, ToolResult
 
@@ -185,6 +187,34 @@ def read_vocabulary(model: str | Path) -> Generator[Vocabulary]:
         yield loaded.vocabulary
     finally:
         loaded.close()
+
+
+def read_merges(model: str | Path) -> Merges:
+    """How the tokens of a byte-level BPE vocabulary are put together from bytes: `read_merges(name).steps(b" the")`.
+
+    Raises ModelNotFound, ModelCorrupt, and ConfigError for vocabularies of another kind.
+    """
+    from edgellm.models import merges
+
+    return merges.read_merges(inspect(model).path)
+
+
+def native_log(*, min_level: int = 0) -> str:
+    """What llama.cpp has logged of late (the last 400 lines). Levels: 1 debug, 2 info, 3 warning, 4 error."""
+    from edgellm.native.library import log_text
+
+    return log_text(min_level=min_level)
+
+
+def sampler_stages() -> tuple[StageInfo, ...]:
+    """All sampler stages with what they do, their arguments, ranges and defaults; those of plugins behind llama.cpp's.
+
+    `discover_samplers` says which plugins were left out, and why.
+    """
+    from edgellm.sampling.registry import REGISTRY
+
+    discover_samplers()
+    return tuple(REGISTRY.all())
 
 
 def discover_samplers() -> tuple[PluginFailure, ...]:

@@ -326,6 +326,11 @@ class Runtime:
         return self.engine.context.n_ctx
 
     @property
+    def threads(self) -> int:
+        """How many threads a token is computed with."""
+        return self.engine.context.n_threads
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The model's vocabulary."""
         return self.model.vocabulary

@@ -161,10 +161,12 @@ class _Reader:
         """One scalar."""
         return self.text() if kind == _STRING else self.number(kind)
 
-    def array(self) -> tuple[tuple[Scalar, ...] | None, int]:
-        """An array, or None for a long one, and its length. Leaves the cursor behind it."""
+    def array(self, *, is_kept: bool = False) -> tuple[tuple[Scalar, ...] | None, int]:
+        """An array, or None for a long one unless it `is_kept`, and its length. Leaves the cursor behind it."""
         kind, length = int(self.number(_UINT32)), self.count()
-        if length <= _KEPT_ARRAY and kind != _ARRAY:
+        if length > self.size:
+            raise _Cut("an array in its header is longer than the file")
+        if (is_kept or length <= _KEPT_ARRAY) and kind != _ARRAY:
             return tuple(self.value(kind) for _ in range(length)), length
         if kind == _STRING:
             self._skip_texts(length)
@@ -177,8 +179,6 @@ class _Reader:
         return None, length
 
     def _skip_texts(self, length: int) -> None:
-        if length > self.size:
-            raise _Cut("an array in its header is longer than the file")
         # The one hot loop of start-up: 300,000 texts in a large vocabulary, so no calls beyond the unpacking.
         unpack, data, at = _LENGTH.unpack_from, self.data, self.at
         try:
@@ -191,9 +191,10 @@ class _Reader:
         self.at = at
 
 
-def read_gguf(path: str | Path) -> GGUFFile:
+def read_gguf(path: str | Path, *, keep: str = "") -> GGUFFile:
     """Header of the GGUF at `path`, after checking that the file holds every tensor it names.
 
+    `keep` is the key of an array that goes into `metadata` however long it is.
     Raises ModelNotFound where there is no such file, ModelCorrupt where it is not a GGUF, is damaged or cut
     short, ModelUnsupported for versions and byte orders llama.cpp no longer reads.
     """
@@ -205,7 +206,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
             size = os.fstat(file.fileno()).st_size
             _check_start(path, file.read(32), size)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(path, _Reader(data, size))
+                return _parse(path, _Reader(data, size), keep)
     except FileNotFoundError:
         raise ModelNotFound(
             f"There is no file {path}.", hint="Check the path, or see `edgellm models list`."
@@ -242,7 +243,7 @@ def _check_start(path: Path, start: bytes, size: int) -> None:
         )
 
 
-def _parse(path: Path, reader: _Reader) -> GGUFFile:
+def _parse(path: Path, reader: _Reader, keep: str) -> GGUFFile:
     reader.at = 4
     version = int(reader.number(_UINT32))
     n_tensors, n_values = reader.count(), reader.count()
@@ -257,7 +258,7 @@ def _parse(path: Path, reader: _Reader) -> GGUFFile:
         if key in metadata or key in lengths:
             raise _Cut(f"the key {key!r} is there twice")
         if kind == _ARRAY:
-            kept, lengths[key] = reader.array()
+            kept, lengths[key] = reader.array(is_kept=key == keep)
             if kept is not None:
                 metadata[key] = kept
         else:

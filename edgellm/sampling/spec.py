@@ -31,6 +31,17 @@ class StageSpec:
         """All arguments, defaults included."""
         return self.info.complete(dict(self.args))
 
+    def with_arg(self, name: str, value: Any) -> StageSpec:
+        """The stage with one argument changed; what equals its default is not written. Raises SamplerError."""
+        # Any: an argument of any type; the stage's table checks it.
+        changed = _checked(self.info, {**dict(self.args), name: value})
+        written = tuple(
+            (key, one)
+            for key, one in changed.args
+            if (param := self.info.param(key)) is None or param.is_required or one != param.default
+        )
+        return StageSpec(self.name, written, self.info)
+
     def __str__(self) -> str:
         if not self.args:
             return self.name

@@ -22,8 +22,10 @@ from textual.widgets import ContentSwitcher
 import edgellm
 from edgellm_tui import glyphs
 from edgellm_tui.answer import ConversationView
+from edgellm_tui.applog import AppLog
 from edgellm_tui.approval import ApprovalModal
 from edgellm_tui.commands import COMMANDS, obey
+from edgellm_tui.footer import KeyInfo, foot_line, keys_of
 from edgellm_tui.pages import PAGES, PageView
 from edgellm_tui.prompt import History, Prompt, with_attachments
 from edgellm_tui.settings import Settings, load_settings
@@ -36,12 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from textual.screen import Screen
+    from textual.widget import Widget
 
     from edgellm_tui.sessions import Sessions
 
 _SLOWEST_S, _FASTEST_S = 0.5, 0.1
 _SAVE_AFTER_S = 3.0
-_FOOT = " ^p palette  F1 help  F2 chat  F3 inspect  F4 tokens  F5 model  F6 branches  ^q quit"
 
 
 class EdgeApp(App[int]):
@@ -87,6 +89,8 @@ class EdgeApp(App[int]):
         self.settings = settings or Settings()
         self.glyphs = glyphs.fitting(self.settings.glyphs)
         self.worker = EngineWorker(self._wake, clock)
+        self.app_log = AppLog()
+        self.came_from: Widget | None = None
         self.talk = Talk(
             self.worker,
             self.settings,
@@ -138,7 +142,8 @@ class EdgeApp(App[int]):
             self.theme = self.settings.theme
         elif os.environ.get("TERM") == "linux":
             self.theme = "textual-ansi" if "textual-ansi" in self.available_themes else self.theme
-        self.query_one("#keys", Line).set(_FOOT)
+        self.app_log.attach()
+        self._show_keys()
         self.prompt.focus()
         self.worker.approval_timeout_s = float(self.settings.approval_timeout_s) or None
         self.worker.start()
@@ -335,12 +340,28 @@ class EdgeApp(App[int]):
 
     # -- keys ---------------------------------------------------------------------------------------------
 
+    def _show_keys(self) -> None:
+        page = self.page
+        everywhere = [KeyInfo("app.palette", self.COMMAND_PALETTE_BINDING, "palette"), *keys_of(EdgeApp)]
+        line = (
+            page.foot
+            if page is not None and page.foot
+            else foot_line(page, everywhere, self.settings.keys, self.size.width)
+        )
+        self.query_one("#keys", Line).set(line)
+
+    def on_resize(self) -> None:
+        """As many keys as fit are listed."""
+        self._show_keys()
+
     async def action_stop(self) -> None:
         """Stops the answer; with nothing to stop, goes back to the chat and the prompt."""
         self._waiting.clear()
         if self.worker.stop():
             return
-        await self.action_page("chat")
+        page = self.page
+        if page is None or not page.leave():
+            await self.action_page("chat")
 
     @property
     def page(self) -> PageView | None:
@@ -353,9 +374,10 @@ class EdgeApp(App[int]):
         switcher = self.query_one("#pages", ContentSwitcher)
         if name != "chat" and not switcher.query(f"#{name}"):
             await switcher.mount(PAGES[name].make(name))
+        self.came_from = self.focused
         switcher.current = name
         page = self.page
-        self.query_one("#keys", Line).set(page.foot if page is not None and page.foot else _FOOT)
+        self._show_keys()
         if page is None:
             self.prompt.focus()
         else:
@@ -381,6 +403,7 @@ class EdgeApp(App[int]):
     async def action_quit(self) -> None:
         """Stops, saves, and leaves."""
         self._is_leaving = True
+        self.app_log.detach()
         self.worker.stop()
         self.talk.close()
         await asyncio.to_thread(self.worker.close)

@@ -30,6 +30,10 @@ class PageView(Vertical):
     def frame(self) -> None:
         """Something may have changed."""
 
+    def leave(self) -> bool:
+        """Esc was pressed: True where the page had something of its own to close, and stays."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class PageInfo:
@@ -46,4 +50,8 @@ class PageInfo:
         return kind(id=name)
 
 
-PAGES: dict[str, PageInfo] = {}
+PAGES: dict[str, PageInfo] = {
+    "help": PageInfo("f1", "help", "help_page:HelpPage"),
+    "tokenizer": PageInfo("f4", "tokenizer", "tokenizer_page:TokenizerPage"),
+    "log": PageInfo("ctrl+l", "log", "log_page:LogPage"),
+}
