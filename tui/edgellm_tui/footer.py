@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from textual.binding import Binding
 
 from edgellm_tui.pages import PAGES, PageView
@@ -110,38 +110,38 @@ def keys_around(widget: Widget | None, app_class: type[object]) -> list[KeyInfo]
     return found
 
 
-def fitted(keys: Iterable[tuple[str, str]], width: int) -> str:
-    """As many `key word` pairs as fit in a line, the first ones first; the last pair always stands at its end."""
-    pairs = [f"{key} {word}" for key, word in keys]
-    if not pairs:
-        return ""
-    *others, last = pairs
+def fitted(keys: Iterable[tuple[str, str]], ends: Iterable[tuple[str, str]], width: int) -> str:
+    """As many `key word` pairs as fit in a line, the first ones first; `ends` always stand at its end."""
+    end = "".join(f"  {key} {word}" for key, word in ends)
     line = ""
-    for pair in others:
-        if cell_len(line) + cell_len(pair) + cell_len(last) + 5 > width:
+    for key, word in keys:
+        pair = f"  {key} {word}"
+        if cell_len(line) + cell_len(pair) + cell_len(end) > width:
             break
-        line += f"  {pair}" if line else f" {pair}"
-    return f"{line}  {last}" if line else f" {last}"[:width]
+        line += pair
+    return set_cell_size((line + end)[1:], width).rstrip()
 
 
 def foot_line(
-    page: PageView | None, globals: Sequence[KeyInfo], changed: Mapping[str, str], width: int
+    page: PageView | None, everywhere: Sequence[KeyInfo], changed: Mapping[str, str], width: int
 ) -> str:
-    """The line of keys: those of the page, then those that work everywhere, help last."""
+    """The line of keys: those of the page, those of the other pages, the rest; help and quit at the end."""
     own: list[KeyInfo] = []
-    if page is not None:
-        for owner in type(page).__mro__:
-            if issubclass(owner, PageView):
-                own += keys_of(owner)
-    shown = [info.changed(changed) for info in (*own, *globals) if info.is_shown and info.keys]
-    help_key = next((info for info in shown if info.id == "app.help"), None)
-    pairs = [
-        (key_word(info.keys.split(",")[0], is_short=True), info.does)
-        for info in shown
-        if info is not help_key
-    ]
-    if page is not None:
-        pairs.insert(0, ("esc", "chat"))
-    if help_key is not None:
-        pairs.append((key_word(help_key.keys.split(",")[0], is_short=True), help_key.does))
-    return fitted(pairs, width)
+    for owner in type(page).__mro__ if page is not None else ():
+        if issubclass(owner, PageView):
+            own += keys_of(owner)
+    pages = [f"app.{name}" for name in ("palette", "chat", *PAGES)]
+    ends = ("app.help", "app.quit")
+    rank = {id: at for at, id in enumerate(pages)}
+    others = sorted(everywhere, key=lambda info: rank.get(info.id, len(rank)))
+    words = {
+        info.id or info.keys: (key_word(info.keys.split(",")[0], is_short=True), info.does)
+        for info in (each.changed(changed) for each in (*own, *others))
+        if info.is_shown and info.keys
+    }
+    first = [("esc", "chat")] if page is not None else []
+    return fitted(
+        [*first, *(pair for id, pair in words.items() if id not in ends)],
+        [words[id] for id in ends if id in words],
+        width,
+    )
