@@ -130,7 +130,7 @@ def foot_line(
     for owner in type(page).__mro__ if page is not None else ():
         if issubclass(owner, PageView):
             own += keys_of(owner)
-    pages = [f"app.{name}" for name in ("palette", "chat", *PAGES)]
+    pages = [f"app.{name}" for name in ("palette", "chat", *sorted(PAGES, key=lambda name: PAGES[name].key))]
     ends = ("app.help", "app.quit")
     rank = {id: at for at, id in enumerate(pages)}
     others = sorted(everywhere, key=lambda info: rank.get(info.id, len(rank)))
