@@ -46,6 +46,14 @@ _HOME_OF = {
     "edgellm.toolbox.permission": ("Approval",),
     "edgellm.sampling.stage": ("Rewind", "StageVocabulary", "sampler"),
     "edgellm.sampling.candidates": ("Candidates",),
+    "edgellm.context_policy": (
+        "ContextPolicy",
+        "ContextTurn",
+        "Crowding",
+        "Drop",
+        "Shorten",
+        "Summarize",
+    ),
     "edgellm.ledger": ("Ledger", "LedgerEntry"),
     "edgellm.sampling.spec": ("ChainSpec", "StageSpec"),
     "edgellm.sampling.registry": ("StageInfo", "Param"),
@@ -78,6 +86,7 @@ _HOME_OF = {
         "ToolApproved",
         "ToolCallBroken",
         "CallRepaired",
+        "ContextEvicted",
         "ExactnessChecked",
         "HistoryRewritten",
         "ToolCallDelta",
@@ -131,6 +140,14 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from edgellm.agent import AgentLimits, ToolChoice
+    from edgellm.context_policy import (
+        ContextPolicy,
+        ContextTurn,
+        Crowding,
+        Drop,
+        Shorten,
+        Summarize,
+    )
     from edgellm.dialogue import Chat, ChatOptions
     from edgellm.errors import (
         Cancelled,

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -32,7 +32,7 @@ from edgellm.types import Leg, Message, ToolResult, Usage
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from edgellm.conversation import Conversation
+    from edgellm.conversation import Conversation, Plan
     from edgellm.events import Event
     from edgellm.guided.strategy import Guided
     from edgellm.response_format import ResponseFormat
@@ -42,9 +42,12 @@ if TYPE_CHECKING:
     from edgellm.toolbox.tool import Tool
     from edgellm.toolbox.toolset import Toolset
     from edgellm.types import ConstraintMode, FinishReason, ToolCall, ToolSpec
+    from edgellm.upkeep import Upkeep
 
 ToolChoice = str
 """auto, none, required, or the name of one tool."""
+
+T = TypeVar("T")
 
 _MAX_COMPLAINTS = 1
 _CANCELLED_TEXT = "The user cancelled this call before it finished."
@@ -80,13 +83,15 @@ class _Turn:
     repeats: Counter[str] = field(default_factory=Counter[str])
     finish_reason: FinishReason = "eog"
     value: Any = None
+    # The index of the turn's first message: it changes where older ones go.
+    first: int = 0
     # What was wrong with a call of the last leg that could not be repaired, and how often the model was told so.
     fault: str = ""
     complaints: int = 0
 
     @property
     def decoded(self) -> int:
-        return sum(leg.decode_tokens for leg in self.legs)
+        return sum(leg.decode_tokens for leg in self.legs if leg.finish_reason != "summary")
 
 
 class Agent:
@@ -103,8 +108,10 @@ class Agent:
         make_constraint: Callable[[str], Constraint],
         constraint_mode: ConstraintMode = "check",
         guided: Guided | None = None,
+        upkeep: Upkeep,
     ) -> None:
         self.conversation = conversation
+        self.upkeep = upkeep
         self.toolset = toolset
         self.limits = limits
         self._runner = runner
@@ -143,6 +150,7 @@ class Agent:
             make_constraint=self._make_constraint,
             constraint_mode=self._constraint_mode,
             guided=self._guided,
+            upkeep=self.upkeep.fork(conversation),
         )
         twin.checks_exactness = self.checks_exactness
         return twin
@@ -165,7 +173,7 @@ class Agent:
 
         Yields events and `Waiting`. Raises EdgeError; what was on the tape before the failed step stays.
         """
-        turn = _Turn(choice)
+        turn = _Turn(choice, first=self._first_message(message))
         self._legs = turn.legs
         specs = self._specs(choice)
         budget = self.limits.max_tokens if max_tokens is None else max_tokens
@@ -240,7 +248,7 @@ class Agent:
         is_on_tape = False
         try:
             is_resumed = step == 0 and not tail and self.conversation.is_answer_open
-            plan = self.conversation.plan(tail)
+            plan = yield from self._plan(turn, tail, budget)
             reused = session.kv_length
             for done, total in session.prefill(plan.entries):
                 if done == total:
@@ -261,6 +269,7 @@ class Agent:
         if not is_on_tape:
             self.conversation.commit(plan)
         turn.messages += tail
+        self._count_summaries(turn)
         if plan.removed_tokens:
             policy = self.conversation.reasoning_policy
             yield HistoryRewritten(
@@ -284,10 +293,11 @@ class Agent:
             reasoning_budget=self.limits.reasoning_budget,
             is_shared=self.is_shared,
             resumed=self.conversation.open_answer() if is_resumed else None,
+            make_room=lambda: self._kept_first(turn, self.upkeep.in_answer(turn.first)),
         )
         cost = Leg(
             prefill_tokens=session.prefilled_tokens - prefilled,
-            removed_tokens=plan.removed_tokens,
+            removed_tokens=plan.removed_tokens + self.upkeep.taken().removed_tokens,
             reused_tokens=reused,
             decode_tokens=0,
             rebuilt_tokens=session.rebuilt_tokens - rebuilt,
@@ -309,7 +319,16 @@ class Agent:
                 yield from decoding.run()
             is_left = False
         finally:
+            tally = self.upkeep.taken()
+            cost = replace(
+                cost,
+                prefill_tokens=cost.prefill_tokens + tally.prefill_tokens,
+                rebuilt_tokens=cost.rebuilt_tokens + tally.rebuilt_tokens,
+                removed_tokens=cost.removed_tokens + tally.removed_tokens,
+                prefill_s=cost.prefill_s + tally.prefill_s,
+            )
             turn.legs.append(decoding.leg(cost))
+            self._count_summaries(turn)
             answer = Message(
                 "assistant", decoding.text, reasoning=decoding.reasoning, tool_calls=tuple(decoding.calls)
             )
@@ -324,6 +343,47 @@ class Agent:
         turn.finish_reason = decoding.finish_reason
         turn.fault = "" if is_left or decoding.calls else decoding.fault
         return is_left or not decoding.calls
+
+    # -- room ---------------------------------------------------------------------------------------------
+
+    def _first_message(self, message: Message | None) -> int:
+        """The index of the first message of the turn that begins, or goes on."""
+        if message is None or self.conversation.has_postponed:
+            return self.upkeep.turn_of_last()
+        return len(self.conversation.messages)
+
+    def _plan(
+        self, turn: _Turn, tail: Sequence[Message], budget: int
+    ) -> Generator[Event | Waiting, None, Plan]:
+        """The new tokens, once older ones have made room for them as the policy says."""
+        conversation = self.conversation
+        plan = conversation.plan(tail)
+        while wanted := self.upkeep.excess(len(plan.entries), max(0, budget - turn.decoded)):
+            before = (len(conversation.session.tape), len(plan.entries))
+            yield from self._kept_first(turn, self.upkeep.make_room(wanted, turn.first))
+            again = conversation.plan(tail)
+            plan = replace(
+                again,
+                removed_tokens=again.removed_tokens + plan.removed_tokens,
+                is_shifted=again.is_shifted or plan.is_shifted,
+            )
+            if sum(before) <= len(conversation.session.tape) + len(plan.entries):
+                break
+        return plan
+
+    def _kept_first(
+        self, turn: _Turn, making: Generator[Event | Waiting, None, T]
+    ) -> Generator[Event | Waiting, None, T]:
+        """Lets room be made, and keeps in mind where the turn's messages stand afterwards."""
+        before = len(self.conversation.messages)
+        try:
+            return (yield from making)
+        finally:
+            turn.first += len(self.conversation.messages) - before
+
+    def _count_summaries(self, turn: _Turn) -> None:
+        turn.legs += self.upkeep.legs
+        self.upkeep.legs.clear()
 
     def _complaint(self, fault: str) -> str:
         wire_format = self.conversation.format

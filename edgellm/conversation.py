@@ -86,6 +86,8 @@ class Conversation:
         self.messages: list[Message] = list(history)
         self.starts: list[int] = [0] * len(self.messages)
         self._postponed: list[Message] = []
+        # Indices of messages whose turns stay when the context fills.
+        self.pins: set[int] = set()
         # What becomes of earlier reasoning when the user speaks again.
         self.reasoning_policy: ReasoningPolicy = "keep"
         self._is_begun = False
@@ -205,6 +207,17 @@ class Conversation:
             return entries
         return [(bos, SpanKind.GLUE), *entries]
 
+    def group_entries(self, index: int, messages: Sequence[Message]) -> list[tuple[int, SpanKind]]:
+        """The tokens that `messages` take, appended at once where message `index` begins. Raises TemplateError."""
+        had_calls = index > 0 and bool(self.messages[index - 1].tool_calls)
+        segments = self.continuation.suffix(messages, had_calls=had_calls, tools=self._template_tools())
+        vocabulary, start = self.session.engine.vocabulary, self.starts[index]
+        before = self.session.tape.tokens[start - 1]
+        if vocabulary.is_eog(before):
+            drawn = vocabulary.piece(before).decode("utf-8", "replace")
+            segments = strip_leading(segments, drawn) or segments
+        return vocabulary.encode(segments)
+
     # -- bookkeeping ------------------------------------------------------------------------------------
 
     def commit(self, plan: Plan) -> None:
@@ -310,6 +323,49 @@ class Conversation:
             self.messages.append(message)
             self.starts.append(self._answer_start)
 
+    @property
+    def is_begun(self) -> bool:
+        """The messages are on the tape; else all of them are still to be rendered."""
+        return self._is_begun
+
+    @property
+    def answer_start(self) -> int:
+        """The tape length at which the newest answer began, or begins."""
+        return self._answer_start
+
+    @property
+    def has_postponed(self) -> bool:
+        """Messages wait to be appended with the next ones."""
+        return bool(self._postponed)
+
+    def replace(
+        self,
+        messages: Sequence[tuple[Message, int | None]],
+        starts: Sequence[int],
+        *,
+        answer_start: int,
+        is_begun: bool,
+    ) -> None:
+        """Other messages stand on the tape now: each with its index before (None: it is new) and its start."""
+        pins = {new for new, (_, old) in enumerate(messages) if old in self.pins}
+        self.messages = [message for message, _ in messages]
+        self.starts = list(starts)
+        self.pins = pins
+        self._answer_start = answer_start
+        self._is_begun = is_begun
+
+    def pin(self, index: int, *, is_pinned: bool = True) -> None:
+        """Keeps the turn of message `index` when the context fills, or no longer. Raises ConfigError."""
+        if not 0 <= index < len(self.messages):
+            raise ConfigError(
+                f"there is no message {index}: the chat has {len(self.messages)}.",
+                hint="Give an index into chat.messages.",
+            )
+        if is_pinned:
+            self.pins.add(index)
+        else:
+            self.pins.discard(index)
+
     def postpone(self, messages: Sequence[Message]) -> None:
         """These messages could not be appended; they go with the next ones, so that nothing is lost."""
         self._postponed += messages
@@ -347,6 +403,7 @@ class Conversation:
             count = first
         del self.messages[count:]
         del self.starts[count:]
+        self.pins = {index for index in self.pins if index < count}
 
     def state(self) -> dict[str, Any]:
         """Messages and where they stand, as JSON values: what `restore` takes."""
@@ -354,6 +411,7 @@ class Conversation:
             "messages": msgspec.to_builtins(self.messages),
             "starts": self.starts,
             "is_begun": self._is_begun,
+            "pins": sorted(self.pins),
             "postponed": msgspec.to_builtins(self._postponed),
         }
 
@@ -364,6 +422,7 @@ class Conversation:
             self.starts = msgspec.convert(state["starts"], list[int])
             self._postponed = msgspec.convert(state["postponed"], list[Message])
             self._is_begun = bool(state["is_begun"])
+            self.pins = set(msgspec.convert(state.get("pins", []), list[int]))
         except (KeyError, msgspec.ValidationError) as error:
             raise SessionError(
                 f"the saved chat's messages cannot be read: {error}.",
@@ -386,6 +445,7 @@ class Conversation:
         other.starts = list(self.starts)
         other._postponed = list(self._postponed)
         other._is_begun = self._is_begun
+        other.pins = set(self.pins)
         other._answer_start = self._answer_start
         other.offered = self.offered
         other.reasoning_policy = self.reasoning_policy

@@ -25,7 +25,7 @@ from edgellm.events import (
 from edgellm.types import SpanKind, Step, ToolCall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.conversation import OpenAnswer
@@ -71,7 +71,8 @@ class _Fed:
 class Decoding:
     """Runs one leg on a session and keeps what came of it.
 
-    `make_constraint` turns grammar text into a constraint; None leaves calls unconstrained.
+    `make_constraint` turns grammar text into a constraint; None leaves calls unconstrained. `make_room` is asked when
+    the context is full: it gives by how many tokens the tape in front of the leg became shorter.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class Decoding:
         reasoning_budget: int | None = None,
         is_shared: bool = False,
         resumed: OpenAnswer | None = None,
+        make_room: Callable[[], Generator[Event | Waiting, None, int]] | None = None,
     ) -> None:
         self._session = session
+        self._room = make_room
         self._format = wire_format
         self._specs = specs
         self._max_tokens = max_tokens
@@ -201,7 +204,8 @@ class Decoding:
                     self.finish_reason = "cancelled"
                     break
                 except ContextFull:
-                    self.finish_reason = "context_full"
+                    if (yield from self._made_room()):
+                        continue
                     break
                 self.decode_s += time.perf_counter() - started
                 self.decode_tokens += 1
@@ -230,6 +234,20 @@ class Decoding:
             rest = self._finish()
         yield from self._withheld
         yield from self._not_given(rest)
+
+    def _made_room(self) -> Generator[Event | Waiting, None, bool]:
+        """The context is full: true where there is room again, else the leg is over."""
+        try:
+            moved = (yield from self._room()) if self._room is not None else 0
+        except Cancelled:
+            self.finish_reason = "cancelled"
+            return False
+        if not moved:
+            self.finish_reason = "context_full"
+            return False
+        for fed in self._fed:
+            fed.position -= moved
+        return True
 
     def _has_enough(self) -> bool:
         parser = self._parser
@@ -681,7 +699,12 @@ class Decoding:
                 session.request()
                 yield NEXT_TOKEN
                 started = time.perf_counter()
-                step = session.step()
+                try:
+                    step = session.step()
+                except ContextFull:
+                    if (yield from self._made_room()):
+                        continue
+                    return
                 self.decode_s += time.perf_counter() - started
                 self.decode_tokens += 1
                 self.forced_tokens += step.is_forced
@@ -693,8 +716,6 @@ class Decoding:
                 yield from self._take(step, self._decoder.feed(step.piece))
         except Cancelled:
             self.finish_reason = "cancelled"
-        except ContextFull:
-            self.finish_reason = "context_full"
         finally:
             session.settle()
 

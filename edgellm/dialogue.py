@@ -14,7 +14,7 @@ from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
 from edgellm.ledger import head_cost, make_ledger
 from edgellm.response_format import ResponseFormat
-from edgellm.types import Message, Usage
+from edgellm.types import Leg, Message, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgellm.agent import ToolChoice
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.template import ChatTemplate
+    from edgellm.context_policy import ContextPolicy
     from edgellm.conversation import Conversation
     from edgellm.events import Event
     from edgellm.ledger import HeadCost, Ledger
@@ -49,8 +50,11 @@ class ChatOptions:
     `thinking` and `effort` ("low", "medium", "high" ...) are passed to the template under the names that templates use.
     `reasoning_policy`: what becomes of earlier reasoning at the next user turn: "keep" (the tape only grows), "excise"
     (cut out; where the memory can be shifted, what stands behind is not computed again: approximate) or "render"
-    (rendered anew; computed again from the first token that differs). `check_exactness` compares the tape with a
-    full render after each tool result and sends ExactnessChecked.
+    (rendered anew; computed again from the first token that differs).
+    `context_policy`: what gives way when the context fills: "stop" (nothing: the answer ends there), "evict" (the
+    oldest turns), "summarize" (the oldest turns, once the model has summed them up), "drop-results" (old tool results,
+    then the oldest turns), or a function of your own; ContextEvicted says what went. `check_exactness` compares the
+    tape with a full render after each tool result and sends ExactnessChecked.
     """
 
     system: str = ""
@@ -69,6 +73,7 @@ class ChatOptions:
     thinking: bool | None = None
     effort: str = ""
     reasoning_policy: ReasoningPolicy = "keep"
+    context_policy: str | ContextPolicy = "stop"
     check_exactness: bool = False
     limits: AgentLimits = field(default_factory=AgentLimits)
     history: Sequence[Message] = ()
@@ -272,6 +277,51 @@ class Chat:
     def set_trace(self, rows: int) -> None:
         """How many rows a point TokenDrawn events carry; 0 sends none."""
         self.conversation.session.trace = rows
+
+    def pin(self, message: int) -> None:
+        """Keeps the turn of this message (an index into `messages`) when the context fills. Raises ConfigError."""
+        self._check_closed("pin a message")
+        self.conversation.pin(message)
+
+    def unpin(self, message: int) -> None:
+        """Lets the turn of this message go again when the context fills. Raises ConfigError."""
+        self._check_closed("unpin a message")
+        self.conversation.pin(message, is_pinned=False)
+
+    @property
+    def pinned(self) -> tuple[int, ...]:
+        """Indices of the pinned messages. They move with their messages when older ones go."""
+        return tuple(sorted(self.conversation.pins))
+
+    def tidy(self) -> tuple[Event, ...]:
+        """Makes room ahead of time, between turns: where more than half of the context is taken, the oldest give way as
+        the context policy says, and what that costs is computed now. Gives what was done; raises EdgeError.
+        """
+        self._check_closed("tidy")
+        if not self._open.acquire(blocking=False):
+            raise ConfigError("cannot tidy while a turn is open.", hint="Read it to its end, or close it.")
+        upkeep = self._agent.upkeep
+        try:
+            return self.runtime.in_turn(lambda: tuple(e for e in upkeep.tidy() if not isinstance(e, Waiting)))
+        finally:
+            tally = upkeep.taken()
+            legs = list(upkeep.legs)
+            upkeep.legs.clear()
+            if tally.removed_tokens or tally.prefill_tokens or tally.rebuilt_tokens:
+                legs.append(
+                    Leg(
+                        prefill_tokens=tally.prefill_tokens,
+                        reused_tokens=0,
+                        decode_tokens=0,
+                        rebuilt_tokens=tally.rebuilt_tokens,
+                        removed_tokens=tally.removed_tokens,
+                        prefill_s=tally.prefill_s,
+                        finish_reason="tidy",
+                    )
+                )
+            self._usage += Usage(tuple(legs))
+            self.conversation.session.is_cancelled = False
+            self._open.release()
 
     def rewind(self, to: int, *, redraw: bool = False) -> None:
         """Keeps the first `to` messages. Raises ConfigError for a number out of range, or in an open turn.

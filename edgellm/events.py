@@ -108,6 +108,40 @@ class HistoryRewritten:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextEvicted:
+    """The context was filling, and something gave way, as the context policy says.
+
+    `policy` is what was done. `messages` went, whole (dropped or summarized turns) or in their content (tool
+    results that were replaced by a notice). `removed_tokens` were taken off the tape, `added_tokens` put there in
+    their place (a summary, notices), and `recomputed_tokens` have to be computed again. `is_approximate`: what
+    stands behind the cut keeps what it was computed with, and only its positions have moved. `duration_s` does not
+    count what is computed again.
+    """
+
+    policy: str
+    messages: tuple[Message, ...]
+    removed_tokens: int
+    added_tokens: int = 0
+    recomputed_tokens: int = 0
+    is_approximate: bool = False
+    summary: str = ""
+    duration_s: float = 0.0
+
+    def __str__(self) -> str:
+        count = len(self.messages)
+        what = {"summarize": "summed up", "drop-results": "shortened or taken out"}
+        text = (
+            f"context: {count} old message{'s' * (count != 1)} {what.get(self.policy, 'taken out')} to make room"
+            f" ({self.removed_tokens} tokens"
+        )
+        if self.added_tokens:
+            text += f", {self.added_tokens} put in their place"
+        if self.recomputed_tokens:
+            text += f", {self.recomputed_tokens} computed again"
+        return text + (", the rest was moved: approximate)" if self.is_approximate else ")")
+
+
+@dataclass(frozen=True, slots=True)
 class ExactnessChecked:
     """The tape compared with a full render of the conversation: "exact", "equivalent" or "diverges".
 
@@ -197,6 +231,7 @@ Event = (
     | ToolCallBroken
     | CallRepaired
     | HistoryRewritten
+    | ContextEvicted
     | ExactnessChecked
     | ApprovalRequested
     | ToolApproved

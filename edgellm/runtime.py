@@ -152,6 +152,7 @@ class Runtime:
         from edgellm.toolbox.permission import Permissions
         from edgellm.toolbox.runner import Runner
         from edgellm.toolbox.toolset import Toolset
+        from edgellm.upkeep import Upkeep
 
         try:
             toolset = options.tools if isinstance(options.tools, Toolset) else Toolset(options.tools)
@@ -171,6 +172,7 @@ class Runtime:
                 make_constraint=self.grammar_constraint,
                 constraint_mode=options.constraint,
                 guided=guided,
+                upkeep=Upkeep(conversation, options.context_policy, make_chain=self.make_chain),
             )
         except BaseException:
             session.close()

@@ -77,6 +77,16 @@ def test_context_shows_who_owns_it(chat: Callable[..., Outcome]) -> None:
     assert f"context     {used} of" in outcome.out
 
 
+def test_what_goes_when_the_context_fills_is_said(model: Path) -> None:
+    lines = "\n".join(f"Question {turn}? " + "why " * 30 for turn in range(8))
+    options = ("chat", "-m", model, "--seed", 1, "--no-tools", "--max-tokens", 20, "--ctx", 512)
+    outcome = cli(*options, "--when-full", "evict", stdin=lines)
+    assert outcome.code == 0
+    assert "taken out to make room (" in outcome.err
+    stopped = cli(*options, stdin=lines)
+    assert stopped.code != 0 and "context_policy" in stopped.err
+
+
 def test_what_is_said_again_is_answered_as_before_and_retry_draws_anew(chat: Callable[..., Outcome]) -> None:
     first = chat("Hello").out
     outcome = chat("Hello", "/rewind", "Hello")

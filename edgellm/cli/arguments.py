@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
+# Written out: the policies themselves import what --help need not wait for.
+WHEN_FULL = ("stop", "evict", "summarize", "drop-results")
+
+
 class UsageError(Exception):
     """The command line does not make sense; the text says what would."""
 
@@ -122,6 +126,12 @@ def add_chatting(parser: argparse.ArgumentParser) -> None:
         "--template", metavar="NAME|FILE", type=text("the template"), help="chatml, or a Jinja file"
     )
     group.add_argument("--format", metavar="NAME", type=text("the format"), help="how tool calls are written")
+    group.add_argument(
+        "--when-full",
+        metavar="POLICY",
+        choices=WHEN_FULL,
+        help="what gives way when the context fills: stop (default), evict, summarize or drop-results",
+    )
     tools = parser.add_argument_group("tools (default: calculator and clock)")
     tools.add_argument(
         "--tool",

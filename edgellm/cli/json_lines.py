@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.events import (
     ApprovalRequested,
+    ContextEvicted,
     TokenDrawn,
     ToolApproved,
     ToolCallReady,
@@ -63,6 +64,9 @@ def event_object(event: Event, piece: Callable[[int], bytes]) -> dict[str, Any]:
                 "chosen": chosen,
                 "threshold": _number(threshold),
             }
+        case ContextEvicted(messages=messages):
+            gone = [{"role": one.role, "content": one.content, "name": one.name} for one in messages]
+            body = {field.name: getattr(event, field.name) for field in fields(event)} | {"messages": gone}
         case TurnFinished(text=text, finish_reason=reason, usage=usage, value=value):
             body = {"text": text, "finish_reason": reason, "usage": usage_object(usage)}
             if value is not None:

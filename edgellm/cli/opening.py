@@ -87,6 +87,8 @@ def chat_options(args: Namespace) -> dict[str, Any]:
         options["seed"] = args.seed
     if args.format is not None:
         options["chat_format"] = args.format
+    if args.when_full is not None:
+        options["context_policy"] = args.when_full
     if args.template is not None:
         options["template"] = template_text(args.template)
     return options

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from edgellm.cli.render import escape, has_colour, is_terminal, one_line, styled
 from edgellm.events import (
+    ContextEvicted,
     Notice,
     PrefillProgress,
     ReasoningDelta,
@@ -31,7 +32,7 @@ _FINISHES = {
     "length": "cut off at the most tokens of an answer; --max-tokens raises that",
     "budget": "cut off at the token budget of a turn; --max-tokens raises that",
     "max_steps": "stopped: too many tool calls in one turn",
-    "context_full": "cut off: the context is full; --ctx makes it longer",
+    "context_full": "cut off: the context is full; --ctx makes it longer, --when-full lets old turns go",
     "cancelled": "stopped",
 }
 
@@ -70,6 +71,8 @@ class Transcript:
                 self._line(f"a call that could not be read: {one_line(error)}", sys.stderr, "yellow")
             case Notice(message=message):
                 self._line(one_line(message, 500), sys.stderr, "yellow")
+            case ContextEvicted():
+                self._line(f"({one_line(str(event), 500)})", sys.stderr, "yellow")
             case TokenDrawn(step=step):
                 self._steps.append(step)
             case TurnFinished(finish_reason=reason):

@@ -179,9 +179,11 @@ class Memory:
     def excise(self, start: int, end: int) -> bool:
         """Takes tokens [start, end) out of tape and memory. True where the memory behind them was moved up, false
         where it will be computed anew."""
-        context = self.engine.context
+        context, model = self.engine.context, self.engine.model
+        # A recurrent state has no positions to cut: llama.cpp says it did, and what was read stays in the state.
         # Cells that other sessions share have one position for all of them.
-        can_move = self.length > start and context.can_shift and not self.engine.holds_others(self)
+        has_cells = context.can_shift and not (model.is_recurrent or model.is_hybrid)
+        can_move = self.length > start and has_cells and not self.engine.holds_others(self)
         if can_move:
             seq = self.own_seq()
             gone = min(end, self.length) - start

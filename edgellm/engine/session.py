@@ -216,7 +216,8 @@ class Session:
         if len(self.tape) + count > n_ctx:
             raise ContextFull(
                 f"{len(self.tape)} tokens on the tape and {count} new ones exceed the context of {n_ctx}.",
-                hint="Start a new chat, rewind, or load the model with a larger n_ctx.",
+                hint="Start a new chat, rewind, load the model with a larger n_ctx, or let old turns go "
+                "(context_policy).",
             )
 
     # -- decode ----------------------------------------------------------------------------------------
@@ -412,6 +413,28 @@ class Session:
         self._logits = None
         self.drawing.tell_anew()
         return can_move
+
+    def splice(self, start: int, end: int, entries: Sequence[tuple[int, SpanKind]]) -> bool:
+        """Puts (token, kind) pairs in the place of tokens [start, end), without computing anything.
+
+        True where nothing is put in and the memory of what stands behind could be moved up, as `excise` does; idle
+        chats are parked for that. False where what stands behind is computed anew by the next decode.
+        """
+        if not entries:
+            if self.engine.context.can_shift:
+                # Cells can be moved where nobody else is in the context.
+                with self.engine.kept(self.memory):
+                    while self.engine.holds_others(self.memory) and self.engine.make_room():
+                        pass
+            return self.excise(start, end)
+        self.check_open()
+        self.settle()
+        rest = list(zip(self.tape.tokens[end:], self.tape.kinds[end:], strict=True))
+        self.rewind(start)
+        self.tape.extend([*entries, *rest])
+        self._logits = None
+        self.drawing.tell_anew()
+        return False
 
     def fork(self, *, branch: int | None = None) -> Session:
         """A session with an equal tape that shares this one's memory without computing anything.

@@ -158,6 +158,9 @@ class Strand:
             case edgellm.Notice(message):
                 self._close_open()
                 self.note(message)
+            case edgellm.ContextEvicted():
+                self._close_open()
+                self.note(str(event))
             case edgellm.TurnFinished(_, reason, usage):
                 self.finish_reason = reason
                 self.turn_usage = usage

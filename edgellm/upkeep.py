@@ -1,0 +1,348 @@
+"""Keeping a conversation within its context: asks the policy what gives way, does it, and tells of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from edgellm.context_policy import ContextTurn, Crowding, Drop, Shorten, Summarize, find_policy
+from edgellm.decoding import NEXT_TOKEN, Decoding, Waiting
+from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, PluginError, TemplateError
+from edgellm.events import ContextEvicted, Notice, PrefillProgress
+from edgellm.rewriting import Rewritten, rewrite
+from edgellm.types import Leg, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+    from edgellm.context_policy import ContextPolicy, Remedy
+    from edgellm.conversation import Conversation
+    from edgellm.events import Event
+    from edgellm.rewriting import Kept
+    from edgellm.sampling.chain import Chain
+
+SUMMARY_REQUEST = (
+    "Sum up our conversation so far in a few sentences. Keep names, numbers, decisions and open questions."
+)
+SUMMARY_QUESTION = "What have we talked about so far, in short?"
+
+_GLUE_TOKENS = 8
+_RESERVE = 8
+"""An answer gets 1/8 of the context before anything gives way in the middle of it."""
+_AIM = 4
+"""What gives way leaves 1/4 of the context free: where memory is computed anew, not at every turn."""
+_TIDY = 2
+_SUMMARY_TOKENS = 192
+_SUMMARY_REASONING = 128
+_ERA = 1 << 32
+
+
+@dataclass(slots=True)
+class Tally:
+    """What upkeep came to since it was last asked."""
+
+    removed_tokens: int = 0
+    prefill_tokens: int = 0
+    rebuilt_tokens: int = 0
+    prefill_s: float = 0.0
+
+
+class Upkeep:
+    """Applies a chat's context policy to its conversation.
+
+    `make_chain` gives the chain that summaries are drawn with. `legs` are the decodes of summaries, to be counted.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        policy: str | ContextPolicy,
+        *,
+        make_chain: Callable[[str], Chain],
+    ) -> None:
+        self.conversation = conversation
+        self.given = policy
+        self.name, self._policy = find_policy(policy)
+        self.make_chain = make_chain
+        self.tally = Tally()
+        self.legs: list[Leg] = []
+
+    @property
+    def is_off(self) -> bool:
+        """Nothing ever gives way."""
+        return self.name == "stop"
+
+    def fork(self, conversation: Conversation) -> Upkeep:
+        """The same policy for a fork of the conversation."""
+        return Upkeep(conversation, self.given, make_chain=self.make_chain)
+
+    def taken(self) -> Tally:
+        """What was tallied since the last call."""
+        tally, self.tally = self.tally, Tally()
+        return tally
+
+    # -- when ------------------------------------------------------------------------------------------
+
+    def excess(self, new: int, answer: int) -> int:
+        """How many tokens should give way before `new` ones are appended and an answer of at most `answer` begins."""
+        n_ctx = self._n_ctx
+        needed = len(self.conversation.session.tape) + new
+        if self.is_off or needed + min(answer, n_ctx // _RESERVE) <= n_ctx:
+            return 0
+        return needed + min(answer, n_ctx // _AIM) - n_ctx
+
+    def in_answer(self, current: int) -> Generator[Event | Waiting, None, int]:
+        """Makes room in the middle of an answer; gives by how many tokens the tape is shorter: 0, none was made.
+
+        `current` is the index of the open turn's first message. What has to be computed anew is computed.
+        """
+        session = self.conversation.session
+        before = len(session.tape)
+        # The context may be full of other chats: this one's turns would go for nothing.
+        is_own = before > self._n_ctx - self._n_ctx // _AIM
+        if self.is_off or not is_own or self.conversation.reasoning_policy == "render":
+            return 0
+        yield from self.make_room(self._n_ctx // _AIM, current)
+        if len(session.tape) == before:
+            return 0
+        yield from self._compute()
+        return before - len(session.tape)
+
+    def tidy(self) -> Generator[Event | Waiting, None, None]:
+        """Ahead of time, between turns: where more than half of the context is taken, lets the oldest quarter go, and
+        computes what that costs, so that the next turn need not."""
+        conversation = self.conversation
+        n_ctx, used = self._n_ctx, len(conversation.session.tape)
+        if self.is_off or used <= n_ctx // _TIDY or not conversation.is_begun:
+            return
+        current = len(conversation.messages)
+        if conversation.has_postponed or conversation.is_answer_open:
+            current = self.turn_of_last()
+        yield from self.make_room(used + n_ctx // _AIM - n_ctx // _TIDY, current)
+        yield from self._compute()
+
+    def turn_of_last(self) -> int:
+        """The index of the message with which the newest turn begins."""
+        bounds = self._bounds()
+        return bounds[-1] if bounds else 0
+
+    def _compute(self) -> Generator[Event | Waiting, None, None]:
+        session = self.conversation.session
+        if not self.conversation.is_begun:
+            return
+        prefilled, rebuilt, started = session.prefilled_tokens, session.rebuilt_tokens, time.perf_counter()
+        try:
+            for done, total in session.prefill(()):
+                yield PrefillProgress(done, total)
+                yield NEXT_TOKEN
+        finally:
+            self.tally.prefill_tokens += session.prefilled_tokens - prefilled
+            self.tally.rebuilt_tokens += session.rebuilt_tokens - rebuilt
+            self.tally.prefill_s += time.perf_counter() - started
+
+    # -- what ------------------------------------------------------------------------------------------
+
+    def make_room(self, wanted: int, current: int) -> Generator[Event | Waiting, None, None]:
+        """Lets give way what the policy names, for `wanted` tokens; turns from message `current` on stay."""
+        turns = self._turns(current)
+        crowding = Crowding(turns, self._n_ctx, len(self.conversation.session.tape), wanted)
+        remedies = self._asked(crowding)
+        for remedy in remedies:
+            if isinstance(remedy, Summarize):
+                yield from self._summarize([turns[place] for place in sorted(remedy.turns)])
+                # Indices have moved: what else was to be done waits until the context fills again.
+                return
+        dropped = [turns[one.turn] for one in remedies if isinstance(one, Drop)]
+        texts = {one.message: one.text for one in remedies if isinstance(one, Shorten)}
+        if dropped or texts:
+            yield self._let_go(dropped, texts, name="evict" if dropped and not texts else self.name)
+
+    @property
+    def _n_ctx(self) -> int:
+        return self.conversation.session.engine.context.n_ctx
+
+    def _asked(self, crowding: Crowding) -> Sequence[Remedy]:
+        try:
+            remedies = list(self._policy(crowding))
+        except EdgeError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"context policy {self.name!r} failed: {type(error).__name__}: {error}.",
+                hint="Correct it, or take a built-in one.",
+            ) from error
+        results = {message for turn in crowding.turns for message, _ in turn.results}
+        places: list[int] = []
+        for remedy in remedies:
+            if isinstance(remedy, Shorten):
+                is_known = remedy.message in results
+            else:
+                own = [remedy.turn] if isinstance(remedy, Drop) else list(remedy.turns)
+                is_known = all(
+                    0 <= place < len(crowding.turns) and not crowding.turns[place].is_fixed for place in own
+                )
+                places += own
+            if not is_known:
+                raise ConfigError(
+                    f"context policy {self.name!r} asks for {remedy}, which cannot be done.",
+                    hint="Turns that are fixed stay, and only the results that a turn lists can be shortened.",
+                )
+        if len(set(places)) != len(places):
+            raise ConfigError(
+                f"context policy {self.name!r} names a turn twice.", hint="Name each turn once."
+            )
+        return remedies
+
+    def _let_go(
+        self,
+        dropped: Sequence[ContextTurn],
+        texts: dict[int, str],
+        *,
+        name: str,
+        summary: str = "",
+        started: float | None = None,
+    ) -> ContextEvicted:
+        conversation = self.conversation
+        started = time.perf_counter() if started is None else started
+        gone = {index for turn in dropped for index in range(turn.first, turn.first + len(turn.messages))}
+        old = conversation.messages
+        lost = [old[index] for index in sorted({*gone, *texts})]
+        kept: list[Kept] = []
+        if summary:
+            kept = [(message, None) for message in _summary_turn(summary)]
+        for index, message in enumerate(old):
+            if index in texts:
+                message = replace(message, content=texts[index])
+            if index not in gone:
+                kept.append((message, index))
+        done: Rewritten = rewrite(conversation, kept)
+        # The same positions come again: their draws must not repeat those of the turns before.
+        conversation.session.branch += _ERA
+        self.tally.removed_tokens += done.removed_tokens
+        return ContextEvicted(
+            policy=name,
+            messages=tuple(lost),
+            removed_tokens=done.removed_tokens,
+            added_tokens=done.added_tokens,
+            recomputed_tokens=done.recomputed_tokens,
+            is_approximate=done.is_approximate,
+            summary=summary,
+            duration_s=time.perf_counter() - started,
+        )
+
+    # -- summaries -------------------------------------------------------------------------------------
+
+    def _summarize(self, turns: Sequence[ContextTurn]) -> Generator[Event | Waiting, None, None]:
+        started = time.perf_counter()
+        end = turns[-1].first + len(turns[-1].messages)
+        summary, refusal = "", ""
+        try:
+            summary = yield from self._summary_of(end)
+        except (ContextFull, TemplateError) as error:
+            refusal = error.message
+        size = sum(self._size(message) + _GLUE_TOKENS for message in _summary_turn(summary))
+        if not summary:
+            yield Notice(f"The turns that go were not summarized: {refusal or 'the model wrote nothing'}.")
+        elif 2 * size > sum(turn.tokens for turn in turns):
+            yield Notice("The turns that go were not summarized: it would save less than half of them.")
+            summary = ""
+        name = self.name if summary else "evict"
+        yield self._let_go(turns, {}, name=name, summary=summary, started=started)
+
+    def _summary_of(self, end: int) -> Generator[Event | Waiting, None, str]:
+        """What the model says of the messages before `end`, on a fork that shares the memory of them."""
+        own = self.conversation.session
+        fork = own.fork(branch=own.branch)
+        started = time.perf_counter()
+        try:
+            fork.trace = 0
+            fork.chain.close()
+            fork.chain = self.make_chain("greedy")
+            fork.constraint = None
+            conversation = self.conversation.fork(fork)
+            conversation.rewind(end)
+            reused = fork.kv_length
+            plan = conversation.plan([Message("user", SUMMARY_REQUEST)])
+            for _ in fork.prefill(plan.entries):
+                self._check_cancelled()
+                yield NEXT_TOKEN
+            decoding = Decoding(
+                fork,
+                conversation.format,
+                specs=(),
+                prefix=plan.prefix,
+                start_index=0,
+                max_tokens=min(_SUMMARY_TOKENS, self._n_ctx // _RESERVE),
+                max_calls=1,
+                make_constraint=None,
+                reasoning_budget=min(_SUMMARY_REASONING, self._n_ctx // _RESERVE // 2),
+                is_shared=True,
+            )
+            cost = Leg(
+                prefill_tokens=fork.prefilled_tokens,
+                reused_tokens=reused,
+                decode_tokens=0,
+                rebuilt_tokens=fork.rebuilt_tokens,
+                prefill_s=time.perf_counter() - started,
+            )
+            for item in decoding.run():
+                self._check_cancelled()
+                if isinstance(item, Waiting):
+                    yield item
+            self.legs.append(replace(decoding.leg(cost), finish_reason="summary"))
+            return " ".join(decoding.text.split())
+        finally:
+            fork.close()
+
+    def _check_cancelled(self) -> None:
+        if self.conversation.session.is_cancelled:
+            raise Cancelled("the summary was cancelled.")
+
+    # -- turns -----------------------------------------------------------------------------------------
+
+    def _bounds(self) -> list[int]:
+        """Indices at which turns begin: at messages of the user, but for those that were appended with what came
+        before them."""
+        messages, starts = self.conversation.messages, self.conversation.starts
+        bounds = [
+            index
+            for index, message in enumerate(messages)
+            if message.role == "user"
+            and (index == 0 or starts[index] == 0 or starts[index] != starts[index - 1])
+        ]
+        return [0, *bounds[1:]] if bounds else [0] * bool(messages)
+
+    def _turns(self, current: int) -> tuple[ContextTurn, ...]:
+        conversation = self.conversation
+        messages, starts = conversation.messages, conversation.starts
+        bounds = [*self._bounds(), len(messages)]
+        end = len(conversation.session.tape)
+        newest = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
+        turns: list[ContextTurn] = []
+        for first, behind in pairwise(bounds):
+            own = messages[first:behind]
+            is_on_tape = conversation.is_begun and (behind == len(messages) or starts[behind] > 0)
+            if is_on_tape and starts[first] > 0:
+                tokens = (starts[behind] if behind < len(messages) else end) - starts[first]
+            else:
+                # Of a first prompt the tape does not say where each message stands.
+                tokens = sum(self._size(message) + _GLUE_TOKENS for message in own)
+            results = tuple(
+                (index, self._size(messages[index]))
+                for index in range(first, behind)
+                if messages[index].role == "tool" and index < newest and index not in conversation.pins
+            )
+            is_fixed = behind > current or any(index in conversation.pins for index in range(first, behind))
+            turns.append(ContextTurn(first, tuple(own), tokens, is_fixed, results))
+        return tuple(turns)
+
+    def _size(self, message: Message) -> int:
+        text = message.content + message.reasoning + "".join(call.raw for call in message.tool_calls)
+        return len(self.conversation.session.engine.vocabulary.tokenize(text))
+
+
+def _summary_turn(summary: str) -> tuple[Message, Message]:
+    """What stands in the place of turns that were summarized."""
+    return Message("user", SUMMARY_QUESTION), Message("assistant", summary)

@@ -1,0 +1,402 @@
+"""Conversations longer than their context: what goes, that it is said, and that the tape stays sound."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import edgellm
+from edgellm.scripted import Scripted
+from edgellm.upkeep import SUMMARY_QUESTION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+N_CTX = 512
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
+    with edgellm.load(tiny_model("llama"), n_ctx=N_CTX, n_seq_max=4, threads=1) as runtime:
+        yield runtime
+
+
+@edgellm.sampler(name="endless")
+class Endless:
+    """Never ends an answer."""
+
+    def __init__(self, end: int) -> None:
+        self._end = end
+
+    def apply(self, candidates: Any) -> None:
+        candidates.logits[candidates.ids <= self._end] = -1e9
+
+
+@edgellm.tool(permission="auto")
+def look_up(word: str) -> str:
+    """Looks a word up.
+
+    Args:
+        word: Which.
+    """
+    return f"{word}: " + "a plant " * 20
+
+
+def scripted(runtime: edgellm.Runtime, answers: list[str], **options: Any) -> edgellm.Chat:
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+    return runtime.chat(sampler=[Scripted(answers, end)], **options)
+
+
+def assert_sound(chat: edgellm.Chat) -> None:
+    """The memory mirrors the tape, and every message begins where the tape says."""
+    conversation = chat.conversation
+    session = conversation.session
+    assert session.check_memory()
+    assert session.kv_length <= len(session.tape) <= chat.runtime.n_ctx
+    assert len(conversation.starts) == len(conversation.messages)
+    assert conversation.starts == sorted(conversation.starts)
+    text_of = chat.runtime.vocabulary.text_of
+    for index, (message, start) in enumerate(zip(conversation.messages, conversation.starts, strict=True)):
+        later = [at for at in conversation.starts[index + 1 :] if at > start]
+        stretch = text_of(session.tape.tokens[start : later[0] if later else None]).decode("utf-8", "replace")
+        if conversation.is_begun:
+            assert message.content.strip() in stretch, (index, message, stretch)
+
+
+def assert_as_rendered(chat: edgellm.Chat) -> None:
+    """The tape is, token by token, what the template gives for the messages that are left."""
+    rendered = [token for token, _ in chat.conversation.first_prompt(chat.messages)]
+    text_of = chat.runtime.vocabulary.text_of
+    assert text_of(chat.tape) == text_of(rendered[: len(chat.tape)])
+    assert list(chat.tape) == rendered[: len(chat.tape)]
+
+
+def evictions(events: list[Any]) -> list[edgellm.ContextEvicted]:
+    return [event for event in events if isinstance(event, edgellm.ContextEvicted)]
+
+
+def test_stop_ends_with_context_full_and_a_message_that_does_not_fit_is_an_error(
+    runtime: edgellm.Runtime,
+) -> None:
+    chat = runtime.chat(sampler="temperature(1) | dist", seed=1)
+    reasons: list[str] = []
+    with pytest.raises(edgellm.ContextFull, match="context_policy"):
+        for turn in range(20):
+            for event in chat.send(f"Question {turn}? " + "why " * 10, max_tokens=100):
+                assert not isinstance(event, edgellm.ContextEvicted)
+                if isinstance(event, edgellm.TurnFinished):
+                    reasons.append(event.finish_reason)
+    assert "context_full" in reasons or len(chat.tape) > N_CTX - 100
+    assert_sound(chat)
+    chat.close()
+
+
+def test_the_oldest_turns_go_and_the_tape_is_what_a_render_of_the_rest_gives(
+    runtime: edgellm.Runtime,
+) -> None:
+    chat = scripted(
+        runtime,
+        [f"Answer {turn}. " + "so " * 15 for turn in range(30)],
+        system="Be brief.",
+        context_policy="evict",
+    )
+    gone: list[str] = []
+    for turn in range(30):
+        events = list(chat.send(f"Question {turn}?"))
+        for event in evictions(events):
+            assert event.policy == "evict" and event.is_approximate and event.recomputed_tokens == 0
+            assert event.removed_tokens > 0
+            gone += [message.content for message in event.messages if message.role == "user"]
+        finished = events[-1]
+        assert isinstance(finished, edgellm.TurnFinished) and finished.text.startswith(f"Answer {turn}.")
+        assert_sound(chat)
+        assert_as_rendered(chat)
+    # In order, none twice, none unsaid: what is gone and what is left make the whole.
+    left = [message.content for message in chat.messages if message.role == "user"]
+    assert gone + left == [f"Question {turn}?" for turn in range(30)]
+    assert len(gone) > 20
+    assert "Be brief." in runtime.vocabulary.text_of(chat.tape).decode()
+    assert sum(leg.removed_tokens for leg in chat.usage.legs) > N_CTX
+    chat.close()
+
+
+def test_an_answer_that_runs_into_the_end_goes_on(runtime: edgellm.Runtime) -> None:
+    endless = [Endless(2), "dist"]
+    chat = runtime.chat(sampler=endless, seed=3, context_policy="evict")
+    list(chat.send("One?", max_tokens=150))
+    list(chat.send("Two?", max_tokens=150))
+    events = list(chat.send("Three?", max_tokens=320))
+    places = [index for index, event in enumerate(events) if isinstance(event, edgellm.ContextEvicted)]
+    texts = [index for index, event in enumerate(events) if isinstance(event, edgellm.TextDelta)]
+    assert any(texts[0] < place < texts[-1] for place in places), "nothing went in the middle of the answer"
+    finished = events[-1]
+    assert isinstance(finished, edgellm.TurnFinished)
+    assert finished.finish_reason == "length"
+    assert finished.text == "".join(event.text for event in events if isinstance(event, edgellm.TextDelta))
+    assert chat.messages[-1].content == finished.text
+    assert finished.usage.legs[0].removed_tokens == sum(event.removed_tokens for event in evictions(events))
+    assert_sound(chat)
+    # Where nothing old is left, the answer ends there, and says so.
+    alone = runtime.chat(sampler=[Endless(2), "dist"], seed=3, context_policy="evict")
+    *_, last = alone.send("One?", max_tokens=1000)
+    assert isinstance(last, edgellm.TurnFinished) and last.finish_reason == "context_full"
+    alone.close()
+    chat.close()
+
+
+def test_pinned_turns_stay(runtime: edgellm.Runtime) -> None:
+    answers = [f"Answer {turn}. " + "so " * 15 for turn in range(24)]
+    chat = scripted(runtime, answers, context_policy="evict")
+    for turn in range(24):
+        list(chat.send(f"Question {turn}?"))
+        if turn == 2:
+            chat.pin(4)
+            chat.pin(3)
+            chat.unpin(3)
+        assert_sound(chat)
+        if turn >= 2:
+            (pinned,) = chat.pinned
+            assert chat.messages[pinned].content == "Question 2?"
+            assert "Answer 2." in runtime.vocabulary.text_of(chat.tape).decode()
+    assert_as_rendered(chat)
+    assert chat.messages[0].content == "Question 2?" and len(chat.messages) < 24
+    with pytest.raises(edgellm.ConfigError, match="no message 99"):
+        chat.pin(99)
+    chat.close()
+
+
+def call(word: str) -> str:
+    return f'<tool_call>\n{{"name": "look_up", "arguments": {{"word": "{word}"}}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("policy", ["evict", "drop-results"])
+def test_calls_and_results_go_together(tiny_model: Callable[..., Path], policy: str) -> None:
+    with edgellm.load(tiny_model("llama"), n_ctx=2 * N_CTX, n_seq_max=2, threads=1) as runtime:
+        check_calls_and_results_go_together(runtime, policy)
+
+
+def check_calls_and_results_go_together(runtime: edgellm.Runtime, policy: str) -> None:
+    answers = [answer for turn in range(12) for answer in (call(f"w{turn}"), f"Answer {turn}.")]
+    chat = scripted(runtime, answers, tools=[look_up], context_policy=policy, constraint="off")
+    happened: list[edgellm.ContextEvicted] = []
+    notices = 0
+    for turn in range(12):
+        events = list(chat.send(f"What is w{turn}?"))
+        happened += evictions(events)
+        finished = events[-1]
+        assert isinstance(finished, edgellm.TurnFinished) and finished.text == f"Answer {turn}."
+        assert_sound(chat)
+        calls = [one.id for message in chat.messages for one in message.tool_calls]
+        assert calls == [message.tool_call_id for message in chat.messages if message.role == "tool"]
+        assert_as_rendered(chat)
+        notices += "[result dropped to make room:" in runtime.vocabulary.text_of(chat.tape).decode()
+    assert happened
+    if policy == "drop-results":
+        assert notices
+        assert happened[0].policy == "drop-results" and not happened[0].is_approximate
+        assert happened[0].added_tokens > 0 and {m.role for m in happened[0].messages} == {"tool"}
+        assert all("a plant" in message.content for message in happened[0].messages)
+    chat.close()
+
+
+def test_the_model_sums_up_what_goes(runtime: edgellm.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = scripted(
+        runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(20)], context_policy="summarize"
+    )
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+
+    def chain(_spec: str) -> Any:
+        return runtime.make_chain([Scripted(["They counted."], end)])
+
+    chat._agent.upkeep.make_chain = chain  # pyright: ignore[reportPrivateUsage]
+    happened: list[edgellm.ContextEvicted] = []
+    for turn in range(20):
+        happened += evictions(list(chat.send(f"Question {turn}?")))
+        assert_sound(chat)
+    assert happened and all(event.policy == "summarize" for event in happened)
+    assert happened[0].summary == "They counted." and happened[0].added_tokens > 0
+    assert not happened[0].is_approximate and happened[0].recomputed_tokens > 0
+    assert [message.content for message in chat.messages[:2]] == [SUMMARY_QUESTION, "They counted."]
+    # The next summary sums up the one before, too.
+    assert happened[1].messages[0].content == SUMMARY_QUESTION
+    assert_as_rendered(chat)
+    assert any(leg.finish_reason == "summary" for leg in chat.usage.legs)
+    chat.close()
+
+
+@pytest.mark.parametrize("policy", ["evict", "summarize"])
+def test_tidy_makes_room_ahead_of_time(runtime: edgellm.Runtime, policy: str) -> None:
+    chat = scripted(runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(9)], context_policy=policy)
+    assert chat.tidy() == ()
+    while len(chat.tape) <= N_CTX * 3 // 4:
+        events = list(chat.send("And then?"))
+        assert not evictions(events)
+    legs = len(chat.usage.legs)
+    happened = evictions(list(chat.tidy()))
+    assert len(happened) == 1
+    assert len(chat.tape) <= N_CTX * 3 // 4
+    assert len(chat.usage.legs) > legs
+    assert_sound(chat)
+    session = chat.conversation.session
+    # What has to be computed again was.
+    assert len(session.tape) - session.kv_length <= 1
+    assert not evictions(list(chat.send("And then?")))
+    chat.close()
+
+
+def test_a_policy_of_ones_own(runtime: edgellm.Runtime) -> None:
+    asked: list[edgellm.Crowding] = []
+
+    def youngest(crowding: edgellm.Crowding) -> list[Any]:
+        asked.append(crowding)
+        return [edgellm.Drop(max(i for i, turn in enumerate(crowding.turns) if not turn.is_fixed))]
+
+    chat = scripted(runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(12)], context_policy=youngest)
+    for turn in range(12):
+        list(chat.send(f"Question {turn}?"))
+        assert_sound(chat)
+    assert asked and asked[0].n_ctx == N_CTX and asked[0].wanted_tokens > 0
+    assert sum(turn.tokens for turn in asked[0].turns) == pytest.approx(asked[0].used_tokens, abs=20)
+    assert chat.messages[0].content == "Question 0?"
+    assert_as_rendered(chat)
+    chat.close()
+
+    for answer, error in (
+        ([edgellm.Drop(77)], edgellm.ConfigError),
+        ([edgellm.Drop(0), edgellm.Drop(0)], edgellm.ConfigError),
+        (None, edgellm.PluginError),
+    ):
+        chat = scripted(runtime, ["so " * 100] * 3, context_policy=lambda _c, answer=answer: answer)
+        list(chat.send("One?"))
+        with pytest.raises(error):
+            list(chat.send("Two? " + "why " * 40))
+        assert_sound(chat)
+        chat.close()
+    with pytest.raises(edgellm.ConfigError, match="Did you mean 'evict'"):
+        runtime.chat(context_policy="evikt")
+
+
+def test_rewind_fork_save_and_open_work_behind_an_eviction(runtime: edgellm.Runtime, tmp_path: Path) -> None:
+    chat = scripted(runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(40)], context_policy="evict")
+    while not any(evictions(list(chat.send("And then?")))):
+        pass
+    chat.pin(0)
+    file = tmp_path / "long.chat"
+    chat.save(file)
+    fork = chat.fork()
+    before = chat.tape
+    list(fork.send("Aside?"))
+    assert_sound(fork)
+    assert chat.tape == before
+    fork.rewind(2)
+    list(fork.send("Again?"))
+    assert_sound(fork)
+    assert_as_rendered(fork)
+    fork.close()
+    chat.close()
+    opened = runtime.open_chat(file, sampler="greedy", context_policy="evict")
+    assert opened.tape == before and opened.pinned == (0,)
+    for _ in range(12):
+        list(opened.send("More?", max_tokens=40))
+        assert_sound(opened)
+    assert opened.messages[0].content == "And then?"
+    opened.close()
+
+
+def test_draws_are_not_repeated_where_positions_come_again(runtime: edgellm.Runtime) -> None:
+    chat = runtime.chat(sampler="temperature(1) | dist", seed=5, context_policy="evict", trace=1)
+    numbers: list[float] = []
+    for _ in range(12):
+        for event in chat.send("More?", max_tokens=60):
+            if isinstance(event, edgellm.TokenDrawn) and event.step.distribution is not None:
+                numbers.append(event.step.distribution.u)
+    assert len(set(numbers)) == len(numbers)
+    chat.close()
+
+
+def test_history_that_is_longer_than_the_context_is_shortened_before_it_is_read(
+    runtime: edgellm.Runtime,
+) -> None:
+    history = [
+        message
+        for turn in range(40)
+        for message in (
+            edgellm.Message("user", f"Question {turn}?"),
+            edgellm.Message("assistant", "Because. " * 3),
+        )
+    ]
+    chat = scripted(runtime, ["Yes."], context_policy="evict", history=history)
+    event, *_ = evictions(list(chat.send("Really?")))
+    assert event.messages[0].content == "Question 0?" and event.removed_tokens == 0
+    assert_sound(chat)
+    assert_as_rendered(chat)
+    # What the first prompt holds can go later, too: it is rendered again without it.
+    for _ in range(8):
+        list(chat.send("Really? " + "why " * 20))
+        assert_sound(chat)
+    chat.close()
+
+
+def test_chats_side_by_side(tiny_model: Callable[..., Path]) -> None:
+    async def talk(runtime: edgellm.Runtime, seed: int) -> list[Any]:
+        chat = runtime.chat(sampler="temperature(1) | dist", seed=seed, context_policy="evict")
+        seen: list[Any] = []
+        for _ in range(6):
+            async for event in chat.asend("More? " + "why " * 10, max_tokens=40):
+                seen.append(event)
+            assert_sound(chat)
+        chat.close()
+        return seen
+
+    async def both(runtime: edgellm.Runtime) -> list[list[Any]]:
+        return list(await asyncio.gather(talk(runtime, 1), talk(runtime, 2)))
+
+    with edgellm.load(tiny_model("llama"), n_ctx=256, n_seq_max=4, threads=1) as runtime:
+        first, second = asyncio.run(both(runtime))
+    assert evictions(first) and evictions(second)
+
+
+ARCHS = ("llama", "moe", "qwen3", "gemma3", "mamba")
+
+
+@pytest.mark.parametrize("policy", ["evict", "summarize", "drop-results"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_four_times_the_context(tiny_model: Callable[..., Path], arch: str, policy: str) -> None:
+    n_ctx, said = 256, 0
+    with edgellm.load(tiny_model(arch), n_ctx=n_ctx, n_seq_max=3, threads=1) as runtime:
+        chat = runtime.chat(sampler="temperature(1) | dist", seed=7, system="Hi.", context_policy=policy)
+        asked: list[str] = []
+        gone: list[str] = []
+        turn = 0
+        while said < 4 * n_ctx:
+            asked.append(f"Question {turn}?")
+            events = list(chat.send(asked[-1], max_tokens=30))
+            for event in evictions(events):
+                gone += [m.content for m in event.messages if m.role == "user" and m.content in asked]
+                if arch == "mamba":
+                    assert not event.is_approximate
+            assert events[-1].finish_reason in ("length", "eog")
+            said += events[-1].usage.decode_tokens + len(runtime.tokenize(asked[-1]))
+            turn += 1
+            assert_sound(chat)
+        left = [m.content for m in chat.messages if m.role == "user" and m.content in asked]
+        assert gone + left == asked
+        assert len(gone) > len(left)
+        if not any(event for event in evictions(events) if event.is_approximate) and arch == "mamba":
+            session = chat.conversation.session
+            fresh = runtime.engine.session(runtime.make_chain("greedy"))
+            fresh.extend(list(zip(chat.tape, session.tape.kinds, strict=True)))
+            np.testing.assert_allclose(session.logits(), fresh.logits(), atol=0.05)
+            fresh.close()
+        chat.close()
+
+
+def test_the_command_line_names_the_same_policies() -> None:
+    from edgellm.cli.arguments import WHEN_FULL
+    from edgellm.context_policy import POLICIES
+
+    assert tuple(POLICIES) == WHEN_FULL
