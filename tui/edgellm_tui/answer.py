@@ -86,7 +86,8 @@ class ConversationView(ScrollView, can_focus=True):
         if size != self.virtual_size:
             self.virtual_size = size
             if follow:
-                self.scroll_end(animate=False, immediate=True, x_axis=False)
+                # Forced: there is no scroll bar yet where the text has just outgrown the view.
+                self.scroll_end(animate=False, immediate=True, x_axis=False, force=True)
         self.refresh()
 
     def _look(self) -> Look | None:

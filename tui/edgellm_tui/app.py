@@ -26,7 +26,9 @@ from edgellm_tui.applog import AppLog
 from edgellm_tui.approval import ApprovalModal
 from edgellm_tui.commands import COMMANDS, obey
 from edgellm_tui.footer import KeyInfo, foot_line, keys_of
+from edgellm_tui.looks import Looks
 from edgellm_tui.pages import PAGES, PageView
+from edgellm_tui.panel import DistributionPanel
 from edgellm_tui.prompt import History, Prompt, with_attachments
 from edgellm_tui.settings import Settings, load_settings
 from edgellm_tui.status import Line, state_words, status_line
@@ -59,7 +61,10 @@ class EdgeApp(App[int]):
     #keys { color: $text-muted; }
     #pages { height: 1fr; }
     #chat { height: 1fr; }
-    #middle { height: 1fr; }
+    #middle { height: 1fr; layout: horizontal; }
+    .-narrow #middle { layout: vertical; }
+    .-medium #panel { width: 50; height: 1fr; }
+    .-wide #panel { width: 68; height: 1fr; }
     #prompt-line { border-top: solid $panel; height: auto; }
     """
     BINDINGS: ClassVar = [
@@ -67,6 +72,7 @@ class EdgeApp(App[int]):
         Binding("escape", "stop", "stop", priority=True, id="app.stop"),
         Binding("f2", "page('chat')", "chat", priority=True, id="app.chat"),
         Binding("ctrl+y", "copy_answer", "copy", priority=True, id="app.copy"),
+        Binding("p", "toggle_panel", "distribution", id="app.panel"),
         Binding("ctrl+n", "new_chat", "new chat", priority=True, id="app.new"),
         *(
             Binding(info.key, f"page('{name}')", info.title, priority=True, id=f"app.{name}")
@@ -99,6 +105,9 @@ class EdgeApp(App[int]):
             load=load,
             sessions=sessions,
         )
+        self.looks = Looks(self.talk)
+        # Where the inspector begins; None is the newest token.
+        self.inspect_at: int | None = None
         self._wanted_model = model or self.settings.model
         self._history = history
         self._ui_loop: asyncio.AbstractEventLoop | None = None
@@ -119,6 +128,7 @@ class EdgeApp(App[int]):
         with ContentSwitcher(initial="chat", id="pages"), Vertical(id="chat"):
             with Horizontal(id="middle"):
                 yield ConversationView(id="conversation", glyphs=self.glyphs, empty="")
+                yield DistributionPanel(id="panel")
             with Vertical(id="prompt-line"):
                 yield Prompt(list(COMMANDS), history=self._history, keys=self.settings.keys, id="prompt")
             yield Line(id="hint")
@@ -128,6 +138,17 @@ class EdgeApp(App[int]):
     def conversation(self) -> ConversationView:
         """The view of the current branch."""
         return self.query_one("#conversation", ConversationView)
+
+    @property
+    def panel(self) -> DistributionPanel:
+        """The window into the decode, beside or under the conversation."""
+        return self.query_one("#panel", DistributionPanel)
+
+    def action_toggle_panel(self) -> None:
+        """Shows or hides it."""
+        self.panel.display = not self.panel.display
+        self.settings.show_distribution = bool(self.panel.display)
+        self._draw()
 
     @property
     def prompt(self) -> Prompt:
@@ -144,6 +165,7 @@ class EdgeApp(App[int]):
             self.theme = "textual-ansi" if "textual-ansi" in self.available_themes else self.theme
         self.app_log.attach()
         self._show_keys()
+        self.panel.display = self.settings.show_distribution
         self.prompt.focus()
         self.worker.approval_timeout_s = float(self.settings.approval_timeout_s) or None
         self.worker.start()
@@ -243,6 +265,7 @@ class EdgeApp(App[int]):
         page = self.page
         if page is None:
             self.conversation.sync()
+            self.panel.frame()
         else:
             page.frame()
         self._show_status()

@@ -78,6 +78,7 @@ def all_keys(app_class: type[object]) -> dict[str, list[KeyInfo]]:
     seen: set[type[object]] = {app_class}
     modules = {
         "answer": "chat",
+        "panel": "distribution",
         "rows": "lists",
         **{info.home.partition(":")[0]: info.title for info in PAGES.values()},
     }

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import edgellm
-from edgellm import Distribution, Step, Usage
+from edgellm import Step, Usage
 from edgellm_tui.blocks import AnswerBlock, Block, NoteBlock, ReasoningBlock, UserBlock
 from edgellm_tui.cards import CardBlock
+from edgellm_tui.kept import thinned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _FULL_STEPS = 256
 _RATE_WINDOW = 32
+_RATE_EVERY = 4
+_MOST_RATES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Strand:
         self.finish_reason = ""
         self.created = time.time()
         self._full: deque[int] = deque()
+        # Tokens a second, over the turn.
+        self.rates: deque[float] = deque(maxlen=_MOST_RATES)
         self._times: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._cards: dict[int, CardBlock] = {}
         self._calls: dict[str, CardBlock] = {}
@@ -124,6 +129,7 @@ class Strand:
         self.first_token_s = None
         self.turn_tokens = 0
         self._times.clear()
+        self.rates.clear()
         self._cards.clear()
 
     def end(self, error: Exception | None = None) -> None:
@@ -266,6 +272,8 @@ class Strand:
         self.state = "DECODE"
         self.turn_tokens += 1
         self._times.append(at)
+        if self.turn_tokens % _RATE_EVERY == 0:
+            self.rates.append(self.tok_s)
         self.keep(step)
 
     def keep(self, step: Step) -> None:
@@ -314,26 +322,6 @@ class Strand:
         users = [block for block in self.blocks if isinstance(block, UserBlock)]
         for block, index in zip(reversed(users), reversed(indices), strict=False):
             block.message = index
-
-
-def thinned(step: Step) -> Step:
-    """The step with raw and final rows only."""
-    seen = step.distribution
-    if seen is None:
-        return step
-    points = (seen.raw, seen.final)
-    return Step(
-        step.token,
-        step.piece,
-        step.position,
-        step.is_eog,
-        step.is_control,
-        step.is_forced,
-        step.is_constrained,
-        step.is_guided,
-        step.logprob,
-        Distribution(lambda: points, seen.u),
-    )
 
 
 def told(error: Exception) -> str:
