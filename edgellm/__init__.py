@@ -23,6 +23,7 @@ _HOME_OF = {
         "find_tools",
         "inspect",
         "parse",
+        "plan",
         "plan_every_quantize",
         "plan_quantize",
         "stream_parser",
@@ -44,6 +45,7 @@ _HOME_OF = {
     "edgellm.toolbox.tool": ("Tool", "ToolContext", "tool"),
     "edgellm.toolbox.toolset": ("Toolset",),
     "edgellm.toolbox.permission": ("Approval",),
+    "edgellm.planning.plan": ("Plan",),
     "edgellm.sampling.stage": ("Rewind", "StageVocabulary", "sampler"),
     "edgellm.sampling.candidates": ("Candidates",),
     "edgellm.context_policy": (
@@ -208,6 +210,7 @@ if TYPE_CHECKING:
         inspect,
         native_log,
         parse,
+        plan,
         plan_every_quantize,
         plan_quantize,
         pull,
@@ -217,6 +220,7 @@ if TYPE_CHECKING:
         sampler_stages,
         stored_models,
     )
+    from edgellm.planning.plan import Plan
     from edgellm.runtime import Runtime, load
     from edgellm.sampling.candidates import Candidates
     from edgellm.sampling.registry import Param, StageInfo

@@ -178,6 +178,8 @@ class Chat:
                 # Compiled once ahead of the turn: a format that cannot be followed is refused before anything runs.
                 for note in self.runtime.grammar_constraint(answer.grammar()).notes:
                     yield Notice(f"The schema is not wholly enforced while decoding: {note}")
+            for note in self.runtime.take_notices():
+                yield Notice(note)
             message = Message("user", text) if text is not None else None
             run = self._agent.run(message, choice=tool_choice, answer=answer, max_tokens=max_tokens)
             try:

@@ -6,20 +6,19 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from edgellm.errors import EdgeError
+from edgellm.machine import MemoryInfo, memory
 
 TESTED_SERIES = "0.3.36"
 """The llama-cpp-python series this version is tested with."""
 
 _PACKAGES = ("llama-cpp-python", "gguf", "numpy", "jinja2", "llguidance", "huggingface-hub")
 _OPTIONAL = ("huggingface-hub",)
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +28,6 @@ class Problem:
     what: str
     remedy: str
     is_broken: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryInfo:
-    """Bytes; 0 where the system does not say. `limit_bytes` is the cgroup's, where it is below the total."""
-
-    total_bytes: int = 0
-    available_bytes: int = 0
-    limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +83,7 @@ def examine() -> DoctorReport:
         versions=versions,
         python=f"{platform.python_version()} ({sys.executable})",
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        memory=_memory(),
+        memory=memory(),
         problems=tuple(problems),
         **found,
     )
@@ -158,29 +148,6 @@ def _cores(problems: list[Problem]) -> dict[str, Any]:
             )
         )
     return {"cores": os.cpu_count() or 1, "usable_cores": usable_cores()}
-
-
-def _memory() -> MemoryInfo:
-    total = available = 0
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            name, _, rest = line.partition(":")
-            if name in ("MemTotal", "MemAvailable"):
-                size = int(rest.split()[0]) * 1024
-                total, available = (size, available) if name == "MemTotal" else (total, size)
-    except (OSError, ValueError, IndexError):
-        sysconf: Callable[[str], int] | None = getattr(os, "sysconf", None)
-        if sysconf is not None:
-            total = sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")
-    limit = next((size for size in map(_limit_in, _CGROUP_LIMITS) if size), 0)
-    return MemoryInfo(total, available, limit if 0 < limit < (total or limit + 1) else 0)
-
-
-def _limit_in(file: str) -> int:
-    try:
-        return int(Path(file).read_text(encoding="ascii"))
-    except (OSError, ValueError):  # there is none, or it says "max"
-        return 0
 
 
 def _store(problems: list[Problem]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where edgellm keeps what is neither model nor setting: chats, history, the log of internal errors."""
+"""Where edgellm keeps what is neither model nor setting: chats, history, errors; and what it can work out anew."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ def state_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_state_dir("edgellm", appauthor=False))
+
+
+def cache_dir() -> Path:
+    """EDGELLM_HOME/cache, else the user's cache folder for edgellm. It may not exist, and may be emptied any time."""
+    if home := os.environ.get("EDGELLM_HOME"):
+        return Path(home).expanduser() / "cache"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("edgellm", appauthor=False))
 
 
 def private_dir(folder: Path) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import ModelCorrupt, SamplerError
+from edgellm.errors import ConfigError, ModelCorrupt, SamplerError
 from edgellm.types import LoadOptions
 
 if TYPE_CHECKING:
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
 
     from edgellm.chat.formats import WireFormat
     from edgellm.chat.parser import OutputParser
-    from edgellm.models.catalogue import Catalogue
+    from edgellm.models.catalogue import Catalogue, ModelEntry
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.models.merges import Merges
     from edgellm.models.store import StoredModel
     from edgellm.native.importance import ImportanceMatrix
     from edgellm.native.quantizer import QuantizePlan
     from edgellm.native.vocabulary import Vocabulary
+    from edgellm.planning.plan import Plan
     from edgellm.plugins import PluginFailure
     from edgellm.sampling.registry import StageInfo
     from edgellm.toolbox.tool import Tool
@@ -50,6 +52,54 @@ def inspect(model: str | Path) -> GGUFInfo:
     from edgellm.models.store import Store
 
     return inspect_gguf(resolve(model, catalog(), Store()).path)
+
+
+def plan(
+    model: str | Path = "",
+    *,
+    options: LoadOptions | None = None,
+    is_measured: bool = True,
+    has_tools: bool = False,
+    **overrides: Any,
+) -> Plan:
+    """What a model would take of this machine, setting by setting, and what `load` would choose; nothing is loaded.
+
+    `overrides` are fields of LoadOptions, as for `load`. `is_measured` measures this machine's speed where that has
+    not been done yet (two seconds, kept in the cache folder); `has_tools` adds what spoils tool calls to the notes.
+    Raises ModelNotFound, ModelCorrupt, ModelUnsupported, ConfigError; where nothing fits, `Plan.refusal` says so.
+    """
+    from edgellm.models.gguf_info import inspect_gguf
+    from edgellm.models.resolve import resolve
+    from edgellm.models.store import Store
+    from edgellm.planning.plan import make_plan
+
+    found = resolve(model, catalog(), Store())
+    return make_plan(
+        inspect_gguf(found.path),
+        merged_options(options, found.entry, overrides),
+        model=found.entry.name if found.entry is not None else found.path.name,
+        is_measured=is_measured,
+        has_tools=has_tools,
+    )
+
+
+def merged_options(
+    options: LoadOptions | None, entry: ModelEntry | None, overrides: Mapping[str, Any]
+) -> LoadOptions:
+    """Load options as given, else as the catalogue has them for the model, with single fields replaced.
+
+    Raises ConfigError for a field that does not exist.
+    """
+    known = [item.name for item in fields(LoadOptions)]
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"load option {name!r} is unknown.",
+                hint=f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}.",
+            )
+    hints = entry.load.changes() if entry is not None else {}
+    return replace(options or LoadOptions(**hints), **overrides)
 
 
 @dataclass(frozen=True, slots=True)

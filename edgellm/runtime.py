@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import fields, replace
+from collections import deque
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgellm.errors import ConfigError
-from edgellm.offline import catalog, discover_samplers
+from edgellm.offline import catalog, discover_samplers, merged_options
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def load(
     """A model in memory, from a catalogue name or a path to a .gguf.
 
     `pull` fetches it first where it is missing. `overrides` are fields of LoadOptions (n_ctx=4096 ...).
-    `progress` gets the loaded fraction in [0, 1] and may return False to stop. Raises ModelNotFound, ModelCorrupt,
-    ModelUnsupported, OutOfMemory, ConfigError.
+    What they leave open is chosen such that it fits into memory: `Runtime.options` has the choice, `Runtime.notes`
+    what was given up for it; the first turn says so too. `progress` gets the loaded fraction in [0, 1] and may
+    return False to stop. Raises ModelNotFound, ModelCorrupt, ModelUnsupported, OutOfMemory, ConfigError.
     """
     from edgellm.models.gguf_info import inspect_gguf
     from edgellm.models.resolve import resolve
@@ -63,21 +65,15 @@ def load(
 
     found = resolve(model, catalog(), Store(), pull=pull, accept=accept_licence)
     info = inspect_gguf(found.path)  # a broken file gets its clear error before llama.cpp sees it
-    hints = found.entry.load.changes() if found.entry is not None else {}
-    chosen = replace(options or LoadOptions(**hints), **_checked_options(overrides))
-    return Runtime(Model.load(found.path, chosen, progress=progress), chosen, entry=found.entry, info=info)
+    chosen = merged_options(options, found.entry, overrides)
+    notes: tuple[str, ...] = ()
+    if chosen.fit == "auto":
+        from edgellm.planning.plan import fit_options
 
-
-def _checked_options(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    known = [item.name for item in fields(LoadOptions)]
-    for name in overrides:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f"load option {name!r} is unknown.",
-                hint=f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}.",
-            )
-    return dict(overrides)
+        fitted = fit_options(info, chosen)
+        chosen, notes = fitted.options, fitted.notes
+    weights = Model.load(found.path, chosen, progress=progress)
+    return Runtime(weights, chosen, entry=found.entry, info=info, notes=notes)
 
 
 class Runtime:
@@ -90,6 +86,7 @@ class Runtime:
         *,
         entry: ModelEntry | None = None,
         info: GGUFInfo | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         from edgellm.engine.engine import Engine
         from edgellm.ledger import Pace
@@ -98,6 +95,8 @@ class Runtime:
         self.options = options
         self.entry = entry
         self.info = info
+        self.notes = notes
+        self._unsaid = deque(notes)
         try:
             self.engine = Engine(model, options)
         except BaseException:
@@ -149,6 +148,7 @@ class Runtime:
     def _open(self, options: ChatOptions, session: Session) -> Chat:
         from edgellm.agent import Agent
         from edgellm.dialogue import Chat
+        from edgellm.planning.plan import settings_warning
         from edgellm.toolbox.permission import Permissions
         from edgellm.toolbox.runner import Runner
         from edgellm.toolbox.toolset import Toolset
@@ -178,6 +178,8 @@ class Runtime:
             session.close()
             raise
         session.trace = options.trace
+        if warning := settings_warning(self.options, has_tools=bool(len(toolset))):
+            self._unsaid.append(warning)
         conversation.reasoning_policy = options.reasoning_policy
         agent.checks_exactness = options.check_exactness
         chat = Chat(self, conversation, agent, options)
@@ -271,6 +273,11 @@ class Runtime:
                 make_constraint=self.grammar_constraint,
             )
         return guided
+
+    def take_notices(self) -> Iterator[str]:
+        """What a reader should know of the runtime and has not been told: each once, to whoever asks first."""
+        while self._unsaid:
+            yield self._unsaid.popleft()
 
     # -- completion, embedding, tokens --------------------------------------------------------------------
 

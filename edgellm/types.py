@@ -294,12 +294,15 @@ class LoraAdapter:
 class LoadOptions:
     """How a model is loaded. A default is written here and nowhere else.
 
+    What is 0 or "auto" is chosen for this machine, so that it fits into its memory (`edgellm plan`); what is given
+    holds. `fit` "off" loads without looking whether it fits.
     `n_ctx` 0 means the model's own length, at most 8192. `n_seq_max` is how many chats and
     branches share the context without being parked; 0 means 16, or 4 where each needs a state of its own
-    (recurrent and hybrid models). `threads` 0 means picked for this machine.
-    `n_gpu_layers` is a count, "all" or "auto". `kv_type_k`, `kv_type_v`: f16, q8_0, q4_0 ...
-    (q-types for V need flash attention). `cpu_moe` is a count of layers whose experts stay on the CPU,
-    or "all"; `override_tensors` pins tensors by regular expression ("pattern=CPU").
+    (recurrent and hybrid models). `threads` 0 means picked for this machine, and followed by its load.
+    `n_batch` and `n_ubatch` 0 mean 512. `n_gpu_layers` is a count, "all" or "auto". `kv_type_k`, `kv_type_v`: f16,
+    q8_0, q4_0 ... (q-types for V need flash attention); "auto" is f16, or q8_0 where that makes it fit. `cpu_moe` is
+    a count of layers whose experts stay on the CPU, or "all"; `override_tensors` pins tensors by regular expression
+    ("pattern=CPU").
     `swa_full` False keeps of sliding-window layers the window alone: less memory, and a rewind goes back to a
     checkpoint. `checkpoints` is how many of these a chat keeps where memory cannot be cut (sliding windows,
     recurrent and hybrid models), `checkpoint_mb` how many megabytes they take for all chats together.
@@ -307,21 +310,21 @@ class LoadOptions:
 
     n_ctx: int = 0
     n_seq_max: int = 0
-    n_batch: int = 512
-    n_ubatch: int = 512
+    n_batch: int = 0
+    n_ubatch: int = 0
     threads: int = 0
     threads_batch: int = 0
     n_gpu_layers: int | Literal["all", "auto"] = "auto"
     devices: tuple[str, ...] = ()
     tensor_split: tuple[float, ...] = ()
     main_gpu: int = 0
-    cpu_moe: int | Literal["all"] = 0
+    cpu_moe: int | Literal["all", "auto"] = "auto"
     override_tensors: tuple[str, ...] = ()
     use_mmap: bool = True
     use_mlock: bool = False
     flash_attention: Literal["auto", "on", "off"] = "auto"
-    kv_type_k: str = "f16"
-    kv_type_v: str = "f16"
+    kv_type_k: str = "auto"
+    kv_type_v: str = "auto"
     rope_scaling: Literal["model", "none", "linear", "yarn"] = "model"
     rope_freq_base: float = 0.0
     rope_freq_scale: float = 0.0
@@ -331,3 +334,4 @@ class LoadOptions:
     checkpoint_mb: int = 256
     lora: tuple[LoraAdapter, ...] = field(default_factory=tuple)
     check_tensors: bool = False
+    fit: Literal["auto", "off"] = "auto"

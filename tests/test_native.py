@@ -14,6 +14,7 @@ from edgellm.errors import Cancelled, ConfigError, ModelCorrupt, ModelNotFound
 from edgellm.native.devices import backends, devices
 from edgellm.native.library import log_text, system_info
 from edgellm.native.model import Model
+from edgellm.offline import merged_options
 from edgellm.types import LoadOptions, LoraAdapter, Segment, SpanKind
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def test_wrong_load_options_have_a_remedy(
 
 def test_unknown_load_option_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'n_ctx'"):
-        edgellm.runtime._checked_options({"n_ctxt": 1})
+        merged_options(None, None, {"n_ctxt": 1})
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,11 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--kv-type", metavar="TYPE", type=text("the type"), help="type of the KV cache: f16, q8_0, q4_0 ..."
     )
+    group.add_argument(
+        "--fit",
+        choices=("auto", "off"),
+        help="off: load without looking whether it fits into memory (`edgellm plan`)",
+    )
 
 
 def add_chatting(parser: argparse.ArgumentParser) -> None:

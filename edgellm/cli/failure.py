@@ -26,7 +26,12 @@ _FALLBACKS: tuple[tuple[type[EdgeError], str], ...] = (
     (EdgeError, "`edgellm doctor` may tell more."),
 )
 # Hints speak to Python callers; here the same things have other names.
-_OPTIONS = (("kv_type_k='q8_0'", "--kv-type q8_0"), ("n_ctx", "--ctx"), ("n_gpu_layers", "--gpu-layers"))
+_OPTIONS = (
+    ("kv_type_k='q8_0'", "--kv-type q8_0"),
+    ("n_ctx", "--ctx"),
+    ("n_gpu_layers", "--gpu-layers"),
+    ("fit='off'", "--fit off"),
+)
 _OS_HINTS = {
     errno.ENOSPC: "Free some space.",
     errno.EDQUOT: "Free some space.",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgellm.toolbox.toolset import Toolset
 
 DEFAULT_TOOLS = ("calculator", "clock")
-_LOADING = {"ctx": "n_ctx", "threads": "threads", "gpu_layers": "n_gpu_layers"}
+_LOADING = {"ctx": "n_ctx", "threads": "threads", "gpu_layers": "n_gpu_layers", "fit": "fit"}
 
 
 def open_runtime(args: Namespace) -> Runtime:
@@ -28,13 +28,7 @@ def open_runtime(args: Namespace) -> Runtime:
     from edgellm.runtime import load
 
     discover_when_needed()
-    options = {
-        field: getattr(args, name) for name, field in _LOADING.items() if getattr(args, name) is not None
-    }
-    if args.kv_type:
-        options["kv_type_k"] = options["kv_type_v"] = args.kv_type
-    if args.threads:
-        options["threads_batch"] = args.threads
+    options = load_options(args)
     with Interrupt(lambda: None) as interrupt:
         try:
             # llama.cpp calls back into Python while it loads: an exception raised there would be lost.
@@ -45,6 +39,19 @@ def open_runtime(args: Namespace) -> Runtime:
         runtime.close()
         raise KeyboardInterrupt
     return runtime
+
+
+def load_options(args: Namespace) -> dict[str, Any]:
+    """The fields of LoadOptions that the options set."""
+    # Any: fields of many types.
+    options: dict[str, Any] = {
+        field: getattr(args, name) for name, field in _LOADING.items() if getattr(args, name) is not None
+    }
+    if args.kv_type:
+        options["kv_type_k"] = options["kv_type_v"] = args.kv_type
+    if args.threads:
+        options["threads_batch"] = args.threads
+    return options
 
 
 def read_text(path: Path, what: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.engine.session import Session
 from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, EdgeError
-from edgellm.native.context import Context, DecodeStatus
+from edgellm.native.context import Context, DecodeStatus, settled
 from edgellm.native.library import captured_log
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class Engine:
 
     def __init__(self, model: Model, options: LoadOptions) -> None:
         self.model = model
-        self.options = options
+        self.options = settled(options)
         self.vocabulary = model.vocabulary
-        self.context = Context(model, options)
+        self.context = Context(model, self.options)
         self._free_seqs = list(range(self.context.n_seq_max - 1, -1, -1))
         self._sessions: list[Session] = []
         self._clock = 0

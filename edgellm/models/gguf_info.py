@@ -11,6 +11,7 @@ from edgellm.errors import ModelCorrupt, ModelNotFound
 from edgellm.models.gguf_file import GGUFFile, Scalar, Value, read_gguf
 
 _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_BLOCK_NAME = re.compile(r"^blk\.(\d+)\.")
 _F16_BYTES = 2
 _TEMPLATE_KEY = "tokenizer.chat_template"
 _SAMPLING_PREFIX = "general.sampling."
@@ -40,10 +41,25 @@ class TokenizerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightSizes:
+    """Where the bytes are. `layers` and `experts` (of a layer's bytes, those of its routed experts) by layer;
+    `embedding` is the input table, `rest` what stands behind the last layer. `is_tied`: the input table is read
+    for the output too.
+    """
+
+    layers: tuple[int, ...]
+    experts: tuple[int, ...]
+    embedding: int
+    rest: int
+    is_tied: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GGUFInfo:
     """A model, as its file(s) describe it; nothing here needs llama.cpp.
 
     `size_bytes` and `quantization` (type name to bytes, largest first) are sums over all parts of a split.
+    `kv_heads_by_layer` has 0 for a layer without attention.
     `kv_bytes_per_token` is for an f16 cache that keeps every position of every layer (no window dropped);
     `attention_layers` counts the layers that have such a cache, the rest are recurrent. `context_length` is 0
     where the file does not say. `metadata` has all scalars and short arrays.
@@ -65,6 +81,7 @@ class GGUFInfo:
     attention_layers: int
     heads: int
     kv_heads: int
+    kv_heads_by_layer: tuple[int, ...]
     key_head_size: int
     value_head_size: int
     rope: RopeInfo
@@ -77,6 +94,7 @@ class GGUFInfo:
     sampling: Mapping[str, Scalar]
     pooling: int | None
     metadata: Mapping[str, Value]
+    weights: WeightSizes
 
     @property
     def gqa_ratio(self) -> float:
@@ -226,6 +244,7 @@ def _describe(files: list[GGUFFile]) -> GGUFInfo:
         attention_layers=sum(1 for count in kv_heads if count),
         heads=heads,
         kv_heads=max(kv_heads, default=0),
+        kv_heads_by_layer=kv_heads,
         key_head_size=key_size,
         value_head_size=value_size,
         rope=RopeInfo(
@@ -255,6 +274,7 @@ def _describe(files: list[GGUFFile]) -> GGUFInfo:
         },
         pooling=pooling if isinstance(pooling, int) else None,
         metadata=first.metadata,
+        weights=_weight_sizes(files, layers),
     )
 
 
@@ -294,6 +314,23 @@ def _count_parameters(files: Iterable[GGUFFile]) -> tuple[int, int]:
             if "_exps." in tensor.name:
                 experts += tensor.parameters
     return total, experts
+
+
+def _weight_sizes(files: Iterable[GGUFFile], count: int) -> WeightSizes:
+    layers, experts = [0] * count, [0] * count
+    embedding = rest = 0
+    has_output = False
+    for tensor in (tensor for file in files for tensor in file.tensors):
+        match = _BLOCK_NAME.match(tensor.name)
+        if match is not None and int(match[1]) < count:
+            layers[int(match[1])] += tensor.size_bytes
+            experts[int(match[1])] += tensor.size_bytes if "_exps." in tensor.name else 0
+        elif tensor.name.startswith(("token_embd", "per_layer_token_embd")):
+            embedding += tensor.size_bytes
+        else:
+            rest += tensor.size_bytes
+            has_output = has_output or tensor.name == "output.weight"
+    return WeightSizes(tuple(layers), tuple(experts), embedding, rest, not has_output)
 
 
 def _quantization(files: Iterable[GGUFFile]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from edgellm.native.model import Model
     from edgellm.types import LoadOptions
 
-_DEFAULT_CTX_LIMIT = 8192
+DEFAULT_CTX_LIMIT = 8192
+DEFAULT_BATCH = 512
+DEFAULT_KV_TYPE = "f16"
 _ROPE = {"model": -1, "none": 0, "linear": 1, "yarn": 2}
 # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY (llama.h): of windowed memory the window, of hybrid memory the recurrent state.
 _PARTIAL_ONLY = 1
@@ -51,6 +54,17 @@ def cache_type(name: str) -> int:
     return int(getattr(llama, f"GGML_TYPE_{name.upper()}"))
 
 
+def settled(options: LoadOptions) -> LoadOptions:
+    """The options with the defaults in place of "auto" KV types and of batch sizes of 0."""
+    return replace(
+        options,
+        n_batch=options.n_batch or DEFAULT_BATCH,
+        n_ubatch=options.n_ubatch or DEFAULT_BATCH,
+        kv_type_k=DEFAULT_KV_TYPE if options.kv_type_k == "auto" else options.kv_type_k,
+        kv_type_v=DEFAULT_KV_TYPE if options.kv_type_v == "auto" else options.kv_type_v,
+    )
+
+
 def usable_cores() -> int:
     """Cores this process may use (affinity mask where the system has one)."""
     if hasattr(os, "sched_getaffinity"):
@@ -71,9 +85,10 @@ class Context:
     ) -> None:
         llama = self._llama = lib()
         self.model = model
+        options = settled(options)
         params = llama.llama_context_default_params()
-        params.n_ctx = options.n_ctx or min(model.n_ctx_train or _DEFAULT_CTX_LIMIT, _DEFAULT_CTX_LIMIT)
-        params.n_seq_max = 1 if embeddings else options.n_seq_max or _default_sequences(model)
+        params.n_ctx = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX_LIMIT, DEFAULT_CTX_LIMIT)
+        params.n_seq_max = 1 if embeddings else options.n_seq_max or default_sequences(model)
         params.n_batch = min(options.n_batch, params.n_ctx)
         params.n_ubatch = min(options.n_ubatch, params.n_batch)
         cores = usable_cores()
@@ -308,7 +323,8 @@ class _Batch:
         self._llama.llama_batch_free(self.value)
 
 
-def _default_sequences(model: Model) -> int:
+def default_sequences(model: Model) -> int:
+    """How many chats and branches share a context where nobody says."""
     return 4 if model.is_recurrent or model.is_hybrid else 16
 
 

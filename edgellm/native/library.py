@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _LOG_LINES_KEPT = 400
-_WARN, _ERROR, _LEVEL_CONT = 3, 4, 5  # ggml_log_level
+_DEBUG, _WARN, _ERROR, _LEVEL_CONT = 1, 3, 4, 5  # ggml_log_level
 _REASON_LINES = 3
 
 _lock = threading.Lock()
@@ -24,6 +24,7 @@ _module: ModuleType | None = None
 _callback: Any = None  # a ctypes function object; must outlive the library
 _log: deque[tuple[int, str]] = deque(maxlen=_LOG_LINES_KEPT)
 _logged = 0  # lines ever logged
+_is_dropping = False  # the line being continued was left out
 
 
 def lib() -> ModuleType:
@@ -64,7 +65,12 @@ def _load() -> ModuleType:
 
 
 def _keep_log_line(level: int, text: bytes, _user_data: object) -> None:
-    global _logged
+    global _logged, _is_dropping
+    # A context of a large model writes a line for each of its tensors: they would push out what explains an error.
+    if level == _DEBUG or (level == _LEVEL_CONT and _is_dropping):
+        _is_dropping = True
+        return
+    _is_dropping = False
     line = text.decode("utf-8", "replace")
     if level == _LEVEL_CONT and _log:
         last_level, last = _log[-1]
@@ -75,7 +81,7 @@ def _keep_log_line(level: int, text: bytes, _user_data: object) -> None:
 
 
 def log_text(*, min_level: int = 0) -> str:
-    """What llama.cpp has logged of late (the last 400 lines). Levels (ggml.h): 1 debug, 2 info, 3 warn, 4 error."""
+    """What llama.cpp has logged of late (the last 400 lines). Levels (ggml.h): 2 info, 3 warn, 4 error."""
     return "".join(line for level, line in list(_log) if level >= min_level)
 
 

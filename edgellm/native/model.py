@@ -57,8 +57,11 @@ class Model:
         *,
         progress: Callable[[float], bool | None] | None = None,
         vocabulary_only: bool = False,
+        is_rehearsal: bool = False,
     ) -> Model:
         """Loads a GGUF file; `vocabulary_only` leaves the weights out: no context can be made of it.
+
+        `is_rehearsal` allocates no weights: contexts on it tell their size, and cannot decode.
 
         `progress` gets a fraction in [0, 1] and may return False to stop (raises Cancelled).
         Raises ModelNotFound, ModelCorrupt, ModelUnsupported, OutOfMemory, ConfigError; the error carries
@@ -83,6 +86,9 @@ class Model:
         callback = llama.llama_progress_callback(on_progress)
         params.progress_callback = callback
         params.vocab_only = vocabulary_only
+        if is_rehearsal:
+            # Mapping the file would put its weights into the buffers after all.
+            params.no_alloc, params.load_mode = True, llama.LLAMA_LOAD_MODE_NONE
         with captured_log() as log:
             pointer = llama.llama_model_load_from_file(str(path).encode(), params)
         if not pointer:
@@ -223,7 +229,7 @@ def _overrides(options: LoadOptions) -> list[tuple[str, str]]:
         pairs.append((pattern, device))
     if options.cpu_moe == "all":
         pairs.append((_MOE_TENSORS, "CPU"))
-    else:
+    elif options.cpu_moe != "auto":
         pairs += [(rf"blk\.{layer}{_MOE_TENSORS}", "CPU") for layer in range(options.cpu_moe)]
     return pairs
 

@@ -1,0 +1,267 @@
+"""How fast this machine is: two seconds of llama.cpp on a model of zeros, once a machine and type of weights.
+
+The model is a header in front of a hole in a file: nothing is written to the disk. llama.cpp computes on zeros as fast
+as on anything else, and reads them from memory like real weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgellm.errors import EdgeError
+from edgellm.folders import cache_dir
+from edgellm.models.gguf_file import TENSOR_TYPES
+from edgellm.native.context import Context, usable_cores
+from edgellm.native.model import Model
+from edgellm.types import LoadOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_WIDE = (4, 1024, 3072)  # layers, width, feed-forward: 57 M weights, larger than the caches of small machines
+_NARROW = (16, 64, 64)  # next to no weights: what is left is the cost of starting and joining threads
+_PREFILL_ROWS = 64
+_CONTEXT = 512
+_BUDGET_S = 0.35
+_FEWER_THREADS_GAIN = (
+    1.05  # by so much must fewer threads be faster to be taken: text depends on their number
+)
+_FILE = "calibration.json"
+_TYPE_IDS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TypeSpeed:
+    """One type of weights: bytes read a second in decode, multiply-adds a second in prefill."""
+
+    decode_bytes_s: float
+    prefill_macs_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """This machine's speed. `layer_s` is what a layer costs beside its weights; `threads` decode fastest.
+
+    `types` maps names such as "Q4_0" to their speed.
+    """
+
+    threads: int
+    layer_s: float
+    types: dict[str, TypeSpeed] = field(default_factory=dict[str, TypeSpeed])
+
+
+def machine_key() -> str:
+    """What a calibration holds for: processor, cores, llama.cpp's version, how its threads wait."""
+    try:
+        version = metadata.version("llama-cpp-python")
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    wait = os.environ.get("OMP_WAIT_POLICY", "passive")
+    return f"{_processor()} x{usable_cores()}, llama-cpp-python {version}, {wait}"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model", "Hardware"):
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def known_calibration() -> Calibration | None:
+    """What was measured on this machine before, if anything was."""
+    try:
+        kept = json.loads((cache_dir() / _FILE).read_text(encoding="utf-8"))[machine_key()]
+        return Calibration(
+            int(kept["threads"]),
+            float(kept["layer_s"]),
+            {name: TypeSpeed(**speed) for name, speed in kept["types"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def calibrate(types: Iterable[str]) -> Calibration:
+    """The machine's speed for these types of weights; what is not known yet is measured, a second each, and kept.
+
+    A type that cannot be measured is left out.
+    """
+    found = known_calibration()
+    if found is None:
+        threads, layer_s = _measure_layers()
+        found = Calibration(threads, layer_s)
+    missing = [name for name in types if name in _TYPE_IDS and name not in found.types]
+    for name in missing:
+        try:
+            found.types[name] = _measure_type(name, found.threads, found.layer_s)
+        except EdgeError:  # this build has no kernels for it
+            continue
+    if missing:
+        _keep(found)
+    return found
+
+
+def _keep(found: Calibration) -> None:
+    file = cache_dir() / _FILE
+    try:
+        everything: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        everything = {}
+    everything[machine_key()] = asdict(found)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as beside:
+            json.dump(everything, beside, indent=1)
+        os.replace(beside.name, file)
+    except OSError:  # a cache that cannot be written costs two seconds next time
+        return
+
+
+def _measure_layers() -> tuple[int, float]:
+    """(threads that decode fastest, seconds a layer costs beside reading its weights)."""
+    cores = usable_cores()
+    candidates = dict.fromkeys((cores, max(1, cores - 1), max(1, cores // 2)))
+    with tempfile.TemporaryDirectory() as folder:
+        wide = _hollow_model(Path(folder) / "wide.gguf", "Q8_0", _WIDE)
+        times = {threads: _decode_s(wide, threads) for threads in candidates}
+        best = cores
+        for threads in candidates:
+            if times[threads] * _FEWER_THREADS_GAIN < times[best]:
+                best = threads
+        narrow = _hollow_model(Path(folder) / "narrow.gguf", "Q8_0", _NARROW)
+        return best, _decode_s(narrow, best) / _NARROW[0]
+
+
+def _measure_type(name: str, threads: int, layer_s: float) -> TypeSpeed:
+    with tempfile.TemporaryDirectory() as folder:
+        path = _hollow_model(Path(folder) / "wide.gguf", name, _WIDE)
+        size = _weights(_WIDE)
+        block, block_bytes = next((b, s) for n, b, s in TENSOR_TYPES.values() if n == name)
+        beside = layer_s * _WIDE[0]
+        seconds = _decode_s(path, threads)
+        rows_s = _prefill_s(path, threads)
+    return TypeSpeed(
+        decode_bytes_s=size // block * block_bytes / max(seconds - beside, seconds / 10),
+        prefill_macs_s=size * _PREFILL_ROWS / max(rows_s - beside, rows_s / 10),
+    )
+
+
+def _weights(shape: tuple[int, int, int]) -> int:
+    layers, width, feed_forward = shape
+    return layers * (2 * width * (width + _kv_width(width)) + 3 * width * feed_forward)
+
+
+def _kv_width(width: int) -> int:
+    return max(1, width // 256) * 64
+
+
+def _hollow_model(path: Path, kind: str, shape: tuple[int, int, int]) -> Path:
+    """A llama of zeros in weights of that type, without a vocabulary."""
+    import gguf
+    import numpy as np
+
+    layers, width, feed_forward = shape
+    # Any: gguf carries no types.
+    writer: Any = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(layers)
+    writer.add_context_length(_CONTEXT)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(feed_forward)
+    writer.add_head_count(width // 64)
+    writer.add_head_count_kv(max(1, width // 256))
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(32)
+    writer.add_tokenizer_model("none")
+    kv_width = _kv_width(width)
+    total = 0
+
+    def tensor(name: str, rows: int, columns: int, of: str) -> None:
+        nonlocal total
+        block, size = next((b, s) for n, b, s in TENSOR_TYPES.values() if n == of)
+        size_bytes = rows * columns // block * size
+        shape_given = [rows, columns] if rows > 1 else [columns]
+        kind_given = gguf.GGMLQuantizationType[of]
+        bytes_shape = gguf.quants.quant_shape_to_byte_shape(shape_given, kind_given)
+        if of == "F32":
+            writer.add_tensor_info(name, shape_given, np.dtype(np.float32), size_bytes)
+        else:
+            writer.add_tensor_info(name, bytes_shape, np.dtype(np.uint8), size_bytes, raw_dtype=kind_given)
+        total += -(-size_bytes // 32) * 32
+
+    tensor("token_embd.weight", 32, width, "F32")
+    tensor("output.weight", 32, width, "F32")
+    tensor("output_norm.weight", 1, width, "F32")
+    for layer in range(layers):
+        for name, rows, columns in (
+            ("attn_q", width, width),
+            ("attn_k", kv_width, width),
+            ("attn_v", kv_width, width),
+            ("attn_output", width, width),
+            ("ffn_gate", feed_forward, width),
+            ("ffn_up", feed_forward, width),
+            ("ffn_down", width, feed_forward),
+        ):
+            tensor(f"blk.{layer}.{name}.weight", rows, columns, kind)
+        tensor(f"blk.{layer}.attn_norm.weight", 1, width, "F32")
+        tensor(f"blk.{layer}.ffn_norm.weight", 1, width, "F32")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    start = -(-path.stat().st_size // 32) * 32
+    os.truncate(path, start + total)
+    return path
+
+
+def _decode_s(path: Path, threads: int) -> float:
+    """Seconds a token."""
+    return _timed(path, threads, rows=1)
+
+
+def _prefill_s(path: Path, threads: int) -> float:
+    """Seconds for a batch of _PREFILL_ROWS tokens."""
+    return _timed(path, threads, rows=_PREFILL_ROWS)
+
+
+def _timed(path: Path, threads: int, *, rows: int) -> float:
+    options = LoadOptions(
+        n_ctx=_CONTEXT, n_seq_max=1, threads=threads, threads_batch=threads, n_gpu_layers=0, fit="off"
+    )
+    model = Model.load(path, options)
+    try:
+        context = Context(model, options)
+        try:
+            return _median_s(lambda: _decode(context, rows))
+        finally:
+            context.close()
+    finally:
+        model.close()
+
+
+def _decode(context: Context, rows: int) -> None:
+    context.remove(0, 0)
+    context.decode([(index % 32, index, 0, index == rows - 1) for index in range(rows)])
+    context.logits(rows - 1)
+
+
+def _median_s(run: Callable[[], None]) -> float:
+    run()
+    taken: list[float] = []
+    started = time.perf_counter()
+    while len(taken) < 2 or time.perf_counter() - started < _BUDGET_S:
+        before = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - before)
+    return statistics.median(taken)

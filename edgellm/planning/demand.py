@@ -1,0 +1,195 @@
+"""What a model with given settings takes of main memory and of each GPU's, and what there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgellm.machine import memory
+
+if TYPE_CHECKING:
+    from edgellm.models.gguf_info import GGUFInfo
+    from edgellm.native.dry_run import Buffers
+    from edgellm.planning.cache_shape import CacheShape
+    from edgellm.types import LoadOptions
+
+_RESERVE_SHARE = 0.05
+_RESERVE_MIN, _RESERVE_MAX = 64_000_000, 512_000_000
+# llama.cpp keeps each token as text and in a hash table, and each merge; measured on vocabularies of 49k and 262k.
+_BYTES_A_TOKEN = 230
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU and its memory. `is_shared`: it is the machine's main memory."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+    is_shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What there is. `room_bytes` is what this process may still take, 0 where the system does not say."""
+
+    room_bytes: int
+    total_bytes: int
+    cores: int
+    limit_bytes: int = 0
+    gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What a plan leaves free for everybody else."""
+        share = int(_RESERVE_SHARE * (self.limit_bytes or self.total_bytes))
+        return min(_RESERVE_MAX, max(_RESERVE_MIN, share))
+
+    @property
+    def usable_bytes(self) -> int:
+        """Main memory that a plan may use."""
+        return max(0, self.room_bytes - self.reserve_bytes)
+
+    @property
+    def gpu_usable_bytes(self) -> int:
+        """Memory of all GPUs that a plan may use."""
+        return sum(gpu.free_bytes - min(_RESERVE_MAX, gpu.total_bytes // 20) for gpu in self.gpus)
+
+
+def this_machine(devices: tuple[str, ...] = ()) -> Machine:
+    """This machine as it is now; `devices` are the GPUs that may be used (all of them, where none is named)."""
+    from edgellm.native.context import usable_cores
+    from edgellm.native.devices import devices as all_devices
+
+    found = memory()
+    gpus = [
+        Gpu(one.name, one.free_bytes, one.total_bytes, one.kind == "igpu")
+        for one in all_devices()
+        if one.kind in ("gpu", "igpu") and (not devices or one.name in devices)
+    ]
+    if not devices and any(not gpu.is_shared for gpu in gpus):
+        gpus = [gpu for gpu in gpus if not gpu.is_shared]  # as llama.cpp chooses
+    return Machine(
+        found.room_bytes, found.total_bytes, usable_cores(), limit_bytes=found.limit_bytes, gpus=tuple(gpus)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Bytes in main memory, part by part, and what lies on GPUs (`gpu_*`)."""
+
+    weights_bytes: int
+    kv_bytes: int
+    state_bytes: int = 0
+    compute_bytes: int = 0
+    other_bytes: int = 0
+    gpu_weights_bytes: int = 0
+    gpu_kv_bytes: int = 0
+    gpu_compute_bytes: int = 0
+
+    @property
+    def host_bytes(self) -> int:
+        """All of it in main memory."""
+        return self.weights_bytes + self.kv_bytes + self.state_bytes + self.compute_bytes + self.other_bytes
+
+    @property
+    def gpu_bytes(self) -> int:
+        """All of it on GPUs."""
+        return self.gpu_weights_bytes + self.gpu_kv_bytes + self.gpu_compute_bytes
+
+    @property
+    def all_bytes(self) -> int:
+        """Everything."""
+        return self.host_bytes + self.gpu_bytes
+
+    def fits(self, machine: Machine) -> bool:
+        """True where there is room, or where the system does not say how much there is."""
+        on_host, on_gpu = self.host_bytes, self.gpu_bytes
+        if any(gpu.is_shared for gpu in machine.gpus):
+            on_host += on_gpu
+        if on_gpu and on_gpu > machine.gpu_usable_bytes:
+            return False
+        return not machine.room_bytes or on_host <= machine.usable_bytes
+
+
+def measure_demand(
+    info: GGUFInfo, shape: CacheShape, options: LoadOptions, buffers: Buffers | None, *, sequences: int
+) -> Demand:
+    """The demand of settled options. Without `buffers` (llama.cpp's rehearsal), compute memory is estimated, high."""
+    gpu_layers = layers_on_gpu(info, options)
+    first = (
+        info.layers + 1 - gpu_layers
+    )  # llama.cpp fills the GPU from the last layer on; the output counts as one
+    weights, on_gpu = info.weights, 0
+    host = weights.embedding
+    moved = _layers_with_experts_at_home(info, options)
+    for layer, size in enumerate(weights.layers):
+        experts = weights.experts[layer] if layer < moved else 0
+        if gpu_layers and layer >= first:
+            on_gpu += size - experts
+            host += experts
+        else:
+            host += size
+    if gpu_layers:
+        on_gpu += weights.rest + (weights.embedding if weights.is_tied else 0)
+    else:
+        host += weights.rest
+    kv, state = _kv(shape, options, sequences), shape.state_bytes(sequences)
+    if buffers is not None and buffers.kv_bytes:
+        kv = buffers.kv_bytes
+    if buffers is not None and buffers.state_bytes:
+        state = buffers.state_bytes
+    kept = min(max(0, gpu_layers - 1), info.layers)
+    gpu_share = kept / info.layers if info.layers else 0.0
+    gpu_kv, gpu_state = int(kv * gpu_share), int(state * gpu_share)
+    compute, gpu_compute = _compute(info, options, buffers)
+    outputs = buffers.output_bytes if buffers is not None else 4 * info.tokenizer.vocabulary_size * sequences
+    return Demand(
+        weights_bytes=host,
+        kv_bytes=kv - gpu_kv,
+        state_bytes=state - gpu_state,
+        compute_bytes=compute + outputs,
+        other_bytes=_BYTES_A_TOKEN * info.tokenizer.vocabulary_size,
+        gpu_weights_bytes=on_gpu,
+        gpu_kv_bytes=gpu_kv + gpu_state,
+        gpu_compute_bytes=gpu_compute if gpu_layers else 0,
+    )
+
+
+def layers_on_gpu(info: GGUFInfo, options: LoadOptions) -> int:
+    """How many layers go to a GPU, the output as one of them; "auto" and "all" mean all."""
+    count = options.n_gpu_layers
+    return info.layers + 1 if isinstance(count, str) or count < 0 else min(count, info.layers + 1)
+
+
+def _layers_with_experts_at_home(info: GGUFInfo, options: LoadOptions) -> int:
+    moved = options.cpu_moe
+    return info.layers if moved == "all" else 0 if moved == "auto" else moved
+
+
+def _kv(shape: CacheShape, options: LoadOptions, sequences: int) -> int:
+    # One window for each sequence, since all share the cells, and a batch on top.
+    cells = None if options.swa_full else shape.window * sequences + options.n_ubatch
+    return shape.kv_bytes(options.n_ctx, options.kv_type_k, options.kv_type_v, window_cells=cells)
+
+
+def _compute(info: GGUFInfo, options: LoadOptions, buffers: Buffers | None) -> tuple[int, int]:
+    """(main memory, GPU) bytes of compute buffers."""
+    if buffers is None:
+        size = rough_compute_bytes(info, options)
+        return size, size
+    host = sum(
+        size for name, size in buffers.compute_bytes.items() if name.startswith("CPU") or "Host" in name
+    )
+    return host, sum(buffers.compute_bytes.values()) - host
+
+
+def rough_compute_bytes(info: GGUFInfo, options: LoadOptions) -> int:
+    """More than a compute buffer takes: logits of a whole batch, mask, and activations."""
+    rows = min(options.n_ubatch, options.n_ctx)
+    feed_forward = info.metadata.get(f"{info.architecture}.feed_forward_length", 0)
+    if isinstance(feed_forward, tuple):
+        feed_forward = max((size for size in feed_forward if isinstance(size, int)), default=0)
+    width = 8 * info.embedding_length + 3 * (feed_forward if isinstance(feed_forward, int) else 0)
+    scores = options.n_ctx * (info.heads if options.flash_attention == "off" else 1)
+    return 4 * rows * (info.tokenizer.vocabulary_size + width + scores)

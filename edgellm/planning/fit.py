@@ -1,0 +1,235 @@
+"""Settings that fit: what the user asked for where there is room, and else the least that has to be given up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from edgellm.errors import ConfigError, OutOfMemory
+from edgellm.native.context import DEFAULT_CTX_LIMIT, cache_type, settled
+from edgellm.planning.cache_shape import cache_shape
+from edgellm.planning.demand import Demand, measure_demand
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgellm.models.gguf_info import GGUFInfo
+    from edgellm.native.dry_run import DryRun
+    from edgellm.planning.demand import Machine
+    from edgellm.types import LoadOptions
+
+_SMALLEST_CTX = 1024
+_SMALL_UBATCH = 128
+_AMPLE = 0.6  # where this share of the room is enough, by an estimate that is high, nobody needs to rehearse
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Options with nothing left to choose, what they take, and what was given up to make them fit."""
+
+    options: LoadOptions
+    demand: Demand
+    notes: tuple[str, ...] = ()
+
+
+class Fitting:
+    """Looks for settings of one model on one machine. Close it: it may hold llama.cpp's rehearsal."""
+
+    def __init__(self, info: GGUFInfo, machine: Machine, options: LoadOptions) -> None:
+        self.info = info
+        self.machine = machine
+        self.asked = options
+        self.shape = cache_shape(info)
+        self._rehearsal: DryRun | None = None
+        self._placement: tuple[object, ...] = ()
+
+    @property
+    def sequences(self) -> int:
+        """How many chats and branches share the context."""
+        has_state = self.shape.state_values > 0
+        return self.asked.n_seq_max or (4 if has_state else 16)
+
+    @property
+    def wanted_ctx(self) -> int:
+        """The context there would be with memory enough."""
+        return self.asked.n_ctx or min(self.info.context_length or DEFAULT_CTX_LIMIT, DEFAULT_CTX_LIMIT)
+
+    def wanted(self) -> LoadOptions:
+        """The options with every choice made as if memory were no matter. Raises ConfigError for a type of no cache."""
+        chosen = replace(settled(self.asked), n_ctx=self.wanted_ctx)
+        for kind in (chosen.kv_type_k, chosen.kv_type_v):
+            cache_type(kind)
+        if chosen.cpu_moe == "auto":
+            chosen = replace(chosen, cpu_moe=0)
+        if chosen.n_gpu_layers == "auto" or not self.machine.gpus:
+            chosen = replace(chosen, n_gpu_layers="all" if self.machine.gpus else 0)
+        return chosen
+
+    def estimate(self, options: LoadOptions) -> Demand:
+        """The demand by arithmetic alone, high in what it cannot know."""
+        return measure_demand(self.info, self.shape, options, None, sequences=self.sequences)
+
+    def demand(self, options: LoadOptions) -> Demand:
+        """The demand as llama.cpp rehearses it. Raises ConfigError where it refuses the options."""
+        from edgellm.native.dry_run import DryRun
+
+        placement = (
+            options.n_gpu_layers,
+            options.cpu_moe,
+            options.override_tensors,
+            options.devices,
+            options.tensor_split,
+        )
+        if self._rehearsal is None or placement != self._placement:
+            self.close()
+            self._rehearsal = DryRun(self.info.path, replace(options, lora=()))
+            self._placement = placement
+        buffers = self._rehearsal.buffers(options)
+        return measure_demand(self.info, self.shape, options, buffers, sequences=self.sequences)
+
+    def fit(self) -> Fitted:
+        """The best settings that fit. Raises OutOfMemory with the sum where none do."""
+        wanted = self.wanted()
+        rough = self.estimate(wanted)
+        if self._has_ample_room(rough):
+            return Fitted(wanted, rough)
+        first = self.demand(wanted)
+        if first.fits(self.machine):
+            return Fitted(wanted, first)
+        smallest: tuple[LoadOptions, Demand] = (wanted, first)
+        for options in self._ladder(wanted):
+            try:
+                demand = self.demand(options)
+            except ConfigError:  # a KV type that this model or build does not take
+                continue
+            placed = (options, demand) if demand.fits(self.machine) else self._on_fewer_layers(options)
+            if placed is not None:
+                return Fitted(placed[0], placed[1], self._notes(wanted, first, placed[0]))
+            if demand.all_bytes < smallest[1].all_bytes:
+                smallest = (options, demand)
+        raise self._out_of_memory(*smallest)
+
+    def _has_ample_room(self, rough: Demand) -> bool:
+        machine = self.machine
+        if not machine.room_bytes:
+            return not machine.gpus
+        if any(gpu.is_shared for gpu in machine.gpus):
+            return rough.all_bytes <= _AMPLE * min(machine.usable_bytes, machine.gpu_usable_bytes)
+        if machine.gpus and rough.gpu_bytes > _AMPLE * machine.gpu_usable_bytes:
+            return False
+        return rough.host_bytes <= _AMPLE * machine.usable_bytes
+
+    # -- what can be given up ----------------------------------------------------------------------------
+
+    def _ladder(self, wanted: LoadOptions) -> Iterator[LoadOptions]:
+        """Settings from most to least wanted: batches shrink first, then the KV cache's type, then the context."""
+        for n_ctx in self.contexts():
+            for kv_type in self._kv_types():
+                for n_ubatch in self._ubatches(wanted):
+                    yield replace(
+                        wanted,
+                        n_ctx=n_ctx,
+                        n_ubatch=n_ubatch,
+                        kv_type_k=wanted.kv_type_k if self.asked.kv_type_k != "auto" else kv_type,
+                        kv_type_v=wanted.kv_type_v if self.asked.kv_type_v != "auto" else kv_type,
+                    )
+
+    def contexts(self) -> list[int]:
+        """Context lengths to try, longest first: the one that was asked for, or halves of what is wanted."""
+        found = [self.wanted_ctx]
+        while not self.asked.n_ctx and found[-1] // 2 >= _SMALLEST_CTX:
+            found.append(found[-1] // 2)
+        return found
+
+    def _kv_types(self) -> list[str]:
+        is_free = "auto" in (self.asked.kv_type_k, self.asked.kv_type_v)
+        if not is_free or not self.shape.layers or not self.can_hold("q8_0"):
+            return ["f16"]
+        return ["f16", "q8_0"]
+
+    def can_hold(self, kind: str) -> bool:
+        """Whether this model's KV cache can be of that type, with the flash attention that was asked for."""
+        values = kind if self.asked.flash_attention != "off" else "f16"
+        return values == kind and self.shape.can_hold(kind, kind)
+
+    def _ubatches(self, wanted: LoadOptions) -> list[int]:
+        return [wanted.n_ubatch] if self.asked.n_ubatch else [wanted.n_ubatch, _SMALL_UBATCH]
+
+    def _on_fewer_layers(self, options: LoadOptions) -> tuple[LoadOptions, Demand] | None:
+        """The same with experts, and then whole layers, left in main memory: as few as it takes."""
+        if not self.machine.gpus:
+            return None
+        steps: list[LoadOptions] = []
+        if self.info.experts and self.asked.cpu_moe == "auto":
+            steps += [replace(options, cpu_moe=count) for count in range(1, self.info.layers + 1)]
+        if self.asked.n_gpu_layers == "auto":
+            last = steps[-1] if steps else options
+            steps += [replace(last, n_gpu_layers=count) for count in range(self.info.layers, -1, -1)]
+        # By arithmetic first (compute memory as rehearsed with all layers); the rehearsal has the last word.
+        known = self.demand(options).gpu_compute_bytes if steps else 0
+        for step in steps:
+            rough = self.estimate(step)
+            if replace(rough, gpu_compute_bytes=known if rough.gpu_bytes else 0).fits(self.machine):
+                demand = self.demand(step)
+                if demand.fits(self.machine):
+                    return step, demand
+        return None
+
+    # -- saying so -----------------------------------------------------------------------------------------
+
+    def _notes(self, wanted: LoadOptions, first: Demand, chosen: LoadOptions) -> tuple[str, ...]:
+        given_up: list[str] = []
+        if chosen.n_ctx != wanted.n_ctx:
+            given_up.append(f"a context of {chosen.n_ctx:,} tokens instead of {wanted.n_ctx:,}")
+        if (chosen.kv_type_k, chosen.kv_type_v) != (wanted.kv_type_k, wanted.kv_type_v):
+            given_up.append(f"a KV cache of {chosen.kv_type_k} instead of {wanted.kv_type_k}")
+        if chosen.n_ubatch != wanted.n_ubatch:
+            given_up.append(f"prefill in batches of {chosen.n_ubatch} instead of {wanted.n_ubatch}")
+        if chosen.cpu_moe != wanted.cpu_moe:
+            given_up.append(f"the experts of {chosen.cpu_moe} layers in main memory")
+        if chosen.n_gpu_layers != wanted.n_gpu_layers:
+            given_up.append(f"{chosen.n_gpu_layers} of {self.info.layers + 1} layers on the GPU")
+        why = f"all of it would take {gigabytes(first.all_bytes)}, and {self._there_is()}"
+        return (f"To fit into memory: {', '.join(given_up)} ({why}).",) if given_up else ()
+
+    def _there_is(self) -> str:
+        machine = self.machine
+        text = f"{gigabytes(machine.usable_bytes)} are free"
+        if machine.gpus:
+            text += f", {gigabytes(machine.gpu_usable_bytes)} on the GPU"
+        return text
+
+    def _out_of_memory(self, options: LoadOptions, demand: Demand) -> OutOfMemory:
+        machine = self.machine
+        weights = demand.weights_bytes + demand.gpu_weights_bytes
+        kv = demand.kv_bytes + demand.state_bytes + demand.gpu_kv_bytes
+        rest = demand.all_bytes - weights - kv
+        where = "of the cgroup's" if machine.limit_bytes else "of"
+        smaller = "Take a smaller quantization"
+        if self.asked.n_ctx > _SMALLEST_CTX:
+            smaller = "Ask for a smaller n_ctx or a smaller KV type (kv_type_k='q8_0')"
+        return OutOfMemory(
+            f"{self.info.path.name} does not fit into memory: {gigabytes(demand.all_bytes)} ="
+            f" {gigabytes(weights)} weights + {gigabytes(kv)} context ({options.n_ctx:,} tokens,"
+            f" {options.kv_type_k}) + {gigabytes(rest)} buffers; {gigabytes(machine.room_bytes)} {where}"
+            f" {gigabytes(machine.limit_bytes or machine.total_bytes)} are available,"
+            f" {gigabytes(machine.reserve_bytes)} of them kept free.",
+            hint=f"{smaller}, close other programs, or insist with fit='off'.",
+        )
+
+    def close(self) -> None:
+        """Frees the rehearsal. A second call does nothing."""
+        if self._rehearsal is not None:
+            self._rehearsal.close()
+            self._rehearsal = None
+
+    def __enter__(self) -> Fitting:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def gigabytes(size_bytes: int) -> str:
+    """A size in words: "5.37 GB", "98 MB"."""
+    return f"{size_bytes / 1e9:,.2f} GB" if size_bytes >= 995_000_000 else f"{size_bytes / 1e6:,.0f} MB"

@@ -1,0 +1,186 @@
+"""A plan: what a model takes on this machine, setting by setting, and what would be chosen."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgellm.errors import ConfigError, OutOfMemory
+from edgellm.planning.calibration import calibrate, known_calibration
+from edgellm.planning.demand import this_machine
+from edgellm.planning.fit import Fitted, Fitting
+from edgellm.planning.speed import main_types, predict
+
+if TYPE_CHECKING:
+    from edgellm.models.gguf_info import GGUFInfo
+    from edgellm.planning.calibration import Calibration
+    from edgellm.planning.demand import Demand, Machine
+    from edgellm.planning.speed import Speed
+    from edgellm.types import LoadOptions
+
+_KV_TYPES = ("f16", "q8_0", "q4_0")
+_MOST_CONTEXTS = 5
+_SMALLEST_CTX = 512
+Q4_WITH_TOOLS = (
+    "A KV cache of 4 bits garbles tool calls (names and arguments are copied from the context): take q8_0 or f16"
+    " where tools are used."
+)
+_COARSE = ("q4_0", "q4_1")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One setting: what it takes, whether that fits, and the speed to expect (None where it is not known).
+
+    Speeds are of layers on the processor; with layers on a GPU there is no prediction.
+    """
+
+    n_ctx: int
+    kv_type: str
+    gpu_layers: int
+    host_bytes: int
+    gpu_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    fits: bool
+    speed: Speed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`options` are what `load` would take, `demand` what they take, `notes` what was given up for it and why.
+
+    `refusal` says why nothing fits, "" where something does; then options and demand are those that were asked for.
+    """
+
+    model: str
+    architecture: str
+    machine: Machine
+    options: LoadOptions
+    demand: Demand
+    notes: tuple[str, ...]
+    refusal: str
+    speed: Speed | None
+    calibration: Calibration | None
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Some setting fits."""
+        return not self.refusal
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        demand = asdict(self.demand)
+        demand |= {"host_bytes": self.demand.host_bytes, "gpu_bytes": self.demand.gpu_bytes}
+        return {**asdict(self), "fits": self.fits, "demand": demand}
+
+
+def fit_options(info: GGUFInfo, options: LoadOptions, *, machine: Machine | None = None) -> Fitted:
+    """Options with nothing left to choose, such that they fit this machine. Raises OutOfMemory with the sum."""
+    with Fitting(info, machine or this_machine(options.devices), options) as fitting:
+        return fitting.fit()
+
+
+def settings_warning(options: LoadOptions, *, has_tools: bool) -> str:
+    """What is unwise about settings that the user chose; empty where nothing is."""
+    return Q4_WITH_TOOLS if has_tools and {options.kv_type_k, options.kv_type_v} & set(_COARSE) else ""
+
+
+def make_plan(
+    info: GGUFInfo,
+    options: LoadOptions,
+    *,
+    model: str = "",
+    machine: Machine | None = None,
+    is_measured: bool = True,
+    has_tools: bool = False,
+) -> Plan:
+    """The whole plan. `is_measured` takes two seconds to measure this machine, where it has not been measured yet.
+
+    Raises ModelUnsupported, ConfigError.
+    """
+    machine = machine or this_machine(options.devices)
+    speeds = calibrate(main_types(info)) if is_measured else known_calibration()
+    with Fitting(info, machine, options) as fitting:
+        refusal = ""
+        try:
+            fitted = fitting.fit()
+        except OutOfMemory as error:
+            refusal = str(error)
+            fitted = Fitted(fitting.wanted(), fitting.demand(fitting.wanted()))
+        else:
+            # What is printed is the rehearsal's, also where an estimate was enough to decide.
+            fitted = replace(fitted, demand=fitting.demand(fitted.options))
+        rows = tuple(_rows(fitting, fitted.options, speeds))
+    warning = settings_warning(fitted.options, has_tools=has_tools)
+    notes = (*fitted.notes, *([warning] if warning else ()))
+    return Plan(
+        model=model or info.path.name,
+        architecture=info.architecture,
+        machine=machine,
+        options=fitted.options,
+        demand=fitted.demand,
+        notes=notes,
+        refusal=refusal,
+        speed=_speed(info, fitted.options, fitted.demand, speeds),
+        calibration=speeds,
+        rows=rows,
+    )
+
+
+def _rows(fitting: Fitting, chosen: LoadOptions, speeds: Calibration | None) -> list[PlanRow]:
+    rows: list[PlanRow] = []
+    # By layers first: each number of them is a rehearsal of its own, each context on it a matter of milliseconds.
+    for layers in _layer_counts(fitting, chosen):
+        for n_ctx in _contexts(fitting):
+            for kv_type in _KV_TYPES:
+                if not fitting.can_hold(kv_type):
+                    continue
+                options = replace(
+                    chosen, n_ctx=n_ctx, kv_type_k=kv_type, kv_type_v=kv_type, n_gpu_layers=layers
+                )
+                try:
+                    demand = fitting.demand(options)
+                except ConfigError:  # this build or model does not take that type
+                    continue
+                rows.append(
+                    PlanRow(
+                        n_ctx=n_ctx,
+                        kv_type=kv_type,
+                        gpu_layers=layers,
+                        host_bytes=demand.host_bytes,
+                        gpu_bytes=demand.gpu_bytes,
+                        kv_bytes=demand.kv_bytes + demand.state_bytes + demand.gpu_kv_bytes,
+                        compute_bytes=demand.compute_bytes + demand.gpu_compute_bytes,
+                        fits=demand.fits(fitting.machine),
+                        speed=_speed(fitting.info, options, demand, speeds),
+                    )
+                )
+    return rows
+
+
+def _contexts(fitting: Fitting) -> list[int]:
+    """The wanted context and halves of it, and the model's whole length where that is longer."""
+    wanted = fitting.wanted_ctx
+    longest = max(wanted, fitting.info.context_length)
+    found = {wanted, longest}
+    size = longest
+    while len(found) < _MOST_CONTEXTS and size // 2 >= _SMALLEST_CTX:
+        size //= 2 if size <= 4 * wanted else 4
+        found.add(size)
+    return sorted(found)
+
+
+def _layer_counts(fitting: Fitting, chosen: LoadOptions) -> list[int]:
+    if not fitting.machine.gpus:
+        return [0]
+    every = fitting.info.layers + 1
+    count = chosen.n_gpu_layers
+    return sorted({0, every // 2, every, every if isinstance(count, str) else min(count, every)})
+
+
+def _speed(info: GGUFInfo, options: LoadOptions, demand: Demand, speeds: Calibration | None) -> Speed | None:
+    if speeds is None or demand.gpu_bytes:
+        return None
+    return predict(info, speeds, kv_bytes=demand.kv_bytes)

@@ -1,0 +1,228 @@
+"""Settings that fit: what is given up, in which order, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cli_harness import cli
+from tiny_models import Shape
+
+import edgellm
+from edgellm.errors import ConfigError, OutOfMemory
+from edgellm.models.gguf_info import inspect_gguf
+from edgellm.planning.calibration import Calibration, TypeSpeed, calibrate, known_calibration
+from edgellm.planning.demand import Demand, Gpu, Machine, measure_demand
+from edgellm.planning.fit import Fitting
+from edgellm.planning.plan import fit_options, make_plan
+from edgellm.planning.speed import active_share, predict
+from edgellm.types import LoadOptions
+
+# Large enough that a context weighs something: 8,192 tokens are 16 MB of keys and values.
+SHAPE = Shape(n_layer=8, n_embd=128, head_dim=32, n_head_kv=4)
+KEPT = 64_000_000  # what a plan leaves to others on a machine this small
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", n_ctx=8192, shape=SHAPE)
+
+
+def machine(room: int, *gpus: Gpu) -> Machine:
+    return Machine(KEPT + room, 1 << 30, 2, gpus=gpus)
+
+
+def whole(model: Path, **options: object) -> Demand:
+    with Fitting(inspect_gguf(model), Machine(0, 0, 2), LoadOptions(**options)) as fitting:  # type: ignore[arg-type]
+        return fitting.demand(fitting.wanted())
+
+
+def test_with_room_enough_nothing_is_given_up(model: Path) -> None:
+    fitted = fit_options(inspect_gguf(model), LoadOptions(), machine=machine(1 << 30))
+    assert (fitted.options.n_ctx, fitted.options.kv_type_k, fitted.options.n_ubatch) == (8192, "f16", 512)
+    assert fitted.notes == ()
+
+
+def test_batches_shrink_first_then_the_cache_then_the_context(model: Path) -> None:
+    info = inspect_gguf(model)
+    seen: list[tuple[int, str, int]] = []
+    room = whole(model).host_bytes
+    while True:
+        try:
+            fitted = fit_options(info, LoadOptions(), machine=machine(room))
+        except OutOfMemory:
+            break
+        seen.append((fitted.options.n_ctx, fitted.options.kv_type_k, fitted.options.n_ubatch))
+        assert fitted.demand.host_bytes <= room
+        room = fitted.demand.host_bytes - 1
+    assert seen[:3] == [(8192, "f16", 512), (8192, "f16", 128), (8192, "q8_0", 512)]
+    assert seen[-1][0] == 1024
+    assert [n_ctx for n_ctx, _, _ in seen] == sorted((n_ctx for n_ctx, _, _ in seen), reverse=True)
+
+
+def test_what_was_given_up_is_said_with_the_sum(model: Path) -> None:
+    need = whole(model).host_bytes
+    fitted = fit_options(inspect_gguf(model), LoadOptions(), machine=machine(need - 1))
+    (note,) = fitted.notes
+    assert "batches of 128 instead of 512" in note
+    assert f"{need / 1e6:,.0f} MB" in note
+
+
+def test_what_the_user_asked_for_is_never_changed(model: Path) -> None:
+    asked = LoadOptions(n_ctx=8192, kv_type_k="f16", kv_type_v="f16", n_ubatch=512)
+    need = whole(model).host_bytes
+    assert fit_options(inspect_gguf(model), asked, machine=machine(need)).options.n_ctx == 8192
+    with pytest.raises(OutOfMemory) as caught:
+        fit_options(inspect_gguf(model), asked, machine=machine(need - 1))
+    # The sum, and the way out.
+    assert "weights +" in caught.value.message
+    assert "8,192 tokens, f16" in caught.value.message
+    assert "smaller n_ctx" in caught.value.hint
+
+
+def test_where_nothing_fits_the_smallest_sum_is_shown(model: Path) -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        fit_options(inspect_gguf(model), LoadOptions(), machine=machine(1))
+    assert "1,024 tokens" in caught.value.message
+    assert "fit='off'" in caught.value.hint
+
+
+def test_a_cache_that_does_not_divide_into_blocks_stays_f16(tiny_model: Callable[..., Path]) -> None:
+    path = tiny_model("llama", n_ctx=8192, shape=replace(SHAPE, head_dim=24, n_head_kv=1))
+    need = whole(path, n_ubatch=128).host_bytes
+    fitted = fit_options(inspect_gguf(path), LoadOptions(n_ubatch=128), machine=machine(need - 1))
+    assert (fitted.options.kv_type_k, fitted.options.n_ctx) == ("f16", 4096)
+
+
+def test_layers_and_experts_go_to_the_gpu_as_far_as_they_fit(tiny_model: Callable[..., Path]) -> None:
+    info = inspect_gguf(tiny_model("moe", n_ctx=8192, shape=replace(SHAPE, n_expert=4, n_expert_used=2)))
+    options = LoadOptions(n_ctx=2048, kv_type_k="f16", kv_type_v="f16", n_batch=512, n_ubatch=512)
+    with Fitting(info, Machine(0, 0, 2), options) as fitting:
+        shape = fitting.shape
+
+    def demand(**changes: object) -> Demand:
+        return measure_demand(info, shape, replace(options, **changes), None, sequences=16)  # type: ignore[arg-type]
+
+    everything, nothing = demand(n_gpu_layers="all"), demand(n_gpu_layers=0)
+    assert nothing.gpu_bytes == 0
+    # The input table stays in main memory; all else is on the GPU.
+    assert everything.weights_bytes == info.weights.embedding
+    assert everything.kv_bytes == 0
+    assert everything.gpu_weights_bytes + everything.weights_bytes == sum(info.quantization.values())
+    half = demand(n_gpu_layers=5)  # four layers and the output
+    assert half.gpu_kv_bytes == nothing.kv_bytes // 2
+    assert half.gpu_weights_bytes == sum(info.weights.layers[4:]) + info.weights.rest
+    at_home = demand(n_gpu_layers="all", cpu_moe=3)
+    assert everything.gpu_weights_bytes - at_home.gpu_weights_bytes == sum(info.weights.experts[:3]) > 0
+
+
+def test_a_gpu_that_shares_main_memory_is_counted_once(model: Path) -> None:
+    demand = Demand(weights_bytes=10, kv_bytes=0, gpu_weights_bytes=200_000_000)
+    shared = Gpu("iGPU", 1 << 30, 1 << 30, is_shared=True)
+    assert demand.fits(machine(210_000_000, shared))
+    assert not demand.fits(machine(190_000_000, shared))
+    assert demand.fits(machine(190_000_000, replace(shared, is_shared=False)))
+    assert not demand.fits(machine(1 << 30, Gpu("GPU", 190_000_000, 190_000_000)))
+
+
+def test_load_takes_what_fits_and_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = whole(model).host_bytes
+    monkeypatch.setattr("edgellm.planning.plan.this_machine", lambda _devices: machine(need - 1))
+    with edgellm.load(model) as runtime:
+        assert runtime.options.n_ubatch == 128
+        (note,) = runtime.notes
+        said = [e.message for e in runtime.chat().send("Hi", max_tokens=1) if isinstance(e, edgellm.Notice)]
+        assert said == [note]
+        again = [e.message for e in runtime.chat().send("Hi", max_tokens=1) if isinstance(e, edgellm.Notice)]
+        assert again == []
+    monkeypatch.setattr("edgellm.planning.plan.this_machine", lambda _devices: machine(1))
+    with pytest.raises(OutOfMemory):
+        edgellm.load(model)
+    with edgellm.load(model, fit="off") as runtime:
+        assert runtime.n_ctx == 8192
+
+
+def test_a_four_bit_cache_with_tools_is_warned_of(model: Path) -> None:
+    @edgellm.tool
+    def nothing() -> str:
+        """Does nothing."""
+        return ""
+
+    with edgellm.load(model, n_ctx=512, kv_type_k="q4_0", kv_type_v="q4_0") as runtime:
+        plain = [e for e in runtime.chat().send("Hi", max_tokens=1) if isinstance(e, edgellm.Notice)]
+        assert plain == []
+        chat = runtime.chat(tools=[nothing], strategy="free")
+        said = [e.message for e in chat.send("Hi", max_tokens=1) if isinstance(e, edgellm.Notice)]
+        assert any("4 bits garbles tool calls" in text for text in said)
+
+
+# -- the whole plan ----------------------------------------------------------------------------------------
+
+
+def test_a_plan_has_a_row_for_each_context_and_type(model: Path) -> None:
+    plan = edgellm.plan(model, is_measured=False)
+    assert plan.fits
+    assert {row.kv_type for row in plan.rows} == {"f16", "q8_0", "q4_0"}
+    assert max(row.n_ctx for row in plan.rows) == 8192
+    sizes = {(row.n_ctx, row.kv_type): row.kv_bytes for row in plan.rows}
+    assert sizes[8192, "q8_0"] / sizes[8192, "f16"] == pytest.approx(34 / 64, rel=0.01)
+    assert all(row.speed is None for row in plan.rows)
+    with pytest.raises(ConfigError, match="Did you mean 'n_ctx'"):
+        edgellm.plan(model, n_ctxx=4)
+
+
+def test_a_plan_that_does_not_fit_still_has_its_rows(model: Path) -> None:
+    plan = make_plan(inspect_gguf(model), LoadOptions(), machine=machine(1), is_measured=False)
+    assert not plan.fits
+    assert "does not fit into memory" in plan.refusal
+    assert plan.rows
+    assert not any(row.fits for row in plan.rows)
+
+
+def test_speed_follows_bytes_and_bandwidth(model: Path, tiny_model: Callable[..., Path]) -> None:
+    info = inspect_gguf(model)
+    slow = Calibration(2, 0.0, {"F32": TypeSpeed(1e9, 1e9)})
+    speed = predict(info, slow, kv_bytes=0)
+    assert speed is not None
+    size = sum(info.quantization.values())
+    assert speed.decode_tok_s == pytest.approx(1e9 / (size - info.weights.embedding), rel=1e-6)
+    full = predict(info, slow, kv_bytes=size)
+    assert full is not None and full.decode_full_tok_s < full.decode_tok_s == speed.decode_tok_s
+    assert predict(info, Calibration(2, 0.0, {}), kv_bytes=0) is None
+    moe = inspect_gguf(tiny_model("moe"))
+    unread = moe.weights.embedding + sum(moe.weights.experts) / 2
+    assert active_share(moe) == pytest.approx(1 - unread / sum(moe.quantization.values()))
+
+
+@pytest.mark.slow
+def test_the_machine_is_measured_once(tmp_path: Path) -> None:
+    assert known_calibration() is None
+    found = calibrate(["Q8_0", "NO_SUCH"])
+    assert found.layer_s > 0
+    assert set(found.types) == {"Q8_0"}
+    assert found.types["Q8_0"].decode_bytes_s > 1e6
+    assert known_calibration() == found
+    file = tmp_path / "home/cache/calibration.json"
+    file.write_text("{", encoding="utf-8")
+    assert known_calibration() is None
+
+
+# -- the command -------------------------------------------------------------------------------------------
+
+
+def test_plan_prints_a_table_or_json(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = cli("plan", model, "--no-measure", "--ctx", "2048")
+    assert outcome.code == 0, outcome.err
+    assert "KV cache (2,048 tokens, f16)" in outcome.out
+    assert "chosen: context 2,048, KV f16" in outcome.out
+    plan = json.loads(cli("plan", "-m", model, "--no-measure", "--json").out)
+    assert plan["options"]["n_ctx"] == 8192
+    assert plan["demand"]["host_bytes"] > plan["demand"]["kv_bytes"]
+    assert "4 bits" in cli("plan", model, "--no-measure", "--kv-type", "q4_0", "--tools").out
+    monkeypatch.setattr("edgellm.planning.plan.this_machine", lambda _devices: machine(1))
+    refused = cli("plan", model, "--no-measure")
+    assert refused.code == 1
+    assert "does not fit into memory" in refused.out
