@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edgellm.response_format import ResponseFormat
     from edgellm.sampling.constraint import Constraint
     from edgellm.toolbox.permission import Permissions
+    from edgellm.toolbox.results import ResultStore
     from edgellm.toolbox.runner import Runner, Running
     from edgellm.toolbox.tool import Tool
     from edgellm.toolbox.toolset import Toolset
@@ -130,6 +131,11 @@ class Agent:
         return self.conversation.session.is_cancelled
 
     @property
+    def results(self) -> ResultStore | None:
+        """Results that were cut, whole; None where they are not kept."""
+        return self._runner.results
+
+    @property
     def usage(self) -> Usage:
         """What the newest turn has cost so far."""
         return Usage(tuple(self._legs))
@@ -180,7 +186,7 @@ class Agent:
         tail = [message] if message is not None else []
         try:
             for step in range(self.limits.max_steps):
-                is_done = yield from self._leg(turn, tail, specs, budget, step, answer)
+                is_done = yield from self._leg(turn, tail, self._offered(specs), budget, step, answer)
                 if turn.fault and turn.complaints < _MAX_COMPLAINTS:
                     turn.complaints += 1
                     tail = [Message("user", self._complaint(turn.fault))]
@@ -208,6 +214,26 @@ class Agent:
         session.constraint = None
         session.settle()
         session.is_cancelled = False
+
+    def _offered(self, specs: tuple[ToolSpec, ...]) -> tuple[ToolSpec, ...]:
+        """These tools, and the one that reads on in a result that was cut, once there is such a result."""
+        more = self._read_more()
+        if more is None or not specs or more.spec in specs:
+            return specs
+        conversation = self.conversation
+        if more.spec not in conversation.offered:
+            conversation.offered = (*conversation.offered, more.spec)
+        return (*specs, more.spec)
+
+    def _read_more(self) -> Tool[..., Any] | None:
+        results = self._runner.results
+        is_there = results is not None and len(results) > 0 and results.tool.name not in self.toolset
+        return results.tool if results is not None and is_there else None
+
+    def _tool(self, name: str) -> Tool[..., Any]:
+        """The tool of that name. Raises ToolError in words for the model."""
+        more = self._read_more()
+        return more if more is not None and name == more.name else self.toolset.get(name)
 
     def _specs(self, choice: ToolChoice) -> tuple[ToolSpec, ...]:
         """The tools that a choice leaves. Raises ConfigError for one that is not there."""
@@ -397,7 +423,7 @@ class Agent:
     def _fault_of(self, call: ToolCall) -> str:
         """What is wrong with a call, in words for the model; "" where nothing is."""
         try:
-            self.toolset.get(call.name).check(call.arguments)
+            self._tool(call.name).check(call.arguments)
         except ToolError as error:
             return str(error)
         return ""
@@ -443,7 +469,7 @@ class Agent:
         if self.is_cancelled:
             return call, _NOT_RUN
         try:
-            tool = self.toolset.get(call.name)
+            tool = self._tool(call.name)
             tool.check(call.arguments)
         except ToolError as error:
             return call, ToolResult(f"Error: {error}", is_ok=False)

@@ -390,8 +390,19 @@ class Chat:
         """Writes the chat with its KV memory; `Runtime.open_chat` continues it without computing it again."""
         self._check_closed("save")
         conversation = self.conversation
-        extra = {"system": conversation.system, **conversation.state()}
+        results = self._agent.results
+        extra = {
+            "system": conversation.system,
+            **conversation.state(),
+            "results": results.state() if results is not None else {},
+        }
         self.runtime.in_turn(lambda: conversation.session.save(Path(path), extra=extra))
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `save` wrote beside the tape. Raises SessionError."""
+        self.conversation.restore(state)
+        if self._agent.results is not None:
+            self._agent.results.restore(state.get("results") or {})
 
     def _check_closed(self, what: str) -> None:
         self.conversation.session.check_open()

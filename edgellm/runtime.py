@@ -139,7 +139,7 @@ class Runtime:
         session = Session.restore(self.engine, chain, record, memory)
         chat = self._open(chosen, session)
         try:
-            chat.conversation.restore(record.extra)
+            chat.restore(record.extra)
         except BaseException:
             chat.close()
             raise
@@ -150,6 +150,7 @@ class Runtime:
         from edgellm.dialogue import Chat
         from edgellm.planning.plan import settings_warning
         from edgellm.toolbox.permission import Permissions
+        from edgellm.toolbox.results import ResultStore
         from edgellm.toolbox.runner import Runner
         from edgellm.toolbox.toolset import Toolset
         from edgellm.upkeep import Upkeep
@@ -166,7 +167,7 @@ class Runtime:
             agent = Agent(
                 conversation,
                 toolset,
-                Runner(truncate=self._truncate, settings=options.settings),
+                Runner(truncate=self._truncate, settings=options.settings, results=ResultStore()),
                 Permissions(options.permissions, approve=options.approve),
                 limits=options.limits,
                 make_constraint=self.grammar_constraint,

@@ -28,6 +28,10 @@ Truncate = Callable[[str, int], tuple[str, int]]
 # No tokenizer packs ordinary text this densely; text beyond it is cut before anybody counts tokens.
 _MOST_CHARACTERS_PER_TOKEN = 16
 _NOTICE_TOKENS = 24
+# As long as a notice gets that says how to read on; how many tokens that is depends on the vocabulary.
+_LONG_NOTICE = "\n[cut: first 9999 of about 99999 tokens shown; to read on, call read_more with " + (
+    '{"result": "r99", "start": 999999}]'
+)
 _MOST_ITEMS = 10_000
 _MAGIC = (
     (b"\x89PNG\r\n", ".png"),
@@ -41,11 +45,12 @@ _MAGIC = (
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A result as text: `text` may be its beginning only, `total_characters` counts all of it."""
+    """A result as text: `text` may be its beginning only, `total_characters` counts all of `whole`."""
 
     text: str
     total_characters: int
     is_ok: bool = True
+    whole: str = ""
 
 
 def render(value: Any, *, max_tokens: int, files_dir: Path | None = None, printed: str = "") -> Rendered:
@@ -71,28 +76,39 @@ def render(value: Any, *, max_tokens: int, files_dir: Path | None = None, printe
     else:
         text = _encoded(value)
     kept = text[: max_tokens * _MOST_CHARACTERS_PER_TOKEN]
-    return Rendered(kept.encode("utf-8", "replace").decode("utf-8"), len(text), is_ok)
+    return Rendered(kept.encode("utf-8", "replace").decode("utf-8"), len(text), is_ok, text)
 
 
-def cap(rendered: Rendered, max_tokens: int, truncate: Truncate | None = None) -> tuple[str, bool]:
-    """(text, is_truncated): at most `max_tokens` tokens with the notice, or 4 characters a token uncounted."""
+def cap(
+    rendered: Rendered,
+    max_tokens: int,
+    truncate: Truncate | None = None,
+    more: Callable[[int], str] | None = None,
+) -> tuple[str, bool]:
+    """(text, is_truncated): at most `max_tokens` tokens with the notice, or 4 characters a token uncounted.
+
+    `more` gets how many characters are shown, and gives words for the notice: how to read on.
+    """
     text, total_characters = rendered.text, rendered.total_characters
     if truncate is None:
         most = max_tokens * 4
         if total_characters <= most:
             return text, False
         shown = text[:most]
-        return f"{shown}\n[cut: first {len(shown)} of {total_characters} characters shown]", True
+        on = more(len(shown)) if more is not None else ""
+        return f"{shown}\n[cut: first {len(shown)} of {total_characters} characters shown{on}]", True
     is_cut = len(text) < total_characters
     _, total = truncate(text, max_tokens)
     if total <= max_tokens and not is_cut:
         return text, False
-    room = max(1, max_tokens - min(_NOTICE_TOKENS, max_tokens // 2))
+    notice = _NOTICE_TOKENS if more is None else truncate(_LONG_NOTICE, max_tokens)[1]
+    room = max(1, max_tokens - min(notice, max_tokens // 2))
     shown, _ = truncate(text, room)
     about = ""
     if is_cut:
         about, total = "about ", round(total * total_characters / max(1, len(text)))
-    return f"{shown}\n[cut: first {min(room, total)} of {about}{total} tokens shown]", True
+    on = more(len(shown)) if more is not None else ""
+    return f"{shown}\n[cut: first {min(room, total)} of {about}{total} tokens shown{on}]", True
 
 
 def _encoded(value: Any) -> str:

@@ -15,6 +15,7 @@ from edgellm.errors import Cancelled, ToolError
 from edgellm.toolbox.capture import captured
 from edgellm.toolbox.context import ToolContext
 from edgellm.toolbox.result import Rendered, Truncate, cap, render
+from edgellm.toolbox.results import ResultStore
 from edgellm.toolbox.tool import Tool
 from edgellm.types import ToolCall, ToolResult
 
@@ -25,7 +26,8 @@ class Runner:
     """Starts calls; `start` never blocks and never raises for what a tool or a model did.
 
     `truncate` cuts results in tokens (see result.Truncate; without it, in characters). `settings` is what
-    `ToolContext.setting` reads. `files_dir` takes bytes that tools return. Python cannot kill a thread: a call
+    `ToolContext.setting` reads. `files_dir` takes bytes that tools return. `results` keeps
+    what the model does not get at once. Python cannot kill a thread: a call
     that was given up while its code still runs is counted, and with `max_abandoned` of them new calls are
     refused. `on_progress` and `on_output` are called on the tool's thread.
     """
@@ -37,6 +39,7 @@ class Runner:
         settings: Mapping[str, Any] | None = None,
         files_dir: Path | None = None,
         max_abandoned: int = 4,
+        results: ResultStore | None = None,
         on_progress: Callable[[ToolCall, str], None] | None = None,
         on_output: Callable[[ToolCall, str], None] | None = None,
     ) -> None:
@@ -44,6 +47,7 @@ class Runner:
         self.settings: Mapping[str, Any] = settings if settings is not None else {}
         self.files_dir = files_dir
         self.max_abandoned = max_abandoned
+        self.results = results
         self.on_progress = on_progress
         self.on_output = on_output
         self._lock = threading.Lock()
@@ -139,8 +143,12 @@ class Running:
             assert self._outcome is not None
             if self._result is None:
                 outcome = self._outcome
+                rendered, store = outcome.rendered, self._runner.results
                 text, is_truncated = cap(
-                    outcome.rendered, self.tool.spec.max_result_tokens, self._runner.truncate
+                    rendered,
+                    self.tool.spec.max_result_tokens,
+                    self._runner.truncate,
+                    None if store is None else lambda shown: store.cut(self.call, rendered.whole, shown),
                 )
                 self._result = ToolResult(
                     text=text,
@@ -220,7 +228,7 @@ class _Outcome:
 
 
 def _failure(text: str, max_tokens: int = 1024) -> _Outcome:
-    return _Outcome(Rendered(render(text, max_tokens=max_tokens).text, len(text), is_ok=False))
+    return _Outcome(Rendered(render(text, max_tokens=max_tokens).text, len(text), is_ok=False, whole=text))
 
 
 def _words(error: BaseException) -> str:

@@ -1,0 +1,87 @@
+"""Results too long for the model to read at once: kept whole, and read on by a tool of the runtime's own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from edgellm.errors import ToolError
+from edgellm.toolbox.tool import ToolOptions, raw_tool
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edgellm.toolbox.tool import Tool
+    from edgellm.types import ToolCall
+
+READ_MORE = "read_more"
+MAX_CHARACTERS = 2_000_000
+"""All that is kept for one chat; what was kept first goes first."""
+
+
+class ResultStore:
+    """The whole texts of results that were cut, by names such as "r1". Bounded; forks of a chat share it."""
+
+    def __init__(self, *, max_characters: int = MAX_CHARACTERS) -> None:
+        self._max_characters = max_characters
+        self._texts: dict[str, str] = {}
+        self._numbers = itertools.count(1)
+        self.tool: Tool[..., Any] = raw_tool(
+            {
+                "name": READ_MORE,
+                "description": "Reads on in a tool result that was cut.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "result": {"type": "string", "description": "Name of the result, such as r1."},
+                        "start": {"type": "integer", "description": "Where to read on.", "minimum": 0},
+                    },
+                    "required": ["result", "start"],
+                },
+            },
+            self.read,
+            ToolOptions(permission="auto"),
+        )
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def cut(self, call: ToolCall, text: str, shown: int) -> str:
+        """A result of which `shown` characters are given to the model: keeps it, and gives words for the notice."""
+        if call.name == READ_MORE and call.arguments.get("result") in self._texts:
+            # What was cut is part of a result that is kept already.
+            name, start = str(call.arguments["result"]), int(call.arguments["start"]) + shown
+        else:
+            name, start = self._keep(text), shown
+        arguments = json.dumps({"result": name, "start": start})
+        return f"; to read on, call {READ_MORE} with {arguments}" if name else "; it is too long to be kept"
+
+    def _keep(self, text: str) -> str:
+        if len(text) > self._max_characters:
+            return ""
+        while self._texts and sum(map(len, self._texts.values())) + len(text) > self._max_characters:
+            del self._texts[next(iter(self._texts))]
+        name = next(name for number in self._numbers if (name := f"r{number}") not in self._texts)
+        self._texts[name] = text
+        return name
+
+    def read(self, result: str, start: int) -> str:
+        """The text of a kept result from character `start` on. Raises ToolError in words for the model."""
+        text = self._texts.get(result)
+        if text is None:
+            known = ", ".join(self._texts) or "none"
+            raise ToolError(f"There is no result {result!r} any more.", hint=f"There is: {known}.")
+        if start >= len(text):
+            raise ToolError(f"Result {result!r} ends at {len(text)}.", hint="There is no more to read.")
+        return text[start:]
+
+    def state(self) -> dict[str, str]:
+        """What is kept, as JSON values."""
+        return dict(self._texts)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up what was saved; what is not text is left out."""
+        for name, text in state.items():
+            if isinstance(cast("object", text), str):
+                self._texts[name] = text
