@@ -33,6 +33,7 @@ _HOME_OF = {
         "read_vocabulary",
         "sampler_stages",
         "native_log",
+        "remove_model",
         "stored_models",
     ),
     "edgellm.native.importance": ("ImportanceMatrix",),
@@ -217,6 +218,7 @@ if TYPE_CHECKING:
         quantize,
         read_merges,
         read_vocabulary,
+        remove_model,
         sampler_stages,
         stored_models,
     )

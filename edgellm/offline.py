@@ -201,6 +201,16 @@ def pull(
     return Store().pull(entry, accept=accept_licence, progress=progress or silent).path
 
 
+def remove_model(name: str) -> int:
+    """Removes a fetched model and what there is of an unfinished download; gives the bytes freed.
+
+    Raises ModelNotFound.
+    """
+    from edgellm.models.store import Store
+
+    return Store().remove(name)
+
+
 def find_tools() -> tuple[tuple[Tool[..., Any], ...], tuple[PluginFailure, ...]]:
     """All tools that are installed or lie in the user's and trusted folders, and the plugins that were left out."""
     from edgellm.plugins import Plugins

@@ -194,8 +194,8 @@ class ScriptedChat:
         self.options = options
         self.tokens: list[int] = []
         self.kinds: list[SpanKind] = []
-        self.texts: list[Message] = []
-        self.starts: list[int] = []
+        self.texts: list[Message] = list(options.get("history") or ())
+        self.starts = [0] * len(self.texts)
         self.steps: dict[int, Step] = {}
         self.sent: list[tuple[str | None, dict[str, Any]]] = []
         self.usage = Usage()

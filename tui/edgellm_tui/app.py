@@ -20,13 +20,17 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import ContentSwitcher
 
 import edgellm
-from edgellm_tui import glyphs
+from edgellm_tui import edits, glyphs
 from edgellm_tui.answer import ConversationView
 from edgellm_tui.applog import AppLog
 from edgellm_tui.approval import ApprovalModal
+from edgellm_tui.chats import ChatsPage
+from edgellm_tui.clipboard import copy_text
 from edgellm_tui.commands import COMMANDS, obey
+from edgellm_tui.export import KINDS
 from edgellm_tui.footer import KeyInfo, foot_line, keys_of
 from edgellm_tui.looks import Looks
+from edgellm_tui.model_page import ModelPage
 from edgellm_tui.pages import PAGES, PageView
 from edgellm_tui.panel import DistributionPanel
 from edgellm_tui.prompt import History, Prompt, with_attachments
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
     from textual.screen import Screen
     from textual.widget import Widget
 
-    from edgellm_tui.sessions import Sessions
+    from edgellm_tui.sessions import SavedChat, Sessions
 
 _SLOWEST_S, _FASTEST_S = 0.5, 0.1
 _SAVE_AFTER_S = 3.0
@@ -73,6 +77,7 @@ class EdgeApp(App[int]):
         Binding("f2", "page('chat')", "chat", priority=True, id="app.chat"),
         Binding("ctrl+y", "copy_answer", "copy", priority=True, id="app.copy"),
         Binding("p", "toggle_panel", "distribution", id="app.panel"),
+        Binding("ctrl+f", "search", "search", priority=True, id="app.search"),
         Binding("ctrl+n", "new_chat", "new chat", priority=True, id="app.new"),
         *(
             Binding(info.key, f"page('{name}')", info.title, priority=True, id=f"app.{name}")
@@ -108,15 +113,19 @@ class EdgeApp(App[int]):
         self.looks = Looks(self.talk)
         # Where the inspector begins; None is the newest token.
         self.inspect_at: int | None = None
-        self._wanted_model = model or self.settings.model
+        self.wanted_model = model or self.settings.model
         self._history = history
         self._ui_loop: asyncio.AbstractEventLoop | None = None
         self._ui_context = contextvars.copy_context()
         self._frame_due = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._resumes: SavedChat | None = None
         self._last_frame = 0.0
         self._frame_cost = 0.0
         self._waiting: list[str] = []
         self._questions: list[Question] = []
+        # The message of the chat that the prompt is about to replace.
+        self.editing: int | None = None
         self._is_leaving = False
         self.set_keymap(self.settings.keys)
 
@@ -169,20 +178,31 @@ class EdgeApp(App[int]):
         self.prompt.focus()
         self.worker.approval_timeout_s = float(self.settings.approval_timeout_s) or None
         self.worker.start()
-        self.open_model(self._wanted_model)
+        self.open_model(self.wanted_model)
         self._show_status()
 
     def open_model(self, model: str) -> None:
         """Loads a model in the background and begins a chat on it."""
+        self.wanted_model = model
         self.talk.open_model(model, self._on_model_ready, self._model_missing)
 
     def _on_model_ready(self) -> None:
         for failure in self.talk.failures:
             self.talk.current.note(failure)
-        self.talk.new_chat()
+        saved, self._resumes = self._resumes, None
+        if saved is not None:
+            self.talk.open_saved(saved)
+        else:
+            self.talk.new_chat()
 
     def _model_missing(self, error: Exception) -> None:
-        self.report(error)
+        self._resumes = None
+        self.run_worker(self._offer_models(error))
+
+    async def _offer_models(self, error: Exception) -> None:
+        await self.action_page("model")
+        if isinstance(self.page, ModelPage):
+            self.page.welcome(error)
 
     # -- frames -------------------------------------------------------------------------------------------
 
@@ -213,6 +233,8 @@ class EdgeApp(App[int]):
             self.set_timer(wait, self._run_frame)
 
     def _run_frame(self) -> None:
+        if not self.is_running or not self._screen_stack:
+            return  # a frame that was asked for just before the end
         started = time.thread_time()
         self._frame_due = False
         self._last_frame = time.perf_counter()
@@ -275,9 +297,11 @@ class EdgeApp(App[int]):
         runtime = talk.runtime
         used = self.used_tokens
         state = state_words(strand, self.worker.clock() - strand.prefill_started)
-        if runtime is None:
-            state = f"LOADING {100 * talk.load_fraction:.0f} %" if not talk.is_ready else state
-        name = runtime.name if runtime is not None else talk.model or self._wanted_model
+        if talk.is_loading:
+            state = f"LOADING {100 * talk.load_fraction:.0f} %"
+        elif runtime is None:
+            state = "NO MODEL"
+        name = runtime.name if runtime is not None else talk.model or self.wanted_model
         page = self.page
         title = PAGES[page.id].title.upper() if page is not None and page.id in PAGES else ""
         n_ctx = runtime.n_ctx if runtime else 0
@@ -334,13 +358,12 @@ class EdgeApp(App[int]):
         """The user has sent something: a command, or a message."""
         self.query_one("#hint", Line).set("")
         if message.text.startswith("/"):
-            try:
-                obey(self, message.text)
-            except edgellm.EdgeError as error:
-                self.report(error)
-            self._draw()
+            self._command(message.text)
             return
-        self.say(message.text)
+        try:
+            self.say(message.text)
+        except edgellm.EdgeError as error:
+            self.report(error)
 
     def say(self, text: str) -> None:
         """Sends a message, with its @files; waits with it while there is no model or a turn is open."""
@@ -349,6 +372,10 @@ class EdgeApp(App[int]):
         except edgellm.EdgeError as error:
             self.report(error)
             return
+        if self.editing is not None and self.talk.is_ready:
+            index, self.editing = self.editing, None
+            edits.resend(self, index, whole)
+            return
         if not self.talk.is_ready or self.worker.is_busy:
             self._waiting.append(whole)
             self.query_one("#hint", Line).set(f" {len(self._waiting)} waiting to be sent")
@@ -356,6 +383,21 @@ class EdgeApp(App[int]):
         self.talk.send(whole)
         self._draw()
         self.conversation.scroll_end(animate=False)
+
+    def on_conversation_view_acted(self, message: ConversationView.Acted) -> None:
+        """The user asks for something about a block."""
+        block = message.block
+        try:
+            if message.action == "copy":
+                self.copy(block.plain() if block is not None else self.talk.current.last_answer)
+            elif message.action == "edit":
+                edits.edit(self, block)
+            elif message.action == "retry":
+                edits.retry(self, block)
+            elif message.action == "resume":
+                edits.resume(self)
+        except edgellm.EdgeError as error:
+            self.hint(str(error))
 
     def on_prompt_offered(self, message: Prompt.Offered) -> None:
         """Shows what tab may complete to."""
@@ -381,6 +423,11 @@ class EdgeApp(App[int]):
         """Stops the answer; with nothing to stop, goes back to the chat and the prompt."""
         self._waiting.clear()
         if self.worker.stop():
+            return
+        if self.editing is not None:
+            self.editing = None
+            self.prompt.text = ""
+            self.hint("")
             return
         page = self.page
         if page is None or not page.leave():
@@ -418,15 +465,84 @@ class EdgeApp(App[int]):
         self.copy(self.talk.current.last_answer)
 
     def copy(self, text: str) -> None:
-        """Puts a text on the terminal's clipboard (OSC 52)."""
-        if text:
-            self.copy_to_clipboard(text)
-            self.query_one("#hint", Line).set(f" copied {len(text)} characters")
+        """Copies a text, and says where it went."""
+        if not text:
+            self.hint("there is nothing to copy")
+            return
+
+        def over(task: asyncio.Task[str]) -> None:
+            error = task.exception()
+            self.hint(task.result() if error is None else f"it could not be copied: {error}")
+
+        # On a thread: a clipboard program may hang.
+        task = asyncio.create_task(asyncio.to_thread(copy_text, text, self._copy_by_terminal))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(over)
+
+    def _copy_by_terminal(self, text: str) -> None:
+        self.call_from_thread(self.copy_to_clipboard, text)
+
+    def hint(self, text: str) -> None:
+        """Says something in the line below the prompt."""
+        self.query_one("#hint", Line).set(f" {text}" if text else "")
+
+    async def show_chats(self, words: str = "") -> None:
+        """Shows the page of chats, and on it those with these words."""
+        await self.action_page("chats")
+        page = self.page
+        if isinstance(page, ChatsPage) and words:
+            page.search(words)
+
+    async def action_search(self) -> None:
+        """To the search field of the page of chats."""
+        await self.show_chats()
+        if isinstance(self.page, ChatsPage):
+            self.page.action_search()
+
+    async def go_on_with(self, saved: SavedChat) -> None:
+        """Opens a saved chat; another model is loaded first where the chat was held with one."""
+        self.worker.stop()
+        if saved.id != self.talk.session_id:
+            if saved.model and saved.model != self.talk.model:
+                self._resumes = saved
+                self.open_model(saved.model)
+            else:
+                self.talk.open_saved(saved)
+        await self.action_page("chat")
+
+    def action_edit_last(self) -> None:
+        """Changes the last message and sends it again."""
+        self._try(edits.edit)
+
+    def action_retry(self) -> None:
+        """Draws another answer."""
+        self._try(edits.retry)
+
+    def action_resume(self) -> None:
+        """Lets a stopped answer go on."""
+        self._try(edits.resume)
+
+    def _try(self, action: Callable[[EdgeApp], None]) -> None:
+        try:
+            action(self)
+        except edgellm.EdgeError as error:
+            self.hint(str(error))
+
+    def _command(self, line: str) -> None:
+        try:
+            obey(self, line)
+        except edgellm.EdgeError as error:
+            self.report(error)
+        self._draw()
 
     async def action_quit(self) -> None:
         """Stops, saves, and leaves."""
         self._is_leaving = True
         self.app_log.detach()
+        if self._history is not None and self.prompt.text.strip():
+            # What was being written waits under the up arrow.
+            self._history.add(self.prompt.text.strip())
         self.worker.stop()
         self.talk.close()
         await asyncio.to_thread(self.worker.close)
@@ -434,7 +550,25 @@ class EdgeApp(App[int]):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Everything the app does, by name."""
-        yield SystemCommand("Chat: new", "Begin a new chat", self.action_new_chat)
+        yield from (
+            SystemCommand("Chat: new", "Begin a new chat", self.action_new_chat),
+            SystemCommand("Chat: retry", "Another answer to the last message", self.action_retry),
+            SystemCommand("Chat: edit", "Change the last message and send it again", self.action_edit_last),
+            SystemCommand("Chat: continue", "Let a stopped answer go on", self.action_resume),
+            SystemCommand("Chat: stop", "Stop the answer", self.worker.stop),
+            SystemCommand("Chat: copy the last answer", "To the clipboard", self.action_copy_answer),
+            SystemCommand("Chat: search", "In the titles and texts of all chats", self.action_search),
+        )
+        for kind, name in KINDS.items():
+            told = "Coloured by probability" if kind == "html" else "Into the working folder"
+            yield SystemCommand(f"Chat: export as {name}", told, partial(self._command, f"/export {kind}"))
+        for preset, chain in self.settings.presets.items():
+            yield SystemCommand(
+                f"Sampler: preset {preset}", chain, partial(self._command, f"/sampler {preset}")
+            )
+        for stored in edgellm.stored_models():
+            switch = partial(self.open_model, stored.name)
+            yield SystemCommand(f"Model: switch to {stored.name}", "A new chat on it", switch)
         for name, info in PAGES.items():
             yield SystemCommand(
                 f"Page: {info.title}", f"Show it ({info.key})", partial(self.action_page, name)

@@ -122,6 +122,12 @@ class AnswerBlock(Block):
             self._tail_lines, self._tail_done = [], 0
         self.changed()
 
+    def reopen(self) -> None:
+        """More may come after all."""
+        whole, self._parts, self._tail, self._is_over = self.text, [], "", False
+        self._drawn, self._drawn_for = [], None
+        self.append(whole)
+
     def finish(self) -> None:
         """Nothing more comes."""
         self._parts += split_blocks(self._tail)

@@ -54,4 +54,6 @@ PAGES: dict[str, PageInfo] = {
     "help": PageInfo("f1", "help", "help_page:HelpPage"),
     "tokenizer": PageInfo("f4", "tokenizer", "tokenizer_page:TokenizerPage"),
     "log": PageInfo("ctrl+l", "log", "log_page:LogPage"),
+    "chats": PageInfo("ctrl+o", "chats", "chats:ChatsPage"),
+    "model": PageInfo("f5", "models", "model_page:ModelPage"),
 }

@@ -219,7 +219,7 @@ def with_attachments(text: str) -> str:
     parts: list[str] = []
     for name in dict.fromkeys(_ATTACHED.findall(text)):
         path = Path(name).expanduser()
-        if not path.exists() and not any(mark in name for mark in "./~"):
+        if not path.is_file() and not any(mark in name for mark in "./~"):
             continue  # a word such as @home
         try:
             if path.stat().st_size > _MOST_BYTES:

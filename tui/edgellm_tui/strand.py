@@ -58,6 +58,9 @@ class Strand:
         self.turn_tokens = 0
         self.finish_reason = ""
         self.created = time.time()
+        # Which file of the chat holds this branch, and whether it holds all of it.
+        self.number_on_disk = 0
+        self.is_written = False
         self._full: deque[int] = deque()
         # Tokens a second, over the turn.
         self.rates: deque[float] = deque(maxlen=_MOST_RATES)
@@ -123,6 +126,8 @@ class Strand:
         """A turn begins."""
         if text is not None:
             self.blocks.append(UserBlock(text))
+        else:
+            self._reopen()
         self.state, self.finish_reason = "PREFILL", ""
         self.prefill = (0, 0)
         self.started = at
@@ -131,6 +136,16 @@ class Strand:
         self._times.clear()
         self.rates.clear()
         self._cards.clear()
+
+    def _reopen(self) -> None:
+        """The last answer goes on where it was stopped; the notes about its end are void."""
+        end = len(self.blocks)
+        while end and isinstance(self.blocks[end - 1], NoteBlock):
+            end -= 1
+        last = self.blocks[end - 1] if end else None
+        if isinstance(last, AnswerBlock):
+            del self.blocks[end:]
+            last.reopen()
 
     def end(self, error: Exception | None = None) -> None:
         """The turn is over."""

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import edgellm
-from edgellm_tui.sessions import Sessions
+from edgellm_tui.sessions import SavedBranch, Sessions
 from edgellm_tui.strand import Origin, Strand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-    from edgellm import Runtime, Step, Tool, ToolCall
+    from edgellm import Message, Runtime, Step, Tool, ToolCall
     from edgellm_tui.sessions import SavedChat
     from edgellm_tui.settings import Settings
     from edgellm_tui.worker import EngineWorker
+
+
+def _said(messages: Sequence[Message]) -> list[tuple[str, str, str]]:
+    return [(message.role, message.content, message.reasoning) for message in messages]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A chat that was opened, and the saved branch it is; `note` is told to the user."""
+
+    # Any: a Chat, or what plays one in tests.
+    chat: Any
+    branch: SavedBranch | None
+    note: str = ""
+    messages: tuple[Message, ...] = ()
+
 
 Load = "Callable[[str], Runtime]"
 
@@ -48,10 +66,14 @@ class Talk:
         self.session_id = self.sessions.new_id()
         self.model = ""
         self.load_fraction = 0.0
+        self.is_loading = False
+        self._checks = load is None
         self._load = load or self._load_model
         self._changed = changed
         self._failed = failed
         self._next_key = 1
+        self._next_number = 0
+        self.title = ""
         self.unsaved = False
 
     # -- opening ------------------------------------------------------------------------------------------
@@ -60,6 +82,9 @@ class Talk:
         """Loads a model; `missing` is called where it has not been fetched yet."""
 
         def job() -> tuple[Any, Any]:
+            if self._checks:
+                # A model that is not there, or a broken file, leaves the one that is loaded as it is.
+                edgellm.inspect(model)
             old, self.runtime = self.runtime, None
             if old is not None:
                 old.close()
@@ -67,15 +92,25 @@ class Talk:
             return self._load(model), (tools, failures)
 
         def done(found: tuple[Any, Any]) -> None:
+            self.is_loading = False
             self.runtime, (self.tools, failures) = found
             self.failures = tuple(str(failure.error) for failure in failures)
-            self.model = model
+            entry = self.runtime.entry
+            self.model = model or (entry.name if entry is not None else str(self.runtime.model.path))
             then()
 
         def failed(error: Exception) -> None:
+            self.is_loading = False
+            if self.runtime is None and self.current.chat is not None:
+                blocks = self.current.blocks
+                self.strands, self.current = {}, Strand(0, None)
+                self.current.blocks = blocks
+                self._changed()
             (missing if isinstance(error, edgellm.ModelNotFound) else self._failed)(error)
 
+        self.save()
         self.load_fraction = 0.0
+        self.is_loading = True
         self.worker.submit(job, done, failed)
 
     def _load_model(self, model: str) -> Runtime:
@@ -125,38 +160,91 @@ class Talk:
 
     def new_chat(self) -> None:
         """Begins a chat; the one so far is saved and closed."""
-        self._open(lambda: self.runtime.chat(**self.chat_options()), self.sessions.new_id())
+
+        def job() -> list[_Opened]:
+            return [_Opened(self.runtime.chat(**self.chat_options()), None)]
+
+        self._open(job, self.sessions.new_id(), "")
 
     def open_saved(self, saved: SavedChat) -> None:
-        """Goes on with a saved chat, without computing it again."""
+        """Goes on with a saved chat and its branches, without computing them again."""
+
+        def job() -> list[_Opened]:
+            branches = self.sessions.branches(saved.id)
+            return [self._restored(saved.id, branch) for branch in branches] or [
+                _Opened(self.runtime.open_chat(self.sessions.path(saved.id), **self._kept_options()), None)
+            ]
+
+        self._open(job, saved.id, saved.title)
+
+    def open_file(self, path: Path) -> None:
+        """Goes on with a chat that was saved in a file, as a new chat of the list."""
+
+        def job() -> list[_Opened]:
+            return [_Opened(self.runtime.open_chat(path, **self._kept_options()), None)]
+
+        self._open(job, self.sessions.new_id(), "")
+        self.unsaved = True
+
+    def _kept_options(self) -> dict[str, Any]:
+        # Any: fields of many types. A saved chat keeps its own system turn and sampler.
         options = self.chat_options()
         del options["system"], options["sampler"]
-        path = self.sessions.path(saved.id)
-        self._open(lambda: self.runtime.open_chat(path, **options), saved.id)
+        return options
 
-    def _open(self, make: Callable[[], Any], session_id: str) -> None:
+    def _restored(self, id: str, branch: SavedBranch) -> _Opened:
+        """A branch with its memory; where that was not written, or is another model's, with its messages alone."""
+        problem = "its memory had not been saved yet"
+        path = self.sessions.path(id, branch.number)
+        if path.exists():
+            try:
+                chat = self.runtime.open_chat(path, **self._kept_options())
+            except edgellm.EdgeError as error:
+                problem = error.message
+            else:
+                if _said(chat.messages) == _said(branch.messages):
+                    return _Opened(chat, branch)
+                chat.close()
+        chat = self.runtime.chat(**self.chat_options(), history=branch.messages)
+        note = f"This chat is read again with your next message: {problem}."
+        return _Opened(chat, branch, note if branch.is_current else "")
+
+    def _open(self, make: Callable[[], list[_Opened]], session_id: str, title: str) -> None:
         self.save()
         old = list(self.strands.values())
 
-        def job() -> tuple[Any, Sequence[Any]]:
-            chat = make()
+        def job() -> list[_Opened]:
+            opened = make()
             for strand in old:
                 if strand.chat is not None:
                     strand.chat.close()
-            return chat, chat.messages
+            return [replace(each, messages=each.chat.messages) for each in opened]
 
-        def done(found: tuple[Any, Sequence[Any]]) -> None:
-            chat, messages = found
-            strand = self._add(chat, None, "main")
-            self.strands = {strand.key: strand}
-            strand.load(messages)
-            self.session_id = session_id
-            self.show(strand)
+        def done(found: list[_Opened]) -> None:
+            self.strands = {}
+            strands: list[Strand] = []
+            for each in found:
+                saved = each.branch
+                origin = None
+                if saved is not None and saved.parent is not None:
+                    origin = Origin(strands[saved.parent].key, saved.position, saved.token, saved.why)
+                strand = self._add(each.chat, origin, saved.name if saved is not None else "main")
+                strand.load(each.messages)
+                strand.number_on_disk = saved.number if saved is not None else strand.number_on_disk
+                if each.note:
+                    strand.note(each.note)
+                strands.append(strand)
+            self.session_id, self.title = session_id, title
+            self._next_number = 1 + max(strand.number_on_disk for strand in strands)
+            current = next((at for at, each in enumerate(found) if each.branch and each.branch.is_current), 0)
+            self.show(strands[current])
 
         self.worker.submit(job, done, self._failed)
 
     def _add(self, chat: Any, origin: Origin | None, name: str) -> Strand:
         strand = Strand(self._next_key, chat, origin=origin, name=name)
+        strand.number_on_disk = self._next_number
+        self._next_number += 1
         self._next_key += 1
         self.strands[strand.key] = strand
         return strand
@@ -177,7 +265,9 @@ class Talk:
         """One turn of the current branch."""
         strand = strand or self.current
         strand.begin(text, self.worker.clock())
+        strand.is_written = False
         self.unsaved = True
+        self._record(saying=(strand, text) if text is not None else None)
         self.worker.turn(strand.key, strand.chat, text, **options)
 
     def fork(
@@ -237,6 +327,7 @@ class Talk:
         """Lets several branches go on side by side, in shared batches."""
         for strand in strands:
             strand.begin(None, self.worker.clock())
+            strand.is_written = False
         self.unsaved = True
         self.worker.race([(strand.key, strand.chat) for strand in strands])
 
@@ -245,6 +336,10 @@ class Talk:
         if strand is self.current or strand.is_running:
             return
         self.strands.pop(strand.key, None)
+        for other in self.strands.values():
+            if other.origin is not None and other.origin.parent == strand.key:
+                other.origin = strand.origin
+        self.unsaved = True
         self.worker.submit(strand.chat.close, None, self._failed)
         self._changed()
 
@@ -253,6 +348,7 @@ class Talk:
 
         def done(messages: Sequence[Any]) -> None:
             strand.number(messages)
+            self._record()
             then()
 
         if strand.chat is not None:
@@ -260,24 +356,71 @@ class Talk:
 
     # -- keeping ------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Writes the current branch with its KV memory, if anything has been said since the last time."""
-        strand = self.current
-        if not self.unsaved or strand.chat is None or not strand.title:
+    def _record(self, saying: tuple[Strand, str] | None = None) -> None:
+        """Writes down what was said in all branches: in milliseconds, so it is done at once.
+
+        `saying` is a message that is about to be sent. What it leaves open is the memory: `save` writes that.
+        """
+        strands = [strand for strand in self.strands.values() if strand.chat is not None]
+        title = self.title or self.current.title
+        if not strands or not title:
             return
-        self.unsaved = False
-        session_id, title, model = self.session_id, strand.title, self.model
-        path = self.sessions.path(session_id)
+        session_id, model, current = self.session_id, self.model, self.current
+        short = " ".join(title.split())[:60]
+        places = {strand.key: at for at, strand in enumerate(strands)}
 
         def job() -> None:
-            strand.chat.save(path)
-            short = " ".join(title.split())[:60]
-            messages = strand.chat.messages
-            self.sessions.record(
-                session_id, title=short, model=model, messages=messages, tokens=len(strand.chat.tape)
-            )
+            branches: list[SavedBranch] = []
+            for strand in strands:
+                messages = tuple(strand.chat.messages)
+                if saying is not None and saying[0] is strand:
+                    messages += (edgellm.Message("user", saying[1]),)
+                origin = strand.origin
+                parent = places.get(origin.parent) if origin is not None else None
+                found = SavedBranch(strand.number_on_disk, strand.name, messages, strand is current, parent)
+                if origin is not None:
+                    found = replace(found, position=origin.position, token=origin.token, why=origin.why)
+                branches.append(found)
+            tokens = len(current.chat.tape)
+            self.sessions.record(session_id, title=short, model=model, branches=branches, tokens=tokens)
 
         self.worker.submit(job, None, self._failed)
+
+    def save(self) -> None:
+        """Writes all branches with their KV memory, where anything has been said since the last time."""
+        if not self.unsaved or not (self.title or self.current.title):
+            return
+        self.unsaved = False
+        self._record()
+        session_id = self.session_id
+        strands = [strand for strand in self.strands.values() if strand.chat is not None]
+
+        def job() -> None:
+            for strand in strands:
+                if not strand.is_written:
+                    strand.chat.save(self.sessions.path(session_id, strand.number_on_disk))
+                    strand.is_written = True
+            self.sessions.forget_branches(session_id, [strand.number_on_disk for strand in strands])
+
+        self.worker.submit(job, None, self._failed)
+
+    def rename(self, title: str, id: str = "") -> None:
+        """Gives a chat another title, the open one where no id is given."""
+        if not id or id == self.session_id:
+            self.title = title
+        self.worker.submit(lambda: self.sessions.rename(id or self.session_id, title), None, self._failed)
+
+    def delete(self, id: str) -> None:
+        """Deletes a chat; where it is the open one, a new chat begins."""
+        is_open = id == self.session_id
+        if is_open:
+            self.unsaved = False
+            self.worker.stop()
+        self.worker.submit(lambda: self.sessions.delete(id), None, self._failed)
+        if is_open:
+            for strand in self.strands.values():
+                strand.is_written = True
+            self.new_chat()
 
     def close(self) -> None:
         """Saves, and gives everything back."""

@@ -1,0 +1,187 @@
+"""The page of chats: list, search, go on with one, rename, delete."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.binding import Binding
+from textual.widgets import Input, OptionList
+
+from edgellm_tui.chooser import Chooser
+from edgellm_tui.pages import PageView
+from edgellm_tui.plain import one_line, visible
+from edgellm_tui.sessions import when
+from edgellm_tui.status import Line
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
+    from edgellm_tui.sessions import SavedChat
+
+_PREVIEW_LINES = 6
+
+
+class ChatsPage(PageView):
+    """All chats, the newest first."""
+
+    foot = " enter go on   / search   r rename   d delete   n new   esc back"
+    DEFAULT_CSS = """
+    ChatsPage Input { height: 1; border: none; padding: 0 1; background: $panel; }
+    ChatsPage #preview { height: 7; border-top: solid $panel; color: $text-muted; }
+    ChatsPage #saying { color: $warning; }
+    """
+    BINDINGS: ClassVar = [
+        Binding("slash", "search", show=False, id="chats.search"),
+        Binding("r", "rename", show=False, id="chats.rename"),
+        Binding("d", "delete", show=False, id="chats.delete"),
+        Binding("n", "new", show=False, id="chats.new"),
+    ]
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id)
+        self.chats: list[SavedChat] = []
+        self._renames = ""
+        self._doomed = ""
+
+    def compose(self) -> ComposeResult:
+        search = Input(placeholder="/ search in titles and texts", id="words")
+        search.cursor_blink = False
+        yield search
+        yield Chooser(id="list")
+        yield Line(id="saying")
+        preview = Line(id="preview")
+        yield preview
+
+    @property
+    def _list(self) -> Chooser:
+        return self.query_one(Chooser)
+
+    def show(self) -> None:
+        """Reads the index anew; the chat that is open is saved first."""
+        self.edge.talk.save()
+        self._renames = self._doomed = ""
+        self.query_one("#words", Input).placeholder = "/ search in titles and texts"
+        self.edge.talk.worker.submit(lambda: None, lambda _done: self.refill(), self.edge.report)
+        self.refill()
+        self._list.focus()
+
+    def on_resize(self) -> None:
+        """Lays the lines out for the new width."""
+        self.refill()
+
+    def search(self, words: str) -> None:
+        """Shows the chats that hold these words."""
+        self.query_one("#words", Input).value = words
+        self.refill()
+
+    def refill(self) -> None:
+        """Lists what there is now."""
+        if not self.is_attached:
+            return
+        words = "" if self._renames else self.query_one("#words", Input).value
+        try:
+            self.chats = self.edge.talk.sessions.list(words)
+        except (OSError, sqlite3.Error) as error:
+            self.edge.report(error)
+            self.chats = []
+        kept = self.chosen
+        width = max(20, self.size.width - 44)
+        lines: list[str] = []
+        for saved in self.chats:
+            mark = "*" if saved.id == self.edge.talk.session_id else " "
+            title, model = one_line(saved.title, width), one_line(saved.model, 18)
+            head = f"{mark} {title:<{width}} {saved.messages:>4} msg"
+            lines.append(f"{head}  {model:<18} {when(saved.updated):>6}")
+        at = next((i for i, saved in enumerate(self.chats) if kept and saved.id == kept.id), 0)
+        self._list.fill(lines, at)
+        told = (
+            f" {len(self.chats)} chats"
+            if self.chats
+            else " no chats" + (" with these words" if words else " yet")
+        )
+        self.query_one("#saying", Line).set(told)
+        self._preview()
+
+    @property
+    def chosen(self) -> SavedChat | None:
+        """The chat under the cursor."""
+        index = self._list.highlighted
+        return self.chats[index] if index is not None and index < len(self.chats) else None
+
+    def _preview(self) -> None:
+        saved = self.chosen
+        text = ""
+        if saved is not None:
+            words = self.query_one("#words", Input).value.lower().split()
+            lines = [line for line in self.edge.talk.sessions.text(saved.id).splitlines() if line.strip()]
+            hits = [line for line in lines if any(word in line.lower() for word in words)] if words else []
+            shown = (hits or lines)[:_PREVIEW_LINES]
+            text = "\n".join(" " + one_line(visible(line), max(20, self.size.width - 3)) for line in shown)
+        self.query_one("#preview", Line).set(text)
+
+    def on_option_list_option_highlighted(self, _event: OptionList.OptionHighlighted) -> None:
+        """Shows what the chat under the cursor says."""
+        if self._doomed and (self.chosen is None or self.chosen.id != self._doomed):
+            self._doomed = ""
+            self.query_one("#saying", Line).set("")
+        self._preview()
+
+    def on_option_list_option_selected(self, _event: OptionList.OptionSelected) -> None:
+        """Goes on with the chosen chat."""
+        saved = self.chosen
+        if saved is not None:
+            self.run_worker(self.edge.go_on_with(saved))
+
+    def on_input_changed(self, _event: Input.Changed) -> None:
+        """Searches while the words are typed."""
+        if not self._renames:
+            self.refill()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Takes the new title, or goes to the list of what was found."""
+        if self._renames:
+            title = " ".join(event.value.split())
+            if title:
+                self.edge.talk.rename(title, self._renames)
+            self._renames = ""
+            event.input.value = ""
+            event.input.placeholder = "/ search in titles and texts"
+            self.refill()
+        self._list.focus()
+
+    def action_search(self) -> None:
+        """To the search field."""
+        self.query_one("#words", Input).focus()
+
+    def action_rename(self) -> None:
+        """Asks for another title."""
+        saved = self.chosen
+        if saved is None or not self._list.has_focus:
+            return
+        field = self.query_one("#words", Input)
+        self._renames = saved.id
+        field.placeholder = "another title"
+        field.value = saved.title
+        field.focus()
+        self.query_one("#saying", Line).set(" enter takes the title")
+
+    def action_delete(self) -> None:
+        """Deletes the chosen chat when it is asked for twice."""
+        saved = self.chosen
+        if saved is None or not self._list.has_focus:
+            return
+        if self._doomed != saved.id:
+            self._doomed = saved.id
+            told = f' d once more deletes "{one_line(saved.title, 40)}" for good; any other key keeps it'
+            self.query_one("#saying", Line).set(told)
+            return
+        self._doomed = ""
+        self.edge.talk.delete(saved.id)
+        self.refill()
+
+    def action_new(self) -> None:
+        """Begins a new chat."""
+        if self._list.has_focus:
+            self.edge.action_new_chat()
+            self.run_worker(self.edge.action_page("chat"))
