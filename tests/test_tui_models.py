@@ -87,6 +87,8 @@ async def choose(app: EdgeApp, pilot: Pilot[Any], name: str) -> None:
 def test_the_first_start_offers_the_default_fetches_it_and_begins(little: Path) -> None:
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         await shown(pilot, "little is not on this machine yet.")
+        await shown(pilot, "fits    Apache-2.0")
+        await pilot.pause()
         compare_screen(app, "first-run-80x24")
         await pilot.press("enter")
         await wait_until(pilot, lambda: app.talk.is_ready and app.page is None, "the chat")

@@ -272,7 +272,7 @@ class EdgeApp(App[int]):
         strand.end(item.error)
         if item.error is not None:
             logging.getLogger("edgellm_tui").error("a turn failed", exc_info=item.error)
-        self.talk.ended(strand, self._draw)
+        self.talk.ended(strand, item.messages)
         self.set_timer(_SAVE_AFTER_S, self._save_if_idle)
         if self._waiting and not self.worker.is_busy:
             self.talk.send(self._waiting.pop(0))

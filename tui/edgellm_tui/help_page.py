@@ -54,8 +54,8 @@ def help_text(
     for title, keys in everything.items():
         _section(text, title, keys, changed)
     text.append("commands of the prompt\n", _BOLD)
-    for name, (_, summary) in COMMANDS.items():
-        text.append(f"  /{name:<18} {summary}\n")
+    for name, (_, form, summary) in COMMANDS.items():
+        text.append(f"  /{f'{name} {form}':<18} {summary}\n")
     text.append("\nKeys are changed in the settings (F9). Ids stand in brackets.\n")
     return text
 

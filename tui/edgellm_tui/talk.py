@@ -343,16 +343,10 @@ class Talk:
         self.worker.submit(strand.chat.close, None, self._failed)
         self._changed()
 
-    def ended(self, strand: Strand, then: Callable[[], None]) -> None:
-        """A turn is over: takes down which blocks are which messages."""
-
-        def done(messages: Sequence[Any]) -> None:
-            strand.number(messages)
-            self._record()
-            then()
-
-        if strand.chat is not None:
-            self.worker.submit(lambda: strand.chat.messages, done, self._failed)
+    def ended(self, strand: Strand, messages: Sequence[Message]) -> None:
+        """A turn is over: takes down which blocks are which messages, and what was said."""
+        strand.number(messages)
+        self._record()
 
     # -- keeping ------------------------------------------------------------------------------------------
 

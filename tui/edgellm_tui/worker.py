@@ -16,7 +16,7 @@ from edgellm import Approval
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
-    from edgellm import Event, ToolCall, ToolSpec
+    from edgellm import Event, Message, ToolCall, ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,11 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A turn is over; `error` is what ended it early, or None."""
+    """A turn is over; `error` is what ended it early, or None. `messages` are those of the chat now."""
 
     key: int
     error: Exception | None
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +202,8 @@ class EngineWorker:
 
     def _end(self, key: int, error: Exception | None) -> None:
         with self._lock:
-            self._open.pop(key, None)
-        self.put(Ended(key, error))
+            chat = self._open.pop(key, None)
+        self.put(Ended(key, error, tuple(chat.messages) if chat is not None else ()))
 
     def stop(self) -> bool:
         """Stops all open turns and answers open questions with no. False: there was no turn. Safe from any thread."""
