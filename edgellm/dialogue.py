@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.spec import ChainLike
     from edgellm.toolbox.permission import Approve
-    from edgellm.types import ConstraintMode, Permission, ReasoningPolicy, Span, Step
+    from edgellm.types import ConstraintMode, Permission, ReasoningPolicy, Resumed, Span, Step
 
 _WAIT_S = 0.05
 
@@ -93,6 +93,8 @@ class Chat:
         self.conversation = conversation
         self._agent = agent
         self._usage = Usage()
+        self._resumed: Resumed | None = None
+        self._has_news = False
         self._head: HeadCost | None = None
         self._open = threading.Lock()
 
@@ -166,6 +168,12 @@ class Chat:
             )
         is_counted = False
         try:
+            if self._has_news and self._resumed is not None:
+                self._has_news = False
+                yield Notice(
+                    f"The saved memory of this chat is not used: {self._resumed.reason}. "
+                    f"{self._resumed.rebuilt_tokens} tokens are computed again."
+                )
             # Of this turn only: a cancel that came when the turn before was as good as over is for nothing.
             session.is_cancelled = False
             if text is not None and not text.strip():
@@ -386,23 +394,45 @@ class Chat:
         chain = self.runtime.make_chain(sampler, source.chain.seed) if sampler is not None else None
         return self.runtime.in_turn(lambda: source.explain(position, rows, chain))
 
-    def save(self, path: str | Path) -> None:
-        """Writes the chat with its KV memory; `Runtime.open_chat` continues it without computing it again."""
-        self._check_closed("save")
-        conversation = self.conversation
+    def save(self, path: str | Path, *, branches: Sequence[Chat] = ()) -> None:
+        """Writes the chat with its KV memory; `Runtime.open_chat` continues it without computing it again.
+
+        `branches` are chats of the same runtime that go into the same file, such as its forks: `Runtime.open_chats`
+        gives all of them. A crash leaves the old file or the new one. Raises ConfigError.
+        """
+        from edgellm.engine.saving import save_sessions
+
+        chats = (self, *branches)
+        for chat in chats:
+            chat._check_closed("save")
+            if chat.runtime is not self.runtime:
+                raise ConfigError(
+                    "chats of two runtimes cannot be saved together.", hint="Give each a file of its own."
+                )
+        sessions = [(chat.conversation.session, chat.state()) for chat in chats]
+        self.runtime.in_turn(lambda: save_sessions(Path(path), sessions))
+
+    @property
+    def resumed(self) -> Resumed | None:
+        """What has become of the memory of a chat that was opened from a file; None for others."""
+        return self._resumed
+
+    def state(self) -> dict[str, Any]:
+        """What `save` writes beside the tape, as JSON values."""
         results = self._agent.results
-        extra = {
-            "system": conversation.system,
-            **conversation.state(),
+        return {
+            "system": self.conversation.system,
+            **self.conversation.state(),
             "results": results.state() if results is not None else {},
         }
-        self.runtime.in_turn(lambda: conversation.session.save(Path(path), extra=extra))
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `save` wrote beside the tape. Raises SessionError."""
+    def restore(self, state: Mapping[str, Any], resumed: Resumed) -> None:
+        """Takes up a saved `state`. The first turn tells where the saved memory was of no use. Raises SessionError."""
         self.conversation.restore(state)
         if self._agent.results is not None:
             self._agent.results.restore(state.get("results") or {})
+        self._resumed = resumed
+        self._has_news = resumed.verdict == "rebuilt"
 
     def _check_closed(self, what: str) -> None:
         self.conversation.session.check_open()

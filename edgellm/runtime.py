@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import deque
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,26 +124,44 @@ class Runtime:
     def open_chat(self, path: str | Path, **options: Any) -> Chat:
         """A saved chat, continued where it was; options as for `chat`, its own system turn and sampler stay.
 
-        Raises SessionError for a damaged file or another model.
+        `Chat.resumed` says what has become of its memory. Raises SessionError for a damaged file or another model,
+        ContextFull.
         """
-        from edgellm.engine.session import Session
-        from edgellm.engine.session_file import read_session
+        return self._open_saved(path, options, 1)[0]
+
+    def open_chats(self, path: str | Path, **options: Any) -> tuple[Chat, ...]:
+        """A saved chat and the branches that were saved with it; as `open_chat`."""
+        return self._open_saved(path, options, None)
+
+    def _open_saved(
+        self, path: str | Path, options: Mapping[str, Any], count: int | None
+    ) -> tuple[Chat, ...]:
+        from edgellm.engine.saving import restore_session
+        from edgellm.engine.session_file import read_sessions
 
         self._check_open()
-        record, memory = read_session(Path(path))
-        options.setdefault("sampler", record.sampler)
-        options.setdefault("seed", record.seed)
-        options.setdefault("system", record.extra.get("system", ""))
-        chosen = _chat_options(options)
-        chain = self._chain_for(chosen)
-        session = Session.restore(self.engine, chain, record, memory)
-        chat = self._open(chosen, session)
+        saved = read_sessions(Path(path))
+        chats: list[Chat] = []
         try:
-            chat.restore(record.extra)
+            for branch in saved.branches[:count]:
+                own = {
+                    "sampler": branch.record.sampler,
+                    "seed": branch.record.seed,
+                    "system": branch.record.extra.get("system", ""),
+                    **options,
+                }
+                chosen = _chat_options(own)
+                chain = self._chain_for(chosen)
+                session, resumed = self.in_turn(
+                    partial(restore_session, self.engine, chain, saved.record, branch)
+                )
+                chats.append(self._open(chosen, session))
+                chats[-1].restore(branch.record.extra, resumed)
         except BaseException:
-            chat.close()
+            for chat in chats:
+                chat.close()
             raise
-        return chat
+        return tuple(chats)
 
     def _open(self, options: ChatOptions, session: Session) -> Chat:
         from edgellm.agent import Agent

@@ -228,6 +228,21 @@ class Leg:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """What has become of a saved chat's memory, by one token that was decoded again and compared.
+
+    "exact": the same logits to the bit. "within tolerance": they differ by `difference` at most, as on another build
+    or with other threads. "rebuilt": the memory is not used, `reason` says why, and `rebuilt_tokens` are computed
+    again from the tape by the next turn.
+    """
+
+    verdict: Literal["exact", "within tolerance", "rebuilt"]
+    reason: str = ""
+    difference: float = 0.0
+    rebuilt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Sums over the legs of a turn (or of a chat)."""
 

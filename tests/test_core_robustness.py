@@ -14,9 +14,10 @@ import pytest
 
 import edgellm
 from edgellm.engine.engine import Engine
+from edgellm.engine.saving import restore_session, save_sessions
 from edgellm.engine.scoring import score_after_each, score_continuations
 from edgellm.engine.session import Session
-from edgellm.engine.session_file import read_session
+from edgellm.engine.session_file import read_sessions
 from edgellm.engine_thread import EngineThread
 from edgellm.native.context import DecodeStatus
 from edgellm.native.library import log_text
@@ -582,9 +583,11 @@ def test_rewind_to_where_the_sliding_window_is_gone_computes_the_tape_again(
             new_session(engine).extend(entries([12]))
         assert session.seq is None
     else:
-        session.save(tmp_path / "a")
-        record, memory = read_session(tmp_path / "a")
-        session = Session.restore(engine, Chain("greedy", n_vocab=engine.vocabulary.size), record, memory)
+        save_sessions(tmp_path / "a", [(session, {})])
+        saved = read_sessions(tmp_path / "a")
+        session = restore_session(
+            engine, Chain("greedy", n_vocab=engine.vocabulary.size), saved.record, saved.main
+        )[0]
     if disturbance != "another chat's tokens":
         assert session.own_seq() is not None
         assert session.kv_length == 60

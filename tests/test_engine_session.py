@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from scale import SCALE
 
 from edgellm.engine.engine import Engine
+from edgellm.engine.saving import restore_session, save_sessions
 from edgellm.engine.scoring import score_after_each, score_continuations
 from edgellm.engine.session import Session
-from edgellm.engine.session_file import read_session
+from edgellm.engine.session_file import read_sessions
 from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, SamplerError, SessionError
 from edgellm.native.context import DecodeStatus
 from edgellm.native.model import Model
@@ -145,9 +146,9 @@ def _run(engine: Engine, tmp_path: Path, operations: list[tuple[str, object]]) -
             case "swap", _:
                 sessions.insert(0, sessions.pop())
             case "save", _:
-                session.save(tmp_path / "chat.session")
-                record, memory = read_session(tmp_path / "chat.session")
-                sessions.append(Session.restore(engine, chain(engine), record, memory))
+                save_sessions(tmp_path / "chat.session", [(session, {})])
+                saved = read_sessions(tmp_path / "chat.session")
+                sessions.append(restore_session(engine, chain(engine), saved.record, saved.main)[0])
                 assert sessions[-1].tape.tokens == tokens
             case "cancel", list():
                 session.cancel()
@@ -343,12 +344,12 @@ def test_saved_session_of_another_model_is_refused(
 ) -> None:
     session = engine.session(chain(engine))
     session.extend(entries([5, 6, 7]))
-    session.save(tmp_path / "a")
-    record, memory = read_session(tmp_path / "a")
+    save_sessions(tmp_path / "a", [(session, {})])
+    saved = read_sessions(tmp_path / "a")
     other_model = Model.load(tiny_model("qwen3"), OPTIONS)
     other = Engine(other_model, OPTIONS)
     with pytest.raises(SessionError, match="another model"):
-        Session.restore(other, chain(other), record, memory)
+        restore_session(other, chain(other), saved.record, saved.main)[0]
     other.close()
     other_model.close()
 
@@ -357,17 +358,17 @@ def test_damaged_session_file_is_refused(engine: Engine, tmp_path: Path) -> None
     session = engine.session(chain(engine))
     session.extend(entries([5, 6, 7]))
     path = tmp_path / "a"
-    session.save(path)
+    save_sessions(path, [(session, {})])
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(SessionError, match="damaged"):
-        read_session(path)
+        read_sessions(path)
     path.write_bytes(b"hello")
     with pytest.raises(SessionError, match="not a saved chat"):
-        read_session(path)
+        read_sessions(path)
     with pytest.raises(SessionError, match="no saved chat"):
-        read_session(tmp_path / "missing")
+        read_sessions(tmp_path / "missing")
 
 
 def test_restored_session_continues_without_computing_the_tape_again(engine: Engine, tmp_path: Path) -> None:
@@ -375,9 +376,9 @@ def test_restored_session_continues_without_computing_the_tape_again(engine: Eng
     session.extend(entries([5, 6, 7]))
     for _ in range(4):
         session.step()
-    session.save(tmp_path / "a")
-    record, memory = read_session(tmp_path / "a")
-    other = Session.restore(engine, chain(engine, "greedy"), record, memory)
+    save_sessions(tmp_path / "a", [(session, {})])
+    saved = read_sessions(tmp_path / "a")
+    other = restore_session(engine, chain(engine, "greedy"), saved.record, saved.main)[0]
     assert [other.step().token for _ in range(4)] == [session.step().token for _ in range(4)]
     assert other.rebuilt_tokens == 0
     assert other.prefilled_tokens == 0

@@ -68,10 +68,10 @@ def _saved(name: str | None) -> Path | None:
     """The file of a saved chat, looked at before the model is loaded for it. Raises SessionError."""
     if name is None:
         return None
-    from edgellm.engine.session_file import read_session
+    from edgellm.engine.session_file import read_sessions
 
     path = Path(name).expanduser()
-    read_session(path)
+    read_sessions(path)
     return path
 
 

@@ -41,10 +41,10 @@ class Checkpoints:
         """Is there one of this very length?"""
         return any(point.length == length for point in self._points)
 
-    def add(self, point: Checkpoint) -> None:
+    def add(self, point: Checkpoint, *, is_bounded: bool = True) -> None:
         """Keeps one more; where they are too many, the one that is missed least goes."""
         self._points = sorted([*(p for p in self._points if p.length != point.length), point], key=_length)
-        while len(self._points) > max(self.limit, 1):
+        while is_bounded and len(self._points) > max(self.limit, 1):
             self.thin()
 
     def nearest(self, length: int) -> Checkpoint | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edgellm.engine.checkpoints import Checkpoint, Checkpoints
 from edgellm.errors import ContextFull, SessionError
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
     from edgellm.engine.engine import Engine
     from edgellm.engine.tape import Tape
 
@@ -225,6 +228,22 @@ class Memory:
         """What it holds, as bytes: empty where that is nothing."""
         return self.engine.context.state(self.own_seq()) if self.length else b""
 
+    @contextmanager
+    def trial(self) -> Generator[int]:
+        """What is decoded in the block, on the sequence that it gives, is taken back at its end."""
+        seq = self.own_seq()
+        point: Checkpoint | None = None
+        if not self.engine.context.can_always_cut and not self.checkpoints.has(self.length):
+            point = Checkpoint(self.length, self.engine.context.state(seq, is_partial=True))
+            self.checkpoints.add(point, is_bounded=False)
+        self.is_unsure = True
+        try:
+            yield seq
+        finally:
+            self.restore()
+            if point is not None:
+                self.checkpoints.drop(point)
+
     def load(self, length: int, state: bytes) -> None:
         """Holds the first `length` tokens by a saved state, which is put into the context when it is needed.
 
@@ -235,6 +254,12 @@ class Memory:
             self._parked = state
         else:
             self.forget()
+
+    def take_checkpoints(self, points: Iterable[tuple[int, bytes]]) -> None:
+        """Has saved checkpoints, (length, partial state): no longer than what it holds itself."""
+        for length, state in points if self._is_kept else ():
+            if length <= self.length and self.engine.make_checkpoint_room(self, len(state)):
+                self.checkpoints.add(Checkpoint(length, state))
 
     def drop(self) -> None:
         """Called once the engine has its sequence back: nothing is held any more."""

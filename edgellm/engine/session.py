@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgellm.engine.drawing import Drawing
 from edgellm.engine.memory import Memory
-from edgellm.engine.session_file import SessionRecord, computed_with, model_fingerprint, write_session
 from edgellm.engine.tape import Tape
-from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, SessionError
+from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError
 from edgellm.types import SpanKind, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -144,7 +142,7 @@ class Session:
 
         self.check_open()
         self.settle()
-        self._check_room(len(entries))
+        self.check_room(len(entries))
         length_before, kv_before, logits_before = len(self.tape), self.memory.length, self._logits
         if entries:
             with self.engine.in_use():
@@ -211,7 +209,8 @@ class Session:
         assert self._logits is not None
         return self._logits
 
-    def _check_room(self, count: int) -> None:
+    def check_room(self, count: int) -> None:
+        """Raises ContextFull where `count` more tokens do not fit the context."""
         n_ctx = self.engine.context.n_ctx
         if len(self.tape) + count > n_ctx:
             raise ContextFull(
@@ -224,7 +223,7 @@ class Session:
 
     def write_pending(self, token: int, kind: SpanKind) -> None:
         """Puts one token on the tape that the next decode computes, as if it had been drawn. Raises ContextFull."""
-        self._check_room(1)
+        self.check_room(1)
         self.tape.append(token, kind)
         self._logits = None
         self.chain.replay((token,))
@@ -266,7 +265,7 @@ class Session:
             return
         if self.has_logits:
             return
-        self._check_room(0)
+        self.check_room(0)
         self.own_seq()
         if self.memory.length == len(self.tape):
             self.memory.cut(len(self.tape) - 1)
@@ -314,7 +313,7 @@ class Session:
         if not self.is_waiting:
             return
         try:
-            self._check_room(1)
+            self.check_room(1)
             assert self._logits is not None
             self._commit(self.drawing.draw(self._logits))
         except EdgeError as error:
@@ -331,7 +330,7 @@ class Session:
         forced = self.drawing.forced_tokens() if self.is_waiting else ()
         if not forced:
             return False
-        self._check_room(len(forced))
+        self.check_room(len(forced))
         for token in forced:
             self._commit(self.drawing.force(token))
         return True
@@ -456,6 +455,26 @@ class Session:
             other._logits = self._logits.copy()
         return other
 
+    @property
+    def held_logits(self) -> NDArray[np.float32] | None:
+        """Logits (n_vocab,) after the tape's last token, where they are at hand."""
+        return self._logits
+
+    def hold_logits(self, logits: NDArray[np.float32]) -> None:
+        """Takes saved logits for those after the tape's last token."""
+        self._logits = logits
+
+    def peek(self, token: int) -> NDArray[np.float32]:
+        """Logits (n_vocab,) after `token` behind what the memory holds; all stays as it is.
+
+        Raises ContextFull, Cancelled, DecodeError.
+        """
+        self.settle()
+        self.check_open()
+        with self.engine.in_use(), self.engine.kept(self.memory), self.memory.trial() as seq:
+            self.engine.decode([(token, self.memory.length, seq, True)], (self,))
+            return self.engine.context.logits(0).copy()
+
     def explain(self, position: int, rows: int, chain: Chain | None = None) -> Step:
         """How the token at `position` is drawn by this session's chain, or by `chain` (closed here), with `rows` rows.
 
@@ -482,52 +501,6 @@ class Session:
         """Stops the running or the next step or prefill with Cancelled. Safe from any thread."""
         self.is_cancelled = True
         self.engine.abort(self)
-
-    def save(self, path: Path, *, extra: dict[str, Any] | None = None) -> None:
-        """Writes tape, KV memory and chain to a file, by renaming: a crash leaves the old file or the new one.
-
-        `extra` is the caller's own JSON object. Raises ConfigError where the file cannot be written.
-        """
-        self.check_open()
-        self.settle()
-        engine = self.engine
-        memory = self.memory.state()
-        record = SessionRecord(
-            model=model_fingerprint(engine.model),
-            model_name=engine.model.path.name,
-            n_ctx=engine.context.n_ctx,
-            kv_types=(engine.options.kv_type_k, engine.options.kv_type_v),
-            setup=computed_with(engine.options),
-            branch=self.branch,
-            tokens=self.tape.tokens,
-            kinds=[kind.value for kind in self.tape.kinds],
-            kv_length=self.memory.length,
-            sampler=str(self.chain.spec),
-            seed=self.chain.seed,
-            extra=extra or {},
-        )
-        write_session(path, record, memory)
-
-    @classmethod
-    def restore(cls, engine: Engine, chain: Chain, record: SessionRecord, memory: bytes) -> Session:
-        """A session as it was saved. Memory that does not fit this context is computed again from the tape.
-
-        Raises SessionError for another model, ContextFull for a tape longer than the context.
-        """
-        if record.model != model_fingerprint(engine.model):
-            raise SessionError(
-                f"the chat was saved with another model ({record.model_name}).",
-                hint=f"Load that model; this one is {engine.model.path.name}.",
-            )
-        tape = Tape(record.tokens, [SpanKind(kind) for kind in record.kinds])
-        session = cls(engine, chain, branch=record.branch, tape=tape)
-        session._check_room(0)
-        chain.replay(tape.tokens)
-        fits = record.kv_types == (engine.options.kv_type_k, engine.options.kv_type_v)
-        fits = fits and record.setup == computed_with(engine.options)
-        engine.adopt(session)
-        session.memory.load(record.kv_length, memory if fits else b"")
-        return session
 
     def close(self) -> None:
         """Gives the sequence back and frees the chain. A second call does nothing."""

@@ -7,6 +7,7 @@ import os
 import threading
 from collections import deque
 from contextlib import contextmanager
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import ConfigError
@@ -120,6 +121,11 @@ def captured_log(*, is_kept: bool = True) -> Generator[CapturedLog]:
             captured.entries += list(_log)[-count:]
             for _ in range(0 if is_kept else count):
                 _log.pop()
+
+
+def build_info() -> str:
+    """What the values of a computation may depend on: the version of the bindings, and `system_info`."""
+    return f"{lib().__package__} {metadata.version('llama-cpp-python')}; {system_info()}"
 
 
 def system_info() -> str:

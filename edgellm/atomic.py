@@ -1,0 +1,76 @@
+"""Files that are written beside their place and renamed there, whatever kills the writer."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_SUFFIX = ".part"
+_NEW_S = 1.0
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[IO[bytes]]:
+    """A file to write to that takes the place of `path` when the block ends well: readers see the old one or the new.
+
+    What killed writers have left beside it is removed first. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            # Held until the writer is done or dead: whoever gets it has found a leftover.
+            _lock(file.fileno())
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if os.name == "posix":
+                os.replace(temporary, path)
+        if os.name != "posix":  # an open file cannot be renamed there
+            os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sweep(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
+        with suppress(OSError), leftover.open("rb") as file:
+            # One that was made this very moment may not be locked yet.
+            is_old = time.time() - os.fstat(file.fileno()).st_mtime > _NEW_S
+            if is_old and _lock(file.fileno()):
+                leftover.unlink()
+
+
+def _lock(handle: int) -> bool:
+    """Takes the lock of an open file; false where another holds it. Where there are no such locks, the system itself
+    refuses to remove a file that is open."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name survives a power cut, where the system can be told so."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,165 @@
+"""Sessions written to a file and taken up again, with a look at whether their memory is still what it was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.engine.session import Session
+from edgellm.engine.session_file import (
+    BranchRecord,
+    Probe,
+    SavedBranch,
+    SessionRecord,
+    computed_with,
+    model_fingerprint,
+    write_sessions,
+)
+from edgellm.engine.tape import Tape
+from edgellm.errors import ContextFull, SessionError
+from edgellm.native.library import build_info
+from edgellm.types import Resumed, SpanKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from edgellm.engine.engine import Engine
+    from edgellm.sampling.chain import Chain
+
+TOLERANCE = 1.5
+"""Logits may differ by so much on another build or with other threads: docs/decisions/saved-memory.md."""
+
+_TOP = 32
+
+
+def save_sessions(path: Path, sessions: Sequence[tuple[Session, Mapping[str, Any]]]) -> None:
+    """Writes sessions of one engine, each with its caller's own JSON object: tapes, memory, checkpoints, chains.
+
+    One token is decoded for each, to have something to compare with. Raises ConfigError where the file cannot be
+    written, and where a session is closed.
+    """
+    for session, _ in sessions:
+        session.check_open()
+        session.settle()
+    engine = sessions[0][0].engine
+    record = SessionRecord(
+        model=model_fingerprint(engine.model),
+        model_name=engine.model.path.name,
+        n_ctx=engine.context.n_ctx,
+        kv_types=(engine.options.kv_type_k, engine.options.kv_type_v),
+        setup=computed_with(engine.options),
+        made_by=_made_by(engine),
+        branches=[],
+    )
+    write_sessions(path, record, [_saved(session, extra) for session, extra in sessions])
+
+
+def _saved(session: Session, extra: Mapping[str, Any]) -> SavedBranch:
+    probe = _probe(session)
+    memory = session.memory
+    state = memory.state() if probe is not None else b""
+    record = BranchRecord(
+        branch=session.branch,
+        tokens=session.tape.tokens,
+        kinds=[kind.value for kind in session.tape.kinds],
+        kv_length=memory.length,
+        sampler=str(session.chain.spec),
+        seed=session.chain.seed,
+        extra=dict(extra),
+        probe=probe,
+    )
+    points = tuple((point.length, point.state) for point in memory.checkpoints)
+    logits = session.held_logits
+    return SavedBranch(
+        record, state, logits.tobytes() if logits is not None else b"", points if state else ()
+    )
+
+
+def _probe(session: Session) -> Probe | None:
+    """The next token of the tape decoded behind the memory; where all is held, the first one again."""
+    memory, context = session.memory, session.engine.context
+    if memory.length >= context.n_ctx and context.can_always_cut:
+        memory.cut(memory.length - 1)
+    if not memory.length:
+        return None
+    tokens = session.tape.tokens
+    token = tokens[memory.length] if memory.length < len(tokens) else tokens[0]
+    try:
+        logits = session.peek(token)
+    except ContextFull:
+        return None
+    top = np.argsort(logits)[: -_TOP - 1 : -1]
+    return Probe(token, [int(i) for i in top], [float(logits[i]) for i in top])
+
+
+def restore_session(
+    engine: Engine, chain: Chain, record: SessionRecord, saved: SavedBranch
+) -> tuple[Session, Resumed]:
+    """A session as it was saved, and what has become of its memory.
+
+    One token is decoded and compared: memory that gives other logits, or that does not fit this context, is
+    computed again from the tape. Raises SessionError for another model, ContextFull for a tape longer than the
+    context or where other chats leave no room.
+    """
+    if record.model != model_fingerprint(engine.model):
+        raise SessionError(
+            f"the chat was saved with another model ({record.model_name}).",
+            hint=f"Load that model; this one is {engine.model.path.name}.",
+        )
+    branch = saved.record
+    tape = Tape(branch.tokens, [SpanKind(kind) for kind in branch.kinds])
+    session = Session(engine, chain, branch=branch.branch, tape=tape)
+    session.check_room(0)
+    chain.replay(tape.tokens)
+    engine.adopt(session)
+    try:
+        return session, _take_up(session, record, saved)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _take_up(session: Session, record: SessionRecord, saved: SavedBranch) -> Resumed:
+    engine, memory, branch = session.engine, session.memory, saved.record
+    stale = ""
+    if record.kv_types != (engine.options.kv_type_k, engine.options.kv_type_v):
+        stale = f"its KV memory is of type {'/'.join(record.kv_types)}"
+    elif record.setup != computed_with(engine.options):
+        stale = "it was computed with other RoPE settings or adapters"
+    elif branch.kv_length and (branch.probe is None or not saved.memory):
+        stale = "the file holds no memory that can be checked"
+    memory.load(branch.kv_length, b"" if stale else saved.memory)
+    if stale or not branch.kv_length:
+        return Resumed("rebuilt", stale, rebuilt_tokens=branch.kv_length) if stale else Resumed("exact")
+    memory.own_seq()
+    if memory.length != branch.kv_length:
+        return Resumed("rebuilt", "llama.cpp refuses its KV memory", rebuilt_tokens=branch.kv_length)
+    memory.take_checkpoints(saved.checkpoints)
+    assert branch.probe is not None
+    wanted = np.array(branch.probe.logits, dtype=np.float32)
+    logits = session.peek(branch.probe.token)
+    difference = float(np.abs(logits[branch.probe.ids] - wanted).max())
+    elsewhere = ", ".join(
+        name for name, value in _made_by(engine).items() if record.made_by.get(name) != value
+    )
+    if difference <= TOLERANCE and len(saved.logits) == logits.nbytes:
+        session.hold_logits(np.frombuffer(saved.logits, dtype=np.float32).copy())
+    if difference == 0.0:
+        return Resumed("exact")
+    if difference <= TOLERANCE:
+        return Resumed("within tolerance", elsewhere and f"other {elsewhere}", difference)
+    memory.forget()
+    reason = f"its logits differ by {difference:.2g}" + (f" (other {elsewhere})" if elsewhere else "")
+    return Resumed("rebuilt", reason, difference, branch.kv_length)
+
+
+def _made_by(engine: Engine) -> dict[str, str]:
+    context, options = engine.context, engine.options
+    return {
+        "llama.cpp build": build_info(),
+        "threads": str(context.n_threads),
+        "flash attention": options.flash_attention,
+        "GPU layers": str(options.n_gpu_layers),
+    }
