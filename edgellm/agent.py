@@ -123,6 +123,7 @@ class Agent:
         self._running: list[Running] = []
         self._legs: list[Leg] = []
         self.is_shared = False
+        self._is_past_training = False
         self.checks_exactness = False
 
     @property
@@ -159,6 +160,7 @@ class Agent:
             upkeep=self.upkeep.fork(conversation),
         )
         twin.checks_exactness = self.checks_exactness
+        twin._is_past_training = self._is_past_training
         return twin
 
     def cancel(self) -> None:
@@ -301,6 +303,8 @@ class Agent:
             yield HistoryRewritten(
                 policy, plan.removed_tokens, session.prefilled_tokens - prefilled, plan.is_shifted
             )
+        if note := self._past_training():
+            yield Notice(note)
         if self.checks_exactness and step > 0:
             found = self.conversation.exactness()
             yield ExactnessChecked(found.verdict, found.position, found.reason)
@@ -369,6 +373,18 @@ class Agent:
         turn.finish_reason = decoding.finish_reason
         turn.fault = "" if is_left or decoding.calls else decoding.fault
         return is_left or not decoding.calls
+
+    def _past_training(self) -> str:
+        """Said once, in the turn in which the conversation grows longer than what the model was trained for."""
+        session = self.conversation.session
+        trained = session.engine.model.n_ctx_train
+        if self._is_past_training or not trained or len(session.tape) <= trained:
+            return ""
+        self._is_past_training = True
+        return (
+            f"The conversation is longer now than the {trained:,} tokens that this model was trained for: "
+            "its answers may be worse."
+        )
 
     # -- room ---------------------------------------------------------------------------------------------
 

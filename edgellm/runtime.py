@@ -60,6 +60,7 @@ def load(
     """
     from edgellm.models.gguf_info import inspect_gguf
     from edgellm.models.resolve import resolve
+    from edgellm.models.rope_scaling import stretched
     from edgellm.models.store import Store
     from edgellm.native.model import Model
 
@@ -73,7 +74,8 @@ def load(
         fitted = fit_options(info, chosen)
         chosen, notes = fitted.options, fitted.notes
     weights = Model.load(found.path, chosen, progress=progress)
-    return Runtime(weights, chosen, entry=found.entry, info=info, notes=notes)
+    chosen, told = stretched(info, chosen, has_rope=weights.has_rope)
+    return Runtime(weights, chosen, entry=found.entry, info=info, notes=(*notes, *told))
 
 
 class Runtime:

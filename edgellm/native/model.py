@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgellm.types import LoadOptions
 
 _META_BUFFER = 1 << 12
+_NO_ROPE = -1
 _MOE_TENSORS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 
 
@@ -46,6 +47,8 @@ class Model:
         self.size_bytes: int = self._llama.llama_model_size(pointer)
         self.is_recurrent: bool = bool(self._llama.llama_model_is_recurrent(pointer))
         self.is_hybrid: bool = bool(self._llama.llama_model_is_hybrid(pointer))
+        # LLAMA_ROPE_TYPE_NONE: positions are learned, or there are none.
+        self.has_rope: bool = self._llama.llama_model_rope_type(pointer) != _NO_ROPE
         self.has_encoder: bool = bool(self._llama.llama_model_has_encoder(pointer))
         self.has_decoder: bool = bool(self._llama.llama_model_has_decoder(pointer))
 
