@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgellm.sampling.registry import StageInfo
     from edgellm.toolbox.tool import Tool
     from edgellm.types import ToolCall, ToolResult
+    from edgellm.weights.compare import Comparison
+    from edgellm.weights.optimize import Optimization
 
 
 def catalog() -> Catalogue:
@@ -368,6 +370,78 @@ def calibrate(
         return progress(done, total, "reading the text") if progress is not None else None
 
     return calibrate(inspect(model).path, text, source=source, threads=threads, progress=tell)
+
+
+def compare(
+    models: Sequence[str | Path],
+    text: str = "",
+    *,
+    windows: int = 4,
+    rounds: int = 3,
+    threads: int = 0,
+    progress: Callable[[int, int, str], bool | None] | None = None,
+) -> Comparison:
+    """Quantizations of one model beside each other: size, speed here, and how far their predictions are from the
+    largest's on `text` (a short text of ours where none is given; see `compare_files`).
+
+    Raises ConfigError for files of different vocabularies or a short text, Cancelled, and what loading raises.
+    """
+    from edgellm.weights.compare import compare_files
+    from edgellm.weights.sample_text import SAMPLE_TEXT
+
+    return compare_files(
+        [inspect(model).path for model in models],
+        text or SAMPLE_TEXT,
+        windows=windows,
+        rounds=rounds,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def optimize(
+    model: str | Path,
+    folder: str | Path,
+    text: str = "",
+    *,
+    kinds: Sequence[str] = (),
+    bound: float | None = None,
+    rounds: int = 3,
+    threads: int = 0,
+    progress: Callable[[int, int, str], bool | None] | None = None,
+) -> Optimization:
+    """Copies of a model in types with fast kernels, written to `folder` and measured beside it; the model itself stays
+    as it is. `best` is the quickest whose mean divergence from the original is at most `bound` nats a token.
+
+    Raises ConfigError, Cancelled, ModelNotFound, ModelCorrupt, and what loading raises.
+    """
+    from edgellm.weights.optimize import FAST_KINDS, LOSS_BOUND, optimize_file
+    from edgellm.weights.sample_text import SAMPLE_TEXT
+
+    return optimize_file(
+        inspect(model).path,
+        Path(folder),
+        text or SAMPLE_TEXT,
+        kinds=kinds or FAST_KINDS,
+        bound=LOSS_BOUND if bound is None else bound,
+        rounds=rounds,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def keep_copy(model: str | Path, copy: str | Path) -> str:
+    """Makes a copy of a model that `optimize` wrote the user's own: the file moves into the store, and the user's
+    catalogue gets an entry with the original's settings. Gives its name; the original stays what its name means.
+
+    Raises ConfigError where the name is taken, or where the model is none of the catalogue's.
+    """
+    from edgellm.models.derived import keep_derived
+    from edgellm.models.resolve import resolve
+    from edgellm.models.store import Store
+
+    catalogue, store = catalog(), Store()
+    return keep_derived(resolve(model, catalogue, store).entry, Path(copy), catalogue, store)
 
 
 def doctor() -> Any:

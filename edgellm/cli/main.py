@@ -21,6 +21,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "samplers": ("samplers", "list and show sampler stages"),
     "parse": ("parse", "read a model's raw output: text, reasoning, tool calls"),
     "quantize": ("quantize", "write a model in another quantization"),
+    "compare": ("compare", "quantizations of a model beside each other: speed here, and loss"),
+    "optimize": ("optimize", "find the type of a model that is quick here, and keep that copy"),
     "trust": ("trust", "let edgellm load the plugins of a project folder"),
     "doctor": ("doctor", "what this machine and installation offer, and what is wrong with them"),
 }

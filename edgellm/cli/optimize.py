@@ -1,0 +1,120 @@
+"""`edgellm optimize`: the type of a model that is quick on this machine, found by measuring, and kept if wanted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgellm.cli.arguments import UsageError, text
+from edgellm.cli.compare import add_measuring, figures, named, show
+from edgellm.cli.interrupt import raising
+from edgellm.cli.progress import shown_steps
+from edgellm.cli.quantize import read_text
+from edgellm.cli.render import is_terminal, say
+from edgellm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from edgellm import Optimization
+
+_EXAMPLES = """\
+examples:
+  edgellm optimize smollm2-135m                  measure, then ask whether to keep the copy
+  edgellm optimize smollm2-135m --keep           keep it as smollm2-135m-TYPE, in your own catalogue
+  edgellm optimize ./model.gguf --output fast.gguf
+"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Options of `edgellm optimize`."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "model", metavar="MODEL", type=text("the model"), help="a catalogue name or a .gguf file"
+    )
+    parser.add_argument(
+        "--types", metavar="A,B", type=text("the types"), help="types to try (default: Q8_0,Q4_0,IQ4_NL)"
+    )
+    parser.add_argument(
+        "--bound",
+        metavar="NATS",
+        type=_bound,
+        help="most that a copy may lose: mean divergence a token (default: 0.02)",
+    )
+    keeping = parser.add_mutually_exclusive_group()
+    keeping.add_argument("--keep", action="store_true", help="keep the better copy under a name of its own")
+    keeping.add_argument(
+        "--output", metavar="FILE", type=text("the file"), help="keep the better copy as this file"
+    )
+    add_measuring(parser)
+    parser.set_defaults(handler=run)
+
+
+def _bound(given: str) -> float:
+    value = float(given)
+    if not 0 < value < 10:
+        raise ValueError(given)
+    return value
+
+
+def run(args: Namespace) -> int:
+    """Measures, says what is best, and keeps it where that is wanted."""
+    import edgellm
+
+    output = Path(args.output).expanduser() if args.output else None
+    if output is not None and output.exists():
+        raise ConfigError(f"{output} exists already.", hint="Remove it, or choose another name.")
+    if args.windows == 0 and not args.text:
+        raise UsageError("--windows 0 is all of a text: give one with --text.")
+    with tempfile.TemporaryDirectory(prefix="edgellm-optimize-") as folder:
+        with raising(), shown_steps("optimizing") as progress:
+            found = edgellm.optimize(
+                args.model,
+                folder,
+                read_text(args.text) if args.text else "",
+                kinds=args.types.split(",") if args.types else (),
+                bound=args.bound,
+                rounds=args.rounds,
+                threads=args.threads,
+                progress=progress,
+            )
+        if not args.json:
+            show(found.comparison)
+            print("\n" + _verdict(found))
+        kept = ""
+        if found.is_better and output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(found.best.path, output)
+            kept = str(output)
+        elif found.is_better and (args.keep or (not args.json and _is_wanted(found))):
+            kept = edgellm.keep_copy(args.model, found.best.path)
+            say(f"Kept: edgellm run -m {kept} ... ({args.model} is what it was).")
+    if args.json:
+        told = {"best": found.best_kind, "bound": found.bound, "kept": kept}
+        print(json.dumps({**figures(found.comparison), **told}))
+    elif kept:
+        print(kept)
+    return 0
+
+
+def _verdict(found: Optimization) -> str:
+    bound = f"{found.bound:g} nats"
+    if not found.is_better:
+        return f"Keep {named(found.original)}: nothing here is 5 % quicker and loses at most {bound} a token."
+    gain = found.original.turn_s() / found.best.turn_s()
+    return (
+        f"{found.best_kind} is {gain:.1f} times as quick here ({found.best.turn_s():.1f} s a turn instead of"
+        f" {found.original.turn_s():.1f}) and loses {found.best.kl:.4f} nats a token, within the bound of {bound}."
+    )
+
+
+def _is_wanted(found: Optimization) -> bool:
+    """Asks at a terminal; nothing is kept where nobody answers."""
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        return False
+    say(f"Keep {named(found.best)}? [y/N]")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,0 +1,159 @@
+"""Quantizations beside each other: what is measured, what is recommended, what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_harness import cli, own_catalogue
+
+import edgellm
+from edgellm.cli.compare import plot
+from edgellm.errors import Cancelled, ConfigError
+from edgellm.weights.compare import Comparison, Measured
+from edgellm.weights.windows import windows_of
+
+TEXT = "The kettle is on the stove, and the rain is at the window. " * 30
+
+
+@pytest.fixture(scope="module")
+def copies(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model and copies of it."""
+    folder = tmp_path_factory.mktemp("copies")
+    source = tiny_model("llama")
+    made = {kind: edgellm.quantize(source, folder / f"m.{kind}.gguf", kind) for kind in ("Q8_0", "Q4_0")}
+    return {"F32": source, **made}
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+def test_losses_are_what_the_logits_say(copies: dict[str, Path]) -> None:
+    """Perplexity, KL and same-top against a computation token by token with plain sessions."""
+    from edgellm.types import SpanKind
+
+    found = edgellm.compare([copies["F32"], copies["Q4_0"]], TEXT, windows=1, rounds=1)
+    rows: list[list[np.ndarray]] = []
+    tokens: list[int] = []
+    for path in (copies["F32"], copies["Q4_0"]):
+        with edgellm.load(path, n_ctx=512) as runtime:
+            tokens = windows_of(runtime.model, TEXT, most=1)[0]
+            session = runtime.engine.session(runtime.make_chain("greedy"))
+            session.extend([(token, SpanKind.PROMPT) for token in tokens[: len(tokens) // 2]])
+            mine: list[np.ndarray] = []
+            for token in tokens[len(tokens) // 2 : -1]:
+                session.extend([(token, SpanKind.PROMPT)])
+                mine.append(_log_softmax(session.logits()))
+            rows.append(mine)
+    nexts = tokens[len(tokens) // 2 + 1 :]
+    kl = np.mean([np.dot(np.exp(a), a - b) for a, b in zip(*rows, strict=True)])
+    same = np.mean([a.argmax() == b.argmax() for a, b in zip(*rows, strict=True)])
+    loss = np.mean([-row[token] for row, token in zip(rows[1], nexts, strict=True)])
+    q4 = found.files[1]
+    assert found.scored_tokens == len(nexts)
+    assert q4.kl == pytest.approx(kl, rel=0.02)
+    assert q4.perplexity == pytest.approx(np.exp(loss), rel=0.01)
+    assert q4.same_top == pytest.approx(same, abs=0.02)
+    assert found.reference.kl == 0 and found.reference.same_top == 1.0
+    assert all(file.prefill_tok_s > 0 and file.decode_tok_s > 0 for file in found.files)
+
+
+def test_finer_types_lose_less(copies: dict[str, Path]) -> None:
+    found = edgellm.compare(list(copies.values()), TEXT, windows=1, rounds=1)
+    by_name = dict(zip(copies, found.files, strict=True))
+    assert found.reference is by_name["F32"]
+    assert 0 < by_name["Q8_0"].kl < by_name["Q4_0"].kl
+    assert by_name["Q8_0"].kl_99 >= by_name["Q8_0"].kl
+
+
+def test_what_cannot_be_compared_is_said(copies: dict[str, Path], tiny_model: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="two files or more"):
+        edgellm.compare([copies["F32"]])
+    with pytest.raises(ConfigError, match="another vocabulary"):
+        edgellm.compare([copies["F32"], tiny_model("llama", tokenizer="llama")], TEXT)
+    with pytest.raises(ConfigError, match="at least 64"):
+        edgellm.compare(list(copies.values()), "short")
+    with pytest.raises(Cancelled):
+        edgellm.compare(list(copies.values()), TEXT, progress=lambda done, _total, _what: done < 2)
+
+
+def _measured(name: str, size: int, speed: float, kl: float, error: float = 0.0) -> Measured:
+    return Measured(Path(name), size, speed, speed / 5, 10.0, kl, error, kl * 5, 0.9)
+
+
+def test_the_best_is_the_quickest_within_the_bound_for_sure() -> None:
+    files = (
+        _measured("big", 100, 100.0, 0.0),
+        _measured("fine", 60, 200.0, 0.004, 0.001),
+        _measured("unsure", 50, 300.0, 0.008, 0.002),
+        _measured("coarse", 40, 400.0, 0.3),
+    )
+    found = Comparison(files, files[0], 500, 3, 2)
+    assert found.best(0.01).path.name == "fine"
+    assert found.best(0.02).path.name == "unsure"
+    assert found.best(1.0).path.name == "coarse"
+    assert found.best(0.0).path.name == "big"
+    drawn = plot(found).splitlines()
+    assert "d" in drawn[0] and drawn[0].startswith("  0.3000 |")
+    assert "a" in drawn[10] and "c" not in drawn[0]
+
+
+def test_compare_on_the_command_line(copies: dict[str, Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    files = [copies["F32"], copies["Q8_0"]]
+    shown = cli("compare", *files, "--text", text, "--windows", 1, "--rounds", 1)
+    assert shown.code == 0, shown.err
+    assert "reference" in shown.out and "perplexity" in shown.out and "seconds a turn" in shown.out
+    told = json.loads(cli("compare", *files, "--text", text, "--windows", 1, "--rounds", 1, "--json").out)
+    assert [file["path"] for file in told["files"]] == [str(file) for file in files]
+    assert told["files"][0]["kl"] == 0
+    assert cli("compare", files[0]).code == 2
+
+
+def test_a_better_copy_is_kept_under_a_name_of_its_own(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny_model("llama")
+    own_catalogue(
+        tmp_path / "config",
+        "[models.mine]\n"
+        'description = "mine"\nlicence = "MIT"\nfile = "mine.gguf"\nsampler = "greedy"\n'
+        "[models.mine.load]\nn_ctx = 256\n"
+        f"[[models.mine.sources]]\nkind = 'path'\npath = '{source}'\n",
+    )
+    edgellm.pull("mine")
+    monkeypatch.setattr("edgellm.weights.optimize._WORTH", 1e9)
+    monkeypatch.setattr("edgellm.weights.compare.Comparison.best", lambda found, _bound: found.files[1])
+    words = ("optimize", "mine", "--types", "q8_0", "--rounds", 1)
+    assert cli(*words).out.count("\n") > 5
+    assert "mine-q8_0" not in edgellm.catalog().entries  # nobody was asked, nothing is kept
+    outcome = cli(*words, "--keep")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1] == "mine-q8_0"
+    entry = edgellm.catalog().find("mine-q8_0")
+    assert (entry.sampler, entry.licence, entry.load.n_ctx) == ("greedy", "MIT", 256)
+    with edgellm.load("mine-q8_0") as runtime:
+        assert runtime.n_ctx == 256
+        assert "Q8_0" in edgellm.inspect("mine-q8_0").quantization
+    assert edgellm.inspect("mine").quantization == edgellm.inspect(source).quantization
+    again = cli(*words, "--keep")
+    assert again.code == 1 and "already" in again.err
+    output = tmp_path / "fast.gguf"
+    assert cli("optimize", source, *words[2:], "--output", output).code == 0
+    assert output.is_file()
+
+
+def test_where_no_copy_is_better_the_original_stays(copies: dict[str, Path], tmp_path: Path) -> None:
+    found = edgellm.optimize(copies["F32"], tmp_path, TEXT, kinds=["Q4_0"], bound=1e-9, rounds=1)
+    assert not found.is_better
+    assert found.best_kind == ""
+    assert found.original.path == copies["F32"]
+    outcome = cli("optimize", copies["F32"], "--types", "Q4_0", "--bound", "0.000000001", "--rounds", 1)
+    assert outcome.code == 0, outcome.err
+    assert "Keep " in outcome.out and "nothing here is 5 % quicker" in outcome.out
