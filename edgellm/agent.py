@@ -338,9 +338,10 @@ class Agent:
             is_forced = is_first and turn.choice not in ("auto", "none")
             if is_first and specs and self._guided is not None:
                 request = next((m.content for m in reversed(tail) if m.role == "user"), "")
-                has_call = bool(request) and (
-                    yield from self._guided.decide(decoding, request, specs, is_required=is_forced)
-                )
+                if request:
+                    decide = self._guided.decide(decoding, request, specs, is_required=is_forced)
+                    # It decodes in sessions of its own, for seconds on a small board: a cancel is heard there too.
+                    has_call = yield from session.engine.serving(session, decide)
             elif is_forced and session.constraint is None:
                 session.constraint = decoding.required()
             if has_call:

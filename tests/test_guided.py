@@ -302,3 +302,38 @@ def test_first_question_of_the_readme_is_a_call_a_result_and_an_appended_leg(
     assert [
         e for e in chat.send("Who was Napoleon?", max_tokens=5) if isinstance(e, edgellm.ToolCallStarted)
     ] == []
+
+
+def test_a_cancel_is_heard_while_tools_are_compared(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with edgellm.load(tiny_model("llama", n_ctx=8192), n_ctx=8192, threads=1) as runtime:
+        chat = runtime.chat(tools=[light, fetch], strategy="guided", template=TEMPLATE, seed=1)
+        context = runtime.engine.context
+        decode, compared = context.decode, 0
+        events: list[Any] = []
+
+        def counted(rows: Any) -> Any:
+            nonlocal compared
+            if (
+                events
+                and isinstance(events[-1], edgellm.PrefillProgress)
+                and events[-1].done == events[-1].total
+            ):
+                compared += 1
+                if compared == 2:
+                    # As from another thread: in the middle of a decode that serves the comparison.
+                    chat.cancel()
+            return decode(rows)
+
+        monkeypatch.setattr(context, "decode", counted)
+        for event in chat.send("Light the kitchen at 5", max_tokens=300):
+            events.append(event)
+        assert compared == 2
+        assert events[-1].finish_reason == "cancelled"
+        assert not [event for event in events if isinstance(event, edgellm.ToolChoiceScored)]
+        # Nothing is left of it: the same chat chooses, and others are not disturbed.
+        monkeypatch.undo()
+        again = list(chat.send("Light the kitchen at 5", max_tokens=300))
+        assert [event for event in again if isinstance(event, edgellm.ToolChoiceScored)]
+        assert runtime.chat(template=TEMPLATE).ask("the", max_tokens=3)

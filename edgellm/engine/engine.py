@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from edgellm.engine.session import Session
 from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, EdgeError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # same text. 128 rows keep progress and cancellation lively on a board that prefills 60 tokens a second.
 PREFILL_CHUNK = 128
 _CLOSE_WAIT_S = 30.0
+
+StepT = TypeVar("StepT")
+ResultT = TypeVar("ResultT")
 
 
 class Engine:
@@ -44,6 +47,7 @@ class Engine:
         # A signal handler may call `abort` on the very thread that is about to decode.
         self._abort_lock = threading.RLock()
         self._running: tuple[Session, ...] = ()
+        self._served: tuple[Session, ...] = ()
         self._kept: tuple[Memory, ...] = ()
 
     # -- sessions ---------------------------------------------------------------------------------
@@ -233,9 +237,9 @@ class Engine:
             token, position, seq = session.pending_row()
             try:
                 with self._abort_lock:
-                    self._running = (session,)
+                    self._running = (session, *self._served)
                     self.context.clear_abort()
-                    is_cancelled = session.is_cancelled
+                    is_cancelled = any(each.is_cancelled for each in self._running)
                 status = None if is_cancelled else self.context.decode_one(token, position, seq)
             except BaseException:
                 session.memory.restore()
@@ -320,9 +324,9 @@ class Engine:
         try:
             with self._abort_lock:
                 # In this order a cancel is heard wherever it comes between.
-                self._running = tuple(sessions)
+                self._running = (*sessions, *self._served)
                 self.context.clear_abort()
-                if any(session.is_cancelled for session in sessions):
+                if any(session.is_cancelled for session in self._running):
                     raise Cancelled("decoding was cancelled.")
             while True:
                 with captured_log() as log:
@@ -355,6 +359,28 @@ class Engine:
             hint="The tape is as before; try again, or reload the model.",
             log=log.text,
         )
+
+    def serving(
+        self, session: Session, steps: Generator[StepT, None, ResultT]
+    ) -> Generator[StepT, None, ResultT]:
+        """Runs `steps`; what they decode, in sessions of whomever, is stopped by a cancel of `session` as well.
+
+        Only between two of their yields: what others decode meanwhile is none of its business.
+        """
+        try:
+            while True:
+                with self._abort_lock:
+                    self._served = (session,)
+                try:
+                    item = next(steps)
+                except StopIteration as end:
+                    return cast("ResultT", end.value)
+                finally:
+                    with self._abort_lock:
+                        self._served = ()
+                yield item
+        finally:
+            steps.close()
 
     def abort(self, session: Session) -> None:
         """Stops the running decode if it serves this session. Safe from any thread."""

@@ -172,7 +172,11 @@ class Guided:
             lines = "".join(f"- {request}\n" for request in requests)
             entries, _ = self._split(f"{head}\nRequests for this tool:\n{lines}", "Hello!")
             session = self._engine.session(self._make_chain("greedy"))
-            session.extend(entries)
+            try:
+                session.extend(entries)
+            except BaseException:
+                session.close()
+                raise
             self._channels[key] = session
         return session
 
