@@ -11,8 +11,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static, TextArea
 
 import edgellm
-from edgellm_tui.doubt import LEGEND, mark_of, marked_lines, probability
+from edgellm_tui.doubt import marked_lines
 from edgellm_tui.plain import visible
+from edgellm_tui.token_text import MARKS_LEGEND, mark, probability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,13 +141,13 @@ class ApprovalModal(ModalScreen[None]):
         if self._is_raw:
             if not self._steps:
                 return "The tokens of this call were not kept.\n" + visible(self._call.raw)
-            return _with_marks(marked_lines(self._steps, width)) + f"\n{LEGEND}"
+            return _with_marks(marked_lines(self._steps, width)) + f"\n{MARKS_LEGEND}"
         lines = [f"{visible(key)}\n{_indented(value)}" for key, value in self._call.arguments.items()]
-        doubtful = [step for step in self._steps if mark_of(probability(step)) in ("=", "*")]
+        doubtful = [step for step in self._steps if mark(probability(step)) in ("=", "*")]
         if doubtful and self._call == self.question.call:
             lines.append("unsure tokens (= p<.50, * p<.10):")
             lines += [
-                f"  {mark_of(p)} {visible(step.piece.decode('utf-8', 'backslashreplace'))!r}  p {p:.2f}"
+                f"  {mark(p)} {visible(step.piece.decode('utf-8', 'backslashreplace'))!r}  p {p:.2f}"
                 for step in doubtful
                 if (p := probability(step)) is not None
             ]

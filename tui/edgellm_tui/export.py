@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import edgellm
 from edgellm import ConfigError, SpanKind
-from edgellm_tui.doubt import LEGEND, mark_of, probability
 from edgellm_tui.plain import visible
+from edgellm_tui.token_text import MARKS_LEGEND, mark, probability
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -156,7 +156,7 @@ def as_html(title: str, model: str, chat: Any, steps: Mapping[int, Step]) -> str
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>\n<style>\n{_CSS}</style>\n'
         f"<h1>{name}</h1>\n<p>{html.escape(model)}, edgellm {edgellm.__version__}. Shades and marks: "
-        f"{html.escape(LEGEND)}; no mark: the model was sure, or nothing was drawn.</p>\n"
+        f"{html.escape(MARKS_LEGEND)}; no mark: the model was sure, or nothing was drawn.</p>\n"
         + "\n".join(parts)
         + "\n</html>\n"
     )
@@ -176,14 +176,14 @@ def _spans(tokens: Iterable[tuple[int, int]], steps: Mapping[int, Step], piece: 
         step = steps.get(position)
         shown = html.escape(visible(text))
         p = probability(step) if step is not None and step.token == token else None
-        mark = mark_of(p)
+        doubt = mark(p)
         if step is None or p is None:
             yield shown
             continue
         rivals = ", ".join(f"{other!r} {share:.3f}" for other, share in _top(step, piece))
         told = html.escape(visible(f"p {p:.3f}; {rivals}" if rivals else f"p {p:.3f}"), quote=True)
-        shade = f' class="p{" -=*".index(mark)}"' if mark != " " else ""
-        behind = f"<sup>{mark}</sup>" if mark != " " else ""
+        shade = f' class="p{" -=*".index(doubt)}"' if doubt != " " else ""
+        behind = f"<sup>{doubt}</sup>" if doubt != " " else ""
         yield f'<span{shade} title="{told}">{shown}{behind}</span>'
     if pending:
         yield html.escape(visible(pending.decode("utf-8", "backslashreplace")))
