@@ -93,6 +93,41 @@ def test_a_stopped_answer_goes_on_in_the_same_block() -> None:
     run(play, [[*words("one two"), Gate()], words(" three four")])
 
 
+def test_a_message_stopped_before_it_was_read_is_retried_at_its_own_place() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        chat: Any = app.talk.current.chat
+        send = chat.send
+
+        def stopped(text: str, **_options: Any) -> Any:
+            yield edgellm.TurnFinished("", "cancelled", edgellm.Usage())
+
+        chat.send = stopped
+        await said(pilot, "two")
+        chat.send = send
+        await said(pilot, "/retry")
+        await on(app, pilot, "retry")
+        messages = [message.content for message in app.talk.current.chat.messages]
+        assert messages == ["one", "I", "two", "II"]
+
+    run(play, [words("I"), words("II")])
+
+
+def test_messages_that_wait_come_back_to_the_prompt_when_the_answer_is_stopped() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await say(pilot, "one")
+        await shown(pilot, "1 2")
+        await say(pilot, "two")
+        await say(pilot, "three")
+        app.prompt.insert("fo")
+        await pilot.press("escape")
+        await settled(pilot)
+        assert app.prompt.text == "two\n\nthree\n\nfo"
+        assert "waiting" not in screen_text(app) and sent(app) == ["one"]
+
+    run(play, [[*words("1 2"), Gate()]])
+
+
 def test_rewind_goes_back_and_says_how_far_it_can() -> None:
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         for text in ("one", "two"):

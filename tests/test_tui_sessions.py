@@ -97,6 +97,31 @@ def test_what_was_said_is_kept_though_the_app_died_in_the_answer() -> None:
     run(after)
 
 
+def test_a_long_answer_is_kept_while_it_grows() -> None:
+    gate = Gate()
+
+    async def before(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await say(pilot, "one")
+        await wait_until(pilot, gate.reached.is_set)
+        sessions = Sessions()
+        await wait_until(pilot, lambda: sessions.list() and sessions.growing(sessions.list()[0].id, 0))
+
+    run(before, [[*words(" ".join(["word"] * 150)), gate]])
+
+    async def after(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await opened(app, pilot, "one")
+        assert "word word word" in screen_text(app)
+
+    # As after a kill: nothing of the end of that turn has reached the disk.
+    saved = Sessions()
+    (row,) = saved.list()
+    only = SavedBranch(0, "main", (edgellm.Message("user", "one"),), is_current=True)
+    saved.record(row.id, title="one", model=row.model, branches=[only], tokens=1)
+    saved.write_growing(row.id, 0, "word word word")
+    saved.path(row.id).unlink(missing_ok=True)
+    run(after)
+
+
 def test_chats_are_found_renamed_and_deleted_only_when_asked_twice() -> None:
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         for text in ("Fix the pump", "Bake bread"):

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 _SLOWEST_S, _FASTEST_S = 0.5, 0.1
 _SAVE_AFTER_S = 3.0
+# How much of a long answer is lost at most where the machine goes dark in the middle of it.
+_KEEP_EACH_S = 10.0
 
 
 class EdgeApp(App[int]):
@@ -121,6 +123,7 @@ class EdgeApp(App[int]):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resumes: SavedChat | None = None
         self._last_frame = 0.0
+        self._last_kept = clock()
         self._frame_cost = 0.0
         self._waiting: list[str] = []
         self._questions: list[Question] = []
@@ -242,9 +245,27 @@ class EdgeApp(App[int]):
         while items:
             self._take(items.popleft())
         self._draw()
+        if self.worker.is_busy and self.worker.clock() - self._last_kept >= _KEEP_EACH_S:
+            self._last_kept = self.worker.clock()
+            self._keep_growing()
         if isinstance(self.screen, ApprovalModal) and not self.screen.question.is_open:
             self.screen.close()
         self.call_after_refresh(self._frame_over, started)
+
+    def _keep_growing(self) -> None:
+        job = self.talk.keep_growing()
+        if job is None:
+            return
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            error = task.exception()
+            if isinstance(error, Exception):
+                logging.getLogger("edgellm_tui").error("an answer could not be kept", exc_info=error)
+
+        task = asyncio.create_task(asyncio.to_thread(job))
+        self._tasks.add(task)
+        task.add_done_callback(over)
 
     def _frame_over(self, started: float) -> None:
         # CPU of this thread: what a frame costs does not grow because the decode has the cores.
@@ -274,8 +295,7 @@ class EdgeApp(App[int]):
             logging.getLogger("edgellm_tui").error("a turn failed", exc_info=item.error)
         self.talk.ended(strand, item.messages)
         self.set_timer(_SAVE_AFTER_S, self._save_if_idle)
-        if self._waiting and not self.worker.is_busy:
-            self.talk.send(self._waiting.pop(0))
+        self._send_waiting()
 
     def _save_if_idle(self) -> None:
         if not self.worker.is_busy:
@@ -320,8 +340,7 @@ class EdgeApp(App[int]):
         """Another branch is current."""
         self.conversation.show(self.talk.current.blocks)
         self._draw()
-        if self._waiting and self.talk.is_ready and not self.worker.is_busy:
-            self.talk.send(self._waiting.pop(0))
+        self._send_waiting()
 
     def report(self, error: Exception) -> None:
         """Shows an error in the chat; the app goes on."""
@@ -377,12 +396,18 @@ class EdgeApp(App[int]):
             edits.resend(self, index, whole)
             return
         if not self.talk.is_ready or self.worker.is_busy:
-            self._waiting.append(whole)
-            self.query_one("#hint", Line).set(f" {len(self._waiting)} waiting to be sent")
+            self._waiting.append(text)
+            self.hint(f"{len(self._waiting)} waiting to be sent")
             return
         self.talk.send(whole)
         self._draw()
         self.conversation.scroll_end(animate=False)
+
+    def _send_waiting(self) -> None:
+        if self._waiting and self.talk.is_ready and not self.worker.is_busy:
+            text = self._waiting.pop(0)
+            self.hint(f"{len(self._waiting)} waiting to be sent" if self._waiting else "")
+            self.say(text)
 
     def on_conversation_view_acted(self, message: ConversationView.Acted) -> None:
         """The user asks for something about a block."""
@@ -421,7 +446,12 @@ class EdgeApp(App[int]):
 
     async def action_stop(self) -> None:
         """Stops the answer; with nothing to stop, goes back to the chat and the prompt."""
-        self._waiting.clear()
+        if self._waiting:
+            # What has not been sent yet goes back to where it was written.
+            self.prompt.text = "\n\n".join([*self._waiting, *filter(None, [self.prompt.text])])
+            self.prompt.move_cursor(self.prompt.document.end)
+            self._waiting.clear()
+            self.hint("")
         if self.worker.stop():
             return
         if self.editing is not None:

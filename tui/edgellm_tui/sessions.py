@@ -122,6 +122,26 @@ class Sessions:
                 "title = CASE title WHEN '' THEN excluded.title ELSE title END",
                 (id, title, model, now, now, len(current.messages), tokens, "\n".join(texts), written),
             )
+        for path in self.folder.glob(f"{id}.*.growing"):
+            path.unlink(missing_ok=True)
+
+    def write_growing(self, id: str, number: int, text: str) -> None:
+        """Keeps what there is of an answer that is still being written."""
+        path = self._growing_path(id, number)
+        beside = path.with_suffix(".new")
+        private_dir(self.folder)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+
+    def growing(self, id: str, number: int) -> str:
+        """An answer that was being written when the app died, "" where there is none."""
+        try:
+            return self._growing_path(id, number).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
+
+    def _growing_path(self, id: str, number: int) -> Path:
+        return self.folder / f"{id}.{number}.growing"
 
     def rename(self, id: str, title: str) -> None:
         """Gives a chat another title."""
@@ -130,7 +150,7 @@ class Sessions:
 
     def delete(self, id: str) -> None:
         """Removes a chat, files and row."""
-        for path in (self.path(id), *self.folder.glob(f"{id}.*.chat")):
+        for path in (self.path(id), *self.folder.glob(f"{id}.*")):
             path.unlink(missing_ok=True)
         with closing(self._connect()) as connection, connection:
             connection.execute("DELETE FROM chats WHERE id = ?", (id,))

@@ -112,6 +112,16 @@ class Strand:
         return next((block.plain() for block in reversed(self.blocks) if isinstance(block, AnswerBlock)), "")
 
     @property
+    def growing_answer(self) -> str:
+        """The text so far of the answer to the newest message."""
+        for block in reversed(self.blocks):
+            if isinstance(block, AnswerBlock):
+                return block.plain()
+            if isinstance(block, UserBlock):
+                break
+        return ""
+
+    @property
     def title(self) -> str:
         """The first thing the user said."""
         return next((block.text for block in self.blocks if isinstance(block, UserBlock)), "")
@@ -332,11 +342,20 @@ class Strand:
                 block.message = index
 
     def number(self, messages: Sequence[Message]) -> None:
-        """Tells the user's blocks which message of the chat each of them is."""
+        """Tells the user's blocks which message of the chat each of them is.
+
+        One that was stopped before it was read is none: it stands for the place where it would be.
+        """
         indices = [index for index, message in enumerate(messages) if message.role == "user"]
-        users = [block for block in self.blocks if isinstance(block, UserBlock)]
-        for block, index in zip(reversed(users), reversed(indices), strict=False):
-            block.message = index
+        place = len(messages)
+        for block in reversed([block for block in self.blocks if isinstance(block, UserBlock)]):
+            while indices and messages[indices[-1]].content != block.text:
+                if all(messages[index].content != block.text for index in indices):
+                    break
+                indices.pop()
+            else:
+                place = indices.pop() if indices else place
+            block.message = place
 
 
 def told(error: Exception) -> str:

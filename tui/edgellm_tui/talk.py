@@ -195,6 +195,9 @@ class Talk:
     def _restored(self, id: str, branch: SavedBranch) -> _Opened:
         """A branch with its memory; where that was not written, or is another model's, with its messages alone."""
         problem = "its memory had not been saved yet"
+        growing = self.sessions.growing(id, branch.number)
+        if growing:
+            branch = replace(branch, messages=(*branch.messages, edgellm.Message("assistant", growing)))
         path = self.sessions.path(id, branch.number)
         if path.exists():
             try:
@@ -379,6 +382,23 @@ class Talk:
             self.sessions.record(session_id, title=short, model=model, branches=branches, tokens=tokens)
 
         self.worker.submit(job, None, self._failed)
+
+    def keep_growing(self) -> Callable[[], None] | None:
+        """What writes the answers that are being written to the disk, on any thread; None where there are none."""
+        growing = [
+            (strand.number_on_disk, strand.growing_answer)
+            for strand in self.strands.values()
+            if strand.is_running and strand.growing_answer
+        ]
+        if not growing:
+            return None
+        session_id = self.session_id
+
+        def job() -> None:
+            for number, text in growing:
+                self.sessions.write_growing(session_id, number, text)
+
+        return job
 
     def save(self) -> None:
         """Writes all branches with their KV memory, where anything has been said since the last time."""
