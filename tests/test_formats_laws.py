@@ -142,6 +142,44 @@ def test_plain_text_stays(wire_format: WireFormat) -> None:
 
 
 @ALL
+@pytest.mark.parametrize("space", ["\n", "\n\n"])
+def test_text_on_both_sides_of_a_call_stays_apart(wire_format: WireFormat, space: str) -> None:
+    if wire_format.id == "muse-glimmer":
+        pytest.skip("its calls are messages of their own")
+    for name, arguments in (("get_weather", PLAIN), ("clock", {})):
+        call = wire_format.render_call(ToolCall("", name, arguments))
+        parser, _ = read(wire_format, [f"Before.{space}{call}{space}After."], tools=TOOLS)
+        assert names_of(parser) == [(name, arguments)]
+        assert parser.text.split() == ["Before.", "After."]
+
+
+TEXTS = (
+    "",
+    " ",
+    "日本 ☂️",
+    'it\'s "it"',
+    "x < y & z",
+    "a\nb\n",
+    '{"a": 1}',
+    "\\n C:\\x",
+    "12",
+    "null",
+    "<think>",
+    "a, b=c)",
+    "```",
+)
+
+
+@ALL
+def test_any_text_is_an_argument(wire_format: WireFormat) -> None:
+    for value in TEXTS:
+        raw = wire_format.render_call(ToolCall("", "get_weather", {"city": value, "tags": [value]}))
+        parser, _ = read(wire_format, [raw], tools=TOOLS)
+        assert names_of(parser) == [("get_weather", {"city": value, "tags": [value]})]
+        assert parser.text.strip() == ""
+
+
+@ALL
 def test_reasoning_is_kept_apart(wire_format: WireFormat) -> None:
     marks = wire_format.marks
     if not marks.reasoning_open:

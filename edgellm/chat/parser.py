@@ -287,11 +287,12 @@ class OutputParser:
                 case wire.Fragment(text):
                     self._put_fragment(text)
                 case wire.Complete():
-                    self._end_call(signal)
-                    if number == len(signals) and not (self._reader and self._reader.is_open):
+                    is_last = number == len(signals) and not (self._reader and self._reader.is_open)
+                    self._end_call(signal, keeps_space=not is_last)
+                    if is_last:
                         rest = self._leave() + rest
                 case wire.Closed(unread):
-                    self._drop_raw(unread, "end")
+                    self._drop_raw(self._unread_space(unread), "end")
                     rest = self._leave() + rest
                 case wire.Enter(what, unread):
                     self._drop_raw(unread)
@@ -309,9 +310,14 @@ class OutputParser:
         self._raw_start += end
         return raw[:end]
 
-    def _end_call(self, signal: wire.Complete) -> None:
+    def _unread_space(self, unread: int) -> int:
+        """`unread`, and the space in front of it: whether it belongs to the call depends on what follows."""
+        raw = "".join(self._raw)
+        return len(raw) - len(raw[: len(raw) - unread].rstrip())
+
+    def _end_call(self, signal: wire.Complete, *, keeps_space: bool) -> None:
         self._take_gap()
-        raw = self._cut_raw(signal.unread)
+        raw = self._cut_raw(signal.unread if keeps_space else self._unread_space(signal.unread))
         call = ToolCall(self._format.call_id(self._index, signal.name), signal.name, signal.arguments, raw)
         self._calls.append(call)
         self._piece("call", raw)

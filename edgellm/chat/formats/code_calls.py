@@ -17,6 +17,7 @@ from edgellm.chat.formats.wire import Begun, CallReader, Complete, Mark, Named, 
 from edgellm.types import ToolCall, ToolSpec
 
 Reading = Generator[None, None, None]
+_MAX_NAME = 256
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -30,7 +31,7 @@ class PythonCalls(WireFormat):
 
     `is_bare`: without marks; a list that begins with a call of a known tool is one. `style` is how values are
     written; both Python's and JSON's words are read. `before` and `after` stand inside the marks. `name_suffix` is
-    written behind every name.
+    written behind every name. `unwraps`: a function that a call may stand in, which is none itself.
     """
 
     is_list: bool = True
@@ -40,6 +41,7 @@ class PythonCalls(WireFormat):
     before: str = ""
     after: str = ""
     name_suffix: str = ""
+    unwraps: str = ""
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -114,15 +116,14 @@ class PythonCalls(WireFormat):
             size += 1
 
     def _call(self, source: Source, tools: Sequence[ToolSpec], is_certain: bool) -> Reading:
-        name = ""
-        while (char := (yield from source.peek(1))) and _is_name(char):
-            name += yield from source.take()
-            if len(name) > 256:
-                raise Fault("its name is too long")
-        if not name:
-            raise Fault(f"the name of a call was expected, not {char!r}")
-        name = name.removesuffix(self.name_suffix) or name
+        name = yield from self._name(source)
         known = {tool.name for tool in tools}
+        is_wrapped = bool(self.unwraps) and name == self.unwraps and name not in known
+        if is_wrapped:
+            yield from source.skip_space()
+            yield from source.expect("(")
+            yield from source.skip_space()
+            name = yield from self._name(source)
         if not is_certain and known and name not in known:
             raise Fault(f"{name!r} is not a tool")
         yield from source.skip_space()
@@ -135,7 +136,20 @@ class PythonCalls(WireFormat):
         arguments = Arguments(source)
         yield from self._arguments(source, arguments, order)
         whole = arguments.end()
+        if is_wrapped:
+            yield from source.skip_space()
+            yield from source.one_of((")",))
         source.tell(Complete(name, whole, source.rest))
+
+    def _name(self, source: Source) -> Generator[None, None, str]:
+        name = ""
+        while (char := (yield from source.peek(1))) and _is_name(char):
+            name += yield from source.take()
+            if len(name) > _MAX_NAME:
+                raise Fault("its name is too long")
+        if not name:
+            raise Fault(f"the name of a call was expected, not {char!r}")
+        return name.removesuffix(self.name_suffix) or name
 
     def _looks_like_arguments(self, source: Source) -> Reading:
         """Without tools to compare with: `)` or `key=` has to follow."""

@@ -59,6 +59,7 @@ GEMMA3_TOOL_CODE = PythonCalls(
     marks=Marks(call_open=("```tool_code\n", "```tool_code"), call_close="```"),
     signs=(("tool_code", "<start_of_turn>"),),
     is_list=False,
+    unwraps="print",
     item_separator="\n",
     after="\n",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -27,6 +28,8 @@ ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 FENCES = ("```json", "```JSON", "```")
 
 Reading = Generator[None, None, None]
+_LIST_KEY = re.compile(r'\s*"tool_calls"\s*:\s*\[')
+_AHEAD_CHARS = 100
 
 
 @dataclass(slots=True)
@@ -88,7 +91,9 @@ class JsonCalls(WireFormat):
             yield from source.one_of(FENCES)
             yield from source.skip_space()
             start = yield from source.expect("{", "[")
-        if start == "{":
+        if start == "{" and (yield from _opens_list(source)):
+            yield from self._list(source, known, is_certain)
+        elif start == "{":
             yield from self.objects(source, known, is_certain)
         else:
             yield from self._list(source, known, is_certain)
@@ -349,6 +354,20 @@ class JsonCalls(WireFormat):
         ]
         listed = self.brackets[0] + self.item_separator.join(items) + self.brackets[1]
         return self._open() + self.before + listed + self.after + self.marks.call_close
+
+
+def _opens_list(source: Source) -> Generator[None, None, bool]:
+    """Is what follows the brace the one key `tool_calls`, with a list? Then it is taken, up to the bracket."""
+    size = 1
+    while True:
+        ahead = yield from source.peek(size)
+        if _LIST_KEY.fullmatch(ahead):
+            yield from source.take(size)
+            return True
+        bare = "".join(ahead.split())
+        if len(ahead) < size or not '"tool_calls":['.startswith(bare) or size > _AHEAD_CHARS:
+            return False
+        size += 1
 
 
 def _inner(text: str) -> Any:

@@ -33,7 +33,7 @@ class TaggedCalls(WireFormat):
     on each side of a value belongs to the syntax. `is_lenient`: a missing closing tag of a value is forgiven.
     `guesses`: what no schema types is read as JSON if it is that. `unquotes`: quotes around a string are taken off.
     `kind_marks`: tags in which an argument may say its type, between key and value. `skips_junk`: other text in a
-    section is not shown.
+    section is not shown. `core`: the part of `head` that is always there, where what stands before it varies.
     """
 
     before: str = ""
@@ -56,6 +56,7 @@ class TaggedCalls(WireFormat):
     self_close: str = ""
     kind_marks: tuple[str, str] = ("", "")
     skips_junk: bool = False
+    core: str = ""
     # Marks that some outputs have instead of the call's own; a call only with the name of a known tool.
     alias: tuple[str, str] = ("", "")
 
@@ -97,7 +98,7 @@ class TaggedCalls(WireFormat):
 
     def _head(self, mark: str) -> str:
         """What begins a call behind `mark`: nothing where the mark itself does."""
-        return "" if mark.endswith(self.head) else self.head
+        return "" if mark.endswith(self.head) else self.core or self.head
 
     def section(self, source: Source, tools: Sequence[ToolSpec], mark: str = "") -> Reading:
         """All of what follows an opening mark."""
@@ -112,7 +113,7 @@ class TaggedCalls(WireFormat):
                 return
             if head:
                 found = yield from source.one_of((head, *self._closes()))
-                if not found and count and self.skips_junk:
+                if not found and ((count and self.skips_junk) or self.core):
                     found = yield from source.skip_to((head, *self._closes()), _JUNK_CHARS)
                 if found != head:
                     if found or count:
@@ -128,7 +129,7 @@ class TaggedCalls(WireFormat):
             else:
                 yield from self._call(source, tools)
             count += 1
-            head = self.head
+            head = self.core or self.head
             if not self.sections:
                 return
 

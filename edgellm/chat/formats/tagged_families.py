@@ -169,6 +169,7 @@ STEP3 = TaggedCalls(
     ),
     signs=(("<steptml:invoke",),),
     head='<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="',
+    core='<steptml:invoke name="',
     name_end='">',
     argument='<steptml:parameter name="',
     key_end='">',
