@@ -462,7 +462,7 @@ class Decoding:
             self._fault = self._fault_in(events, was_in_call)
         if self._fault is not None or not self._is_past_calls(events):
             return events, False
-        self._unfeed_last()
+        self._unfeed_behind_calls()
         return [], True
 
     def _kept_to_grammar(self, events: list[Event], *, was_in_call: bool) -> list[Event] | None:
@@ -472,6 +472,9 @@ class Decoding:
         )
         if is_free and not was_in_call and self._has_begun(events):
             return self._constrain(events)
+        if not self._parser.in_call and any(isinstance(event, ToolCallReady) for event in events):
+            # Behind a call the model is free to end: the grammar would make of a mere newline one more call.
+            self._session.constraint, self._session.is_checked = None, False
         return events
 
     def _label(self, position: int, events: Sequence[Event], *, was_thinking: bool) -> None:
@@ -558,6 +561,17 @@ class Decoding:
         self._session.rewind(fed.position)
         self._length = fed.start
         self._refeed()
+
+    def _unfeed_behind_calls(self) -> None:
+        """Takes back all tokens behind the last call: space, the beginning of what might have been one more, text."""
+        end = at = 0
+        for piece in self._parser.pieces:
+            at += len(piece.text.encode("utf-8", "surrogatepass"))
+            is_mark = piece.kind == "mark" and bool(piece.text.strip())
+            if piece.kind in ("call", "end") or (is_mark and end):
+                end = at
+        last = len(self._fed) - 1
+        self._unfeed_to(next((i for i, fed in enumerate(self._fed) if fed.start >= end and fed.text), last))
 
     def _refeed(self) -> None:
         """A parser that has read what is left of the leg."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from edgellm.errors import ConfigError, ModelCorrupt, SamplerError
 from edgellm.types import LoadOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from edgellm.chat.formats import WireFormat
     from edgellm.chat.parser import OutputParser
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from edgellm.plugins import PluginFailure
     from edgellm.sampling.registry import StageInfo
     from edgellm.toolbox.tool import Tool
-    from edgellm.types import ToolCall, ToolResult
+    from edgellm.types import ToolCall, ToolResult, ToolSpec
     from edgellm.weights.compare import Comparison
     from edgellm.weights.optimize import Optimization
 
@@ -124,12 +125,10 @@ def parse(
     """Reads a model's raw output in a wire format.
 
     `format` is a format's id; "auto" chooses by `template` (a chat template's text), else hermes. `tools` are
-    OpenAI tool objects; `prefix` is the generation prompt that the output continues. Raises ConfigError for
-    an unknown format.
+    OpenAI tool objects; `prefix` is the generation prompt that the output continues: without it, output that closes
+    reasoning it has not opened begins inside it. Raises ConfigError for an unknown format, and for tools that are none.
     """
-    wire_format = _parse_format(format, template)
-    if template is None:
-        prefix = prefix or _implied_prefix(text, wire_format)
+    prefix = prefix or implied_prefix(text, format=format, template=template)
     parser = stream_parser(format=format, template=template, tools=tools, prefix=prefix)
     parser.feed(text)
     parser.finish()
@@ -148,13 +147,28 @@ def stream_parser(
     Options as for `parse`; whether the output starts inside reasoning is told by `prefix` alone.
     """
     from edgellm.chat.parser import OutputParser
+
+    return OutputParser(_parse_format(format, template), prefix=prefix, tools=_specs(tools or ()))
+
+
+def _specs(tools: Sequence[Any]) -> list[ToolSpec]:
+    """Tools in the form of the OpenAI API, with or without their envelope. Raises ConfigError for anything else."""
     from edgellm.types import ToolSpec
 
-    specs = [
-        ToolSpec(str(item["name"]), str(item.get("description", "")), dict(item.get("parameters") or {}))
-        for item in (tool.get("function", tool) for tool in tools or ())
-    ]
-    return OutputParser(_parse_format(format, template), prefix=prefix, tools=specs)
+    specs: list[ToolSpec] = []
+    for number, tool in enumerate(tools):
+        inner: Any = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+            raise ConfigError(
+                f"tool {number} has no name.", hint='Write {"name": "...", "parameters": {...}}.'
+            )
+        parameters: Any = inner.get("parameters") or {"type": "object", "properties": {}}
+        if not isinstance(parameters, Mapping):
+            raise ConfigError(
+                f"the parameters of tool {inner['name']!r} are no object.", hint="Give a JSON Schema."
+            )
+        specs.append(ToolSpec(inner["name"], str(inner.get("description") or ""), dict(parameters)))
+    return specs
 
 
 def _parse_format(format: str, template: str | None) -> WireFormat:
@@ -167,8 +181,9 @@ def _parse_format(format: str, template: str | None) -> WireFormat:
     return replace(choose_format("", (), "hermes" if format == "auto" else format), is_thinking=True)
 
 
-def _implied_prefix(text: str, wire_format: WireFormat) -> str:
-    """The opening mark of reasoning where the output closes reasoning that it has not opened."""
+def implied_prefix(text: str, *, format: str = "auto", template: str | None = None) -> str:
+    """The opening mark of reasoning where the output `text` closes reasoning that it has not opened, else ""."""
+    wire_format = _parse_format(format, template)
     marks = wire_format.scan_marks()
     closes = [mark.text for mark in marks if mark.does == "answer" and mark.inside == "reasoning"]
     end = min((text.index(close) for close in closes if close in text), default=-1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,8 +12,6 @@ from edgellm.cli.arguments import UsageError, add_model, text, whole_number
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator
-
-    from edgellm.types import ToolSpec
 
 _EXAMPLES = """\
 examples:
@@ -50,18 +47,15 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Reads stdin, prints what it says."""
-    from edgellm.chat.formats import choose_format
-    from edgellm.chat.parser import OutputParser
-    from edgellm.chat.template import ChatTemplate
     from edgellm.chat.utf8 import TextDecoder
     from edgellm.cli.json_lines import event_line
+    from edgellm.offline import implied_prefix, stream_parser
 
-    override, template = _choice(args)
-    wire_format = choose_format(template, (), override, ChatTemplate(template).text if template else None)
-    if not template:
-        # No template says whether the model thinks: marks of reasoning are taken for what they look like.
-        wire_format = replace(wire_format, is_thinking=True)
-    parser = OutputParser(wire_format, prefix=args.prefix, tools=_tools(args.tools))
+    name, template = _choice(args)
+    data = _stdin()
+    format = name or "auto"
+    prefix = args.prefix or implied_prefix(data.decode("utf-8", "replace"), format=format, template=template)
+    parser = stream_parser(format=format, template=template, tools=_tools(args.tools), prefix=prefix)
     decoder = TextDecoder()
 
     def show(events: Any) -> None:
@@ -69,7 +63,7 @@ def run(args: Namespace) -> int:
             for event in events:
                 print(event_line(event, lambda _token: b""))
 
-    for piece in _pieces(_stdin(), args.chunk):
+    for piece in _pieces(data, args.chunk):
         show(parser.feed(decoder.feed(piece)))
     show(parser.feed(decoder.finish()))
     show(parser.finish())
@@ -79,8 +73,8 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _choice(args: Namespace) -> tuple[str | None, str]:
-    """The format asked for, and the template to choose by."""
+def _choice(args: Namespace) -> tuple[str | None, str | None]:
+    """The format asked for, and the template to choose by, if there is one."""
     from edgellm.cli.opening import template_text
     from edgellm.errors import TemplateError
 
@@ -100,7 +94,7 @@ def _choice(args: Namespace) -> tuple[str | None, str]:
         if not templates and args.format is None:
             raise TemplateError("The model has no chat template.", hint="Name the format with --format.")
         source = select_template(templates, True)[1] if templates else ""
-    return args.format, source
+    return args.format, source or None
 
 
 def _stdin() -> bytes:
@@ -116,10 +110,9 @@ def _pieces(data: bytes, size: int | None) -> Iterator[bytes]:
         yield data[start : start + step]
 
 
-def _tools(name: str | None) -> list[ToolSpec]:
+def _tools(name: str | None) -> list[dict[str, Any]]:
     from edgellm.cli.opening import read_json
     from edgellm.errors import ConfigError
-    from edgellm.types import ToolSpec
 
     if name is None:
         return []
@@ -130,20 +123,4 @@ def _tools(name: str | None) -> list[ToolSpec]:
         raise ConfigError(
             f"{name} holds no array of tools.", hint='Write [{"name": "...", "parameters": {...}}].'
         )
-    specs: list[ToolSpec] = []
-    for number, item in enumerate(cast("list[Any]", found)):
-        inner: Any = cast("dict[str, Any]", item).get("function", item) if isinstance(item, dict) else None
-        if not isinstance(inner, dict) or not isinstance(cast("dict[str, Any]", inner).get("name"), str):
-            raise ConfigError(
-                f"{name}: tool {number} has no name.", hint='Write {"name": "...", "parameters": {...}}.'
-            )
-        tool = cast("dict[str, Any]", inner)
-        parameters: Any = tool.get("parameters") or {"type": "object", "properties": {}}
-        if not isinstance(parameters, dict):
-            raise ConfigError(
-                f"{name}: the parameters of {tool['name']!r} are no object.", hint="Give a JSON Schema."
-            )
-        specs.append(
-            ToolSpec(tool["name"], str(tool.get("description") or ""), cast("dict[str, Any]", parameters))
-        )
-    return specs
+    return cast("list[dict[str, Any]]", found)

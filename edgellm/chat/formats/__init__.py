@@ -41,6 +41,9 @@ _ALL: tuple[WireFormat, ...] = (
 
 FORMATS: Mapping[str, WireFormat] = {wire_format.id: wire_format for wire_format in _ALL}
 
+# Other names that formats go by.
+_ALIASES = {"muse": "muse-glimmer", "hammer": "xlam", "ling-3": "glm-4.5"}
+
 
 def choose_format(
     template_source: str,
@@ -55,6 +58,7 @@ def choose_format(
     see `differential`. Raises ConfigError for an unknown id.
     """
     if override and override != "auto":
+        override = _ALIASES.get(override, override)
         if override not in FORMATS:
             known = ", ".join(sorted(FORMATS))
             raise ConfigError(

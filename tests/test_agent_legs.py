@@ -1,0 +1,72 @@
+"""Where a leg ends: at the end of generation, or at the first token that cannot begin another call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import edgellm
+from edgellm.scripted import Scripted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+TEMPLATE = (
+    "{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+)
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
+    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
+        yield runtime
+
+
+@edgellm.tool(permission="auto")
+def add(a: int, b: int) -> int:
+    """Adds two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return a + b
+
+
+def tape_after(runtime: edgellm.Runtime, answer: str, **options: Any) -> tuple[str, edgellm.Chat]:
+    """What stands on the tape behind the prompt of the first leg."""
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+    chat = runtime.chat(
+        sampler=[Scripted([answer, "It is 5."], end)], template=TEMPLATE, tools=[add], **options
+    )
+    list(chat.send("2 and 3?"))
+    text = runtime.vocabulary.text_of(chat.tape).decode()
+    return text.split("<|im_start|>assistant\n", 1)[1], chat
+
+
+@pytest.mark.parametrize("constraint", ["off", "check", "force"])
+@pytest.mark.parametrize(
+    "behind",
+    ["\n<tool_response>\n5\n</tool_response>", " So it is 6.", "\n\nAnd now", "<tool_cat>"],
+    ids=["a result of its own", "text", "lines", "almost a mark"],
+)
+def test_nothing_stays_that_stood_behind_the_last_call(
+    runtime: edgellm.Runtime, behind: str, constraint: Any
+) -> None:
+    text, chat = tape_after(runtime, CALL + behind, constraint=constraint)
+    first = text.split("<|im_end|>")[0]
+    assert first.rstrip() == CALL
+    assert chat.messages[-1].content == "It is 5."
+    assert "<tool_response>\n5\n</tool_response>" in text
+
+
+@pytest.mark.parametrize("between", ["\n", "", "\n\n"])
+def test_all_calls_of_a_turn_are_taken(runtime: edgellm.Runtime, between: str) -> None:
+    text, chat = tape_after(runtime, CALL + between + CALL, constraint="off")
+    calls = [call for message in chat.messages for call in message.tool_calls]
+    assert [call.name for call in calls] == ["add", "add"]
+    assert text.split("<|im_end|>")[0] == CALL + between + CALL
