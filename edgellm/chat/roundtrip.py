@@ -28,6 +28,7 @@ PROBE_TOOL = ToolSpec(
 _ARGUMENTS = {"city": "Oslo", "days": 3}
 _THOUGHT = "I should look."
 _RESULT = "Snow, -3 degrees."
+_ANSWER = "It snows."
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,45 @@ def round_trip(template: ChatTemplate, wire_format: WireFormat) -> RoundTrip:
     except TemplateError as error:
         return RoundTrip(prompt, written, _text(suffix), is_read, fault=error.message)
     return RoundTrip(prompt, written, _text(suffix), is_read, compare_texts(tape, rendered))
+
+
+@dataclass(frozen=True, slots=True)
+class NextTurn:
+    """What the reasoning policies make of a thoughtful answer when the user speaks again, against a full render.
+
+    "render" is that full render, and exact. `fault` says that there was no telling.
+    """
+
+    keep: Exactness | None = None
+    excise: Exactness | None = None
+    fault: str = ""
+
+    @property
+    def exact(self) -> str:
+        """The cheapest policy whose tape is what the template would have said: "keep", "excise" or "render"."""
+        for name, found in (("keep", self.keep), ("excise", self.excise)):
+            if found is not None and found.verdict != "diverges":
+                return name
+        return "render"
+
+
+def next_turn(template: ChatTemplate, wire_format: WireFormat) -> NextTurn:
+    """One answer with reasoning, and the next question. Raises nothing, as `round_trip`."""
+    user, following = Message("user", "How is the weather in Oslo?"), Message("user", "And in Bergen?")
+    marks = wire_format.marks
+    try:
+        prompt = _text(_render(template, wire_format, [user], ()))
+        opens, closes = marks.reasoning_open, marks.reasoning_close
+        is_open = bool(closes) and wire_format.opens_reasoning(prompt)
+        is_thinking = is_open or (bool(closes) and wire_format.is_thinking)
+        thought = f"{'' if is_open else opens}{_THOUGHT}{closes}\n\n" if is_thinking else ""
+        suffix = _text(Continuation(template, wire_format).suffix((following,), had_calls=False, tools=()))
+        assistant = Message("assistant", _ANSWER, reasoning=_THOUGHT if is_thinking else "")
+        rendered = _text(_render(template, wire_format, [user, assistant, following], ()))
+    except TemplateError as error:
+        return NextTurn(fault=error.message)
+    keep = compare_texts(f"{prompt}{thought}{_ANSWER}{suffix}", rendered)
+    return NextTurn(keep, compare_texts(f"{prompt}{_ANSWER}{suffix}", rendered) if thought else None)
 
 
 def _render(

@@ -65,7 +65,7 @@ def choose_format(
                 f"chat format {override!r} is unknown.", hint=f"Known formats: {known}; or auto."
             )
         return _fitted(FORMATS[override], template_source, "it was asked for by name")
-    for wire_format in _ALL:
+    for wire_format in (*tagged_families.VARIANTS, *_ALL):
         for signs in wire_format.signs:
             if _has(template_source, signs):
                 return _fitted(wire_format, template_source, f"its template has {_words(signs)}")

@@ -79,9 +79,9 @@ class JsonCalls(WireFormat):
         return (*WireFormat.scan_marks(self), *bare)
 
     def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
-        known = frozenset(tool.name for tool in tools)
-        is_certain = mark in self.marks.call_open
-        return Scripted(lambda source: self.section(source, known, is_certain, mark))
+        names = frozenset(tool.name for tool in tools)
+        is_certain = any(known.text == mark and known.does == "call" for known in WireFormat.scan_marks(self))
+        return Scripted(lambda source: self.section(source, names, is_certain, mark))
 
     def section(self, source: Source, known: frozenset[str], is_certain: bool, mark: str = "") -> Reading:
         """All of what follows an opening mark; `mark` is the bracket where that was one."""

@@ -95,14 +95,18 @@ FIREFUNCTION = FireFunction(
 )
 XLAM = JsonCalls(
     id="xlam",
+    # Trained to write a bare list; other ways are read.
     marks=_marks(
-        ("[TOOL_CALLS]", "<tool_call>"),
+        (),
         "",
+        Mark("[TOOL_CALLS]", "call"),
+        Mark("<tool_call>", "call"),
         Mark("```json", "maybe", "line"),
         Mark("```", "maybe", "line"),
     ),
     signs=(("xlam",), ("xLAM",)),
     closes=("</tool_call>", "[/TOOL_CALLS]"),
+    is_bare=True,
     is_list=True,
 )
 INTERNLM2 = JsonCalls(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgellm.chat.formats.tagged import TaggedCalls
-from edgellm.chat.formats.wire import Mark, Marks
+from edgellm.chat.formats.wire import CallReader, Mark, Marks
+from edgellm.types import ToolSpec
 
 _THINK = Marks(reasoning_open="<think>", reasoning_close="</think>")
 _RESPONSE = {"result_open": "<tool_response>", "result_close": "</tool_response>"}
@@ -89,7 +91,19 @@ LAGUNA = replace(
     signs=(("<tool_call>", "<arg_key>", "</assistant>"),),
     alias=("<user>", "</user>"),
 )
-HUNYUAN = TaggedCalls(
+_OPEN_WEIGHTS = ":opensource>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hunyuan(TaggedCalls):
+    """Hy3: its open weights write every tag with a suffix. Both spellings are read, by the opening mark."""
+
+    def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
+        spelled = HUNYUAN_OPEN if mark.endswith(_OPEN_WEIGHTS) else HUNYUAN
+        return TaggedCalls.reader(spelled, tools, mark)
+
+
+HUNYUAN = Hunyuan(
     id="hunyuan",
     marks=Marks(
         call_open=("<tool_calls>", "<tool_calls:opensource>"),
@@ -112,6 +126,26 @@ HUNYUAN = TaggedCalls(
     between="\n",
     after="\n",
     sections=True,
+)
+HUNYUAN_OPEN = replace(
+    HUNYUAN,
+    marks=Marks(
+        call_open=("<tool_calls:opensource>", "<tool_calls>"),
+        call_close="</tool_calls:opensource>",
+        reasoning_open="<think:opensource>",
+        reasoning_close="</think:opensource>",
+        more=(
+            Mark("<think>", "reason", "start", "text"),
+            Mark("</think>", "answer", "anywhere", "reasoning"),
+        ),
+    ),
+    signs=(("<tool_sep", ":opensource"),),
+    head="<tool_call:opensource>",
+    name_end="<tool_sep:opensource>\n",
+    argument="<arg_key:opensource>",
+    key_end="</arg_key:opensource>\n<arg_value:opensource>",
+    value_end="</arg_value:opensource>\n",
+    call_end="</tool_call:opensource>",
 )
 MINIMAX_M2 = TaggedCalls(
     id="minimax-m2",
@@ -159,7 +193,7 @@ DEEPSEEK_DSML_32 = replace(
         call_close=f"</{_BAR}function_calls>",
         more=(Mark(f"</{_BAR}tool_calls>", "drop"),),
     ),
-    signs=(("DSML", "function_calls", "!tool_calls>"),),
+    signs=(("DSML", "function_calls>", "!tool_calls>"),),
 )
 STEP3 = TaggedCalls(
     id="step3",
@@ -246,6 +280,8 @@ K2_HORIZON = K2Horizon(
     may_hold_json=True,
 )
 
+# The same formats as some templates spell them.
+VARIANTS = (DEEPSEEK_DSML_32, HUNYUAN_OPEN)
 ALL = (
     DOTS,
     K2_HORIZON,
