@@ -71,6 +71,7 @@ class EdgeApp(App[int]):
     .-narrow #middle { layout: vertical; }
     .-medium #panel { width: 50; height: 1fr; }
     .-wide #panel { width: 68; height: 1fr; }
+    .-tall #inspect-detail { height: 19; }
     #prompt-line { border-top: solid $panel; height: auto; }
     """
     BINDINGS: ClassVar = [
@@ -115,6 +116,8 @@ class EdgeApp(App[int]):
         self.looks = Looks(self.talk)
         # Where the inspector begins; None is the newest token.
         self.inspect_at: int | None = None
+        # Keys of the branches that run side by side.
+        self.racing: list[int] = []
         self.wanted_model = model or self.settings.model
         self._history = history
         self._ui_loop: asyncio.AbstractEventLoop | None = None

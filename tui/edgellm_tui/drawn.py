@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Size
@@ -46,7 +46,7 @@ def plain(row: Row) -> str:
 def titled(title: str, width: int, glyphs: Glyphs, role: str = "muted") -> Row:
     """A line across with a title in it."""
     head = f"{glyphs.rule * 2} {title} "
-    return [(head + glyphs.rule * max(0, width - cell_len(head)), role)]
+    return [(set_cell_size(head + glyphs.rule * max(0, width - cell_len(head)), width), role)]
 
 
 def bar(share: float, width: int, glyphs: Glyphs) -> str:
@@ -130,9 +130,9 @@ class RowsView(ScrollView, can_focus=True):
         """Scrolls so that the row, and `height` - 1 below it, can be seen."""
         top, room = self.scroll_offset.y, self.size.height
         if y < top:
-            self.scroll_to(y=y, animate=False, immediate=True)
+            self.scroll_to(y=y, animate=False, immediate=True, force=True)
         elif y + height > top + room:
-            self.scroll_to(y=y + height - room, animate=False, immediate=True)
+            self.scroll_to(y=y + height - room, animate=False, immediate=True, force=True)
 
     def render_line(self, y: int) -> Strip:
         """One line of the view."""

@@ -52,6 +52,8 @@ class PageInfo:
 
 PAGES: dict[str, PageInfo] = {
     "help": PageInfo("f1", "help", "help_page:HelpPage"),
+    "inspect": PageInfo("f3", "inspect", "inspector:InspectorPage"),
+    "branches": PageInfo("f6", "branches", "branches:BranchesPage"),
     "tokenizer": PageInfo("f4", "tokenizer", "tokenizer_page:TokenizerPage"),
     "log": PageInfo("ctrl+l", "log", "log_page:LogPage"),
     "chats": PageInfo("ctrl+o", "chats", "chats:ChatsPage"),

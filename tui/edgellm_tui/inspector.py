@@ -1,0 +1,435 @@
+"""The inspector: the tokens of an answer, or the whole tape; how one was drawn; another one in its place."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+
+from edgellm_tui.ahead import look_ahead
+from edgellm_tui.distribution import candidates, draw_rows, stage_rows, summary, tail_words, why_none
+from edgellm_tui.drawn import Row, RowsPane, RowsView, titled
+from edgellm_tui.looks import with_token
+from edgellm_tui.pages import PageView
+from edgellm_tui.race import start_race
+from edgellm_tui.token_rows import (
+    Place,
+    Rows,
+    answers_of,
+    marked_rows,
+    places_of,
+    span_rows,
+    table_rows,
+)
+from edgellm_tui.token_text import DOUBT, MARKS_LEGEND, quoted, share, token_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from textual.events import Resize
+
+    from edgellm import Span
+    from edgellm_tui.looks import Look
+    from edgellm_tui.strand import Strand
+
+_VIEWS = ("answer", "tape", "table")
+_MOST_SIDE_BY_SIDE = 4
+
+
+class InspectorPage(PageView, can_focus=True):
+    """Left and right choose a token, up and down a candidate; enter puts it there and lets the answer go on."""
+
+    BINDINGS: ClassVar = [
+        Binding("left", "move(-1)", "token before", id="inspect.before"),
+        Binding("right", "move(1)", "next token", show=False, id="inspect.after"),
+        Binding("n", "doubtful(1)", "next doubtful", id="inspect.next_doubtful"),
+        Binding("N", "doubtful(-1)", "doubtful before", show=False, id="inspect.doubtful_before"),
+        Binding("up", "choose(-1)", "candidate", id="inspect.candidate_up"),
+        Binding("down", "choose(1)", "next candidate", show=False, id="inspect.candidate_down"),
+        Binding("enter", "put", "put it here", id="inspect.put"),
+        Binding("b", "branch", "branch here", id="inspect.branch"),
+        Binding("l", "look_ahead", "look ahead", id="inspect.ahead"),
+        Binding("space", "mark", "mark", show=False, id="inspect.mark"),
+        Binding("s", "side_by_side", "side by side", id="inspect.race"),
+        Binding("w", "ask", "ask the model", id="inspect.ask"),
+        Binding("t", "view", "tape", id="inspect.tape"),
+        Binding("left_square_bracket", "answer(-1)", "answer before", show=False, id="inspect.answer_before"),
+        Binding("right_square_bracket", "answer(1)", "next answer", show=False, id="inspect.answer_after"),
+        Binding("home", "move(-1000000)", "first token", show=False, id="inspect.first"),
+        Binding("end", "move(1000000)", "last token", show=False, id="inspect.last"),
+        *(
+            Binding(
+                str(number), f"pick({number})", f"candidate {number}", show=False, id=f"inspect.pick{number}"
+            )
+            for number in range(1, 10)
+        ),
+    ]
+    DEFAULT_CSS = """
+    InspectorPage #inspect-title { height: 1; }
+    InspectorPage #inspect-tokens { height: 1fr; }
+    InspectorPage #inspect-detail { height: 15; }
+    """
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.view = "answer"
+        self.position: int | None = None
+        self.choice = 0
+        self.marked: set[int] = set()
+        self.note = ""
+        self._ahead: dict[tuple[int, int, int], str] = {}
+        self._strand_key = -1
+        self._tape: tuple[int, ...] = ()
+        self._spans: list[Span] = []
+        self._drawn_for: object = None
+        self._shown = Rows([], {})
+
+    def compose(self) -> ComposeResult:
+        """A title, the tokens, and the chosen one in detail."""
+        yield RowsPane(id="inspect-title")
+        tokens = RowsView(id="inspect-tokens")
+        tokens.can_focus = False
+        yield tokens
+        yield RowsPane(id="inspect-detail")
+
+    # -- what is shown ------------------------------------------------------------------------------------
+
+    @property
+    def strand(self) -> Strand:
+        """The branch in front."""
+        return self.edge.talk.current
+
+    def show(self) -> None:
+        """Begins at the token that was asked for, else at the newest."""
+        self.focus()
+        if self.edge.inspect_at is not None:
+            self._go(self.edge.inspect_at)
+            self.edge.inspect_at = None
+        elif self.position is None or self.strand.key != self._strand_key:
+            self.position = None
+        self.frame()
+
+    def on_resize(self, _event: Resize) -> None:
+        """Lays everything out anew."""
+        self._drawn_for = None
+        self.frame()
+
+    def frame(self) -> None:
+        """Takes up what has changed."""
+        strand = self.strand
+        if strand.key != self._strand_key:
+            self._strand_key, self.marked, self.choice = strand.key, set(), 0
+            self._tape, self._spans = (), []
+            if self.position is not None and self.position not in strand.steps:
+                self.position = None
+        self._read_tape(strand)
+        title = self.query_one("#inspect-title", RowsPane)
+        tokens = self.query_one("#inspect-tokens", RowsView)
+        detail = self.query_one("#inspect-detail", RowsPane)
+        width = tokens.text_width
+        if width < 20:
+            return
+        title.set([titled(self._title(), title.size.width, self.edge.glyphs)])
+        now = (strand.key, self.view, width, self._tape, self.position, len(strand.steps))
+        if now != self._drawn_for:
+            self._drawn_for = now
+            self._shown = self._token_rows(width)
+            tokens.set(self._shown.rows)
+            if self._place is not None and self._place in self._shown.at:
+                # With the line before it: the title of its span, or what leads up to it.
+                tokens.reveal(max(0, self._shown.at[self._place] - 1), 3)
+        detail.set(self._detail(detail.size.width, detail.size.height))
+
+    def _read_tape(self, strand: Strand) -> None:
+        if strand.chat is None:
+            self._tape, self._spans = (), []
+            return
+        tape = strand.chat.tape
+        if tape == self._tape:
+            return
+        try:
+            self._spans = list(strand.chat.spans)
+            self._tape = tape
+        except IndexError:
+            # The tape was cut on the engine's side while it was read: the next frame reads it again.
+            return
+
+    @property
+    def _place(self) -> int | None:
+        """The position under the cursor: the chosen one, else the newest token of an answer."""
+        if self.position is not None:
+            return self.position
+        answers = answers_of(self._spans)
+        return answers[-1][1] - 1 if answers else None
+
+    def _range(self) -> tuple[int, int]:
+        """The positions that can be gone through: of this answer, or of the whole tape."""
+        if self.view != "answer":
+            return 0, len(self._tape)
+        place = self._place
+        answers = answers_of(self._spans)
+        # The end token stands behind its answer.
+        around = [each for each in answers if place is not None and each[0] <= place <= each[1]]
+        start, end = around[-1] if around else answers[-1] if answers else (0, 0)
+        last = self.strand.steps.get(end)
+        # That the answer ended was drawn too: something else may be put there.
+        return (
+            (start, end + 1) if last is not None and last.is_eog and end < len(self._tape) else (start, end)
+        )
+
+    def _number(self, answers: Sequence[tuple[int, int]]) -> int:
+        """Which of the answers is shown."""
+        starts = [start for start, _ in answers]
+        start, _ = self._range()
+        return starts.index(start) if start in starts else len(answers) - 1
+
+    def _piece(self, token: int) -> bytes:
+        return self.edge.talk.runtime.vocabulary.piece(token)
+
+    def _places(self) -> list[Place]:
+        if not self._tape:
+            return []
+        start, end = self._range()
+        return places_of(self._tape, self._spans, self.strand.steps, self._piece, start, end)
+
+    def _token_rows(self, width: int) -> Rows:
+        places = self._places()
+        if not places:
+            return Rows([[(" no answer yet: F2 goes back to the chat", "muted")]], {})
+        if self.view == "answer":
+            return marked_rows(places, width, self._place)
+        if self.view == "tape":
+            return span_rows(places, width, self._place, self.edge.glyphs)
+        return table_rows(places, width, self._place)
+
+    def _title(self) -> str:
+        start, end = self._range()
+        place = self._place
+        where = f"token {place - start + 1}/{end - start}" if place is not None else "no token"
+        if self.view != "answer":
+            return f"what the model sees: {len(self._tape)} tokens  {where}  (t: {self._next_view})"
+        answers = answers_of(self._spans)
+        return f"answer {self._number(answers) + 1}/{len(answers)}  {where}  {MARKS_LEGEND}  f forced"
+
+    @property
+    def _next_view(self) -> str:
+        return _VIEWS[(_VIEWS.index(self.view) + 1) % len(_VIEWS)]
+
+    def _look(self) -> Look | None:
+        place = self._place
+        if place is None:
+            return None
+        token = self._tape[place] if place < len(self._tape) else None
+        return self.edge.looks.look(self.strand, place, token)
+
+    def _candidate_count(self) -> int:
+        return max(4, min(9, self.query_one("#inspect-detail", RowsPane).size.height - 9))
+
+    def _detail(self, width: int, height: int) -> list[Row]:
+        place, look = self._place, self._look()
+        glyphs = self.edge.glyphs
+        if place is None:
+            return []
+        if look is None or look.step.distribution is None:
+            token = self._tape[place] if place < len(self._tape) else 0
+            why = (
+                why_none(look.step) if look is not None else "it was not drawn here, or is of an earlier day"
+            )
+            rows: list[Row] = [
+                titled("this token", width, glyphs),
+                [(f" {quoted(self._piece(token), 24)} id {token}", "")],
+                [(f" {why}", "muted")],
+                [(" w asks the model what it would have drawn here", "muted")],
+            ]
+            return [*rows, *self._note_rows()]
+        step = look.step
+        note = f"  ({look.note})" if look.note else ""
+        count = self._candidate_count()
+        self.choice = min(self.choice, count - 1)
+        rows = [titled(f"candidates at this token{note}", width, glyphs)]
+        table = stage_rows(step, self._piece, width, count, selected=self.choice)
+        found = candidates(step, count)
+        # The head of the table are three lines.
+        for index, each in enumerate(found):
+            if each.token in self.marked and table[3 + index]:
+                text, role = table[3 + index][0]
+                table[3 + index] = [(text[:1] + "+" + text[2:], role)]
+        rows += table
+        rows.append([(tail_words(step), "muted")])
+        rows.append([(" " + summary(step), "muted")])
+        rows += draw_rows(step, self._piece, width)
+        rows += self._note_rows()
+        return rows[:height]
+
+    def _note_rows(self) -> list[Row]:
+        chosen = self._chosen_token()
+        place = self._place
+        if self.note:
+            return [[(f" {self.note}", "accent")]]
+        if chosen is not None and place is not None:
+            ahead = self._ahead.get((self.strand.key, place, chosen))
+            if ahead is not None:
+                return [[(f' look ahead: "{token_text(self._piece(chosen))}{ahead}', "accent")]]
+        return []
+
+    def _chosen_token(self) -> int | None:
+        look = self._look()
+        found = candidates(look.step, self._candidate_count()) if look is not None else []
+        return found[min(self.choice, len(found) - 1)].token if found else None
+
+    # -- moving -------------------------------------------------------------------------------------------
+
+    def _go(self, position: int) -> None:
+        self.position, self.choice, self.note = position, 0, ""
+        self.marked = set()
+        look = self.edge.looks.look(self.strand, position)
+        if look is not None:
+            # The cursor begins at what was drawn.
+            found = candidates(look.step, 9)
+            self.choice = next((index for index, each in enumerate(found) if each.is_drawn), 0)
+
+    def action_move(self, by: int) -> None:
+        """To another token."""
+        start, end = self._range()
+        if end > start:
+            place = self._place if self._place is not None else end - 1
+            self._go(max(start, min(end - 1, place + by)))
+            self.frame()
+
+    def action_doubtful(self, by: int) -> None:
+        """To the next (or last) token that was less likely than one half."""
+        here = self._place if self._place is not None else -1
+        places = self._places()
+        ahead = [one for one in places if (one.position > here if by > 0 else one.position < here)]
+        for one in ahead if by > 0 else reversed(ahead):
+            if one.p is not None and one.p < DOUBT:
+                self._go(one.position)
+                self.frame()
+                return
+
+    def action_answer(self, by: int) -> None:
+        """To another answer of this branch."""
+        answers = answers_of(self._spans)
+        if not answers:
+            return
+        start, _ = answers[max(0, min(len(answers) - 1, self._number(answers) + by))]
+        self._go(start)
+        self.frame()
+
+    def action_choose(self, by: int) -> None:
+        """To another candidate."""
+        look = self._look()
+        count = len(candidates(look.step, self._candidate_count())) if look is not None else 0
+        if count:
+            self.choice = max(0, min(count - 1, self.choice + by))
+            self.note = ""
+            self.frame()
+
+    def action_pick(self, number: int) -> None:
+        """To the candidate of that number."""
+        self.choice = 0
+        self.action_choose(number - 1)
+
+    def action_view(self) -> None:
+        """The answer; the whole tape as text; the whole tape as a table."""
+        self.view = self._next_view
+        if self.view == "answer":
+            answers = answers_of(self._spans)
+            place = self._place
+            if place is None or not any(start <= place <= end for start, end in answers):
+                self.position = None
+        self.frame()
+
+    # -- steering -----------------------------------------------------------------------------------------
+
+    def _busy(self, what: str) -> bool:
+        """Says so where a turn is open."""
+        if self.edge.looks.can_ask(self.strand):
+            return False
+        self.note = f"{what} when the answer is over (esc stops it)"
+        self.frame()
+        return True
+
+    def action_put(self) -> None:
+        """Puts the chosen candidate here, in a branch, and lets the answer go on behind it."""
+        place, token, look = self._place, self._chosen_token(), self._look()
+        if place is None or token is None or look is None:
+            return
+        self._branch(place, token, look)
+
+    def action_branch(self) -> None:
+        """A branch from here in which this token is drawn anew."""
+        place = self._place
+        if place is not None:
+            self._branch(place, None, None)
+
+    def _branch(self, place: int, token: int | None, look: Look | None) -> None:
+        talk = self.edge.talk
+        # A running answer ends here; the branch is made once it has.
+        talk.worker.stop()
+
+        def made(strand: Strand) -> None:
+            if token is not None and look is not None:
+                strand.keep(with_token(look.step, token, talk.runtime.vocabulary))
+            talk.show(strand)
+            self._go(place)
+            if strand.chat.is_answer_open:
+                talk.send(None, strand)
+            self._drawn_for = None
+            self.frame()
+
+        talk.branch(place, token, made, why="put" if token is not None else "again")
+
+    def action_look_ahead(self) -> None:
+        """Runs the chosen candidate on, on a scratch fork, while the model is certain."""
+        place, token = self._place, self._chosen_token()
+        if place is None or token is None or self._busy("looks ahead"):
+            return
+        strand = self.strand
+        self.note = "looking ahead ..."
+        self.frame()
+
+        def done(found: tuple[str, int, float]) -> None:
+            text, count, p = found
+            words = f'{text}"  ({count} tokens were certain; then the best has p {share(p)})'
+            self._ahead[(strand.key, place, token)] = words
+            self.note = ""
+            self.frame()
+
+        self.edge.talk.worker.submit(partial(look_ahead, strand.chat, place, token), done, self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        self.note = f"! {error}"
+        self.frame()
+
+    def action_mark(self) -> None:
+        """Marks the chosen candidate for a start side by side."""
+        token = self._chosen_token()
+        if token is not None:
+            self.marked ^= {token}
+            self.frame()
+
+    def action_side_by_side(self) -> None:
+        """Starts the marked candidates (none marked: the first three) as branches that are decoded together."""
+        place, look = self._place, self._look()
+        if place is None or look is None or self._busy("starts branches"):
+            return
+        found = [each.token for each in candidates(look.step, self._candidate_count())]
+        tokens = [token for token in found if token in self.marked] or found[:3]
+        start_race(self.edge, place, tokens[:_MOST_SIDE_BY_SIDE], look.step)
+
+    def action_ask(self) -> None:
+        """Recomputes the token's distribution."""
+        place = self._place
+        if place is None or place < 1 or self._busy("asks the model"):
+            return
+        self.note = "asking ..."
+        self.frame()
+
+        def done() -> None:
+            self.note = ""
+            self.frame()
+
+        self.edge.looks.ask(self.strand, place, done, self._failed)
