@@ -16,7 +16,7 @@ from edgellm_tui.settings import Settings
 from edgellm_tui.token_text import mark, quoted, share, token_text
 from edgellm_tui.whatif import without
 from textual.pilot import Pilot
-from tui_harness import LARGE, SMALL, compare_screen, run, said, say, screen_text, settled, wait_until
+from tui_harness import LARGE, SMALL, compare_screen, run, said, say, screen_text, settled, shown, wait_until
 from tui_scripted import Draw, Gate, ScriptedRuntime, words
 
 import edgellm
@@ -238,8 +238,7 @@ def test_p_hides_the_panel_and_no_rows_are_made_for_it() -> None:
         assert "next token" not in screen_text(app) and app.panel.rows is before
         app.conversation.focus()
         await pilot.press("p")
-        await pilot.pause()
-        assert '" now"' in screen_text(app)
+        await shown(pilot, '" now"')
 
     run(play, [TRAM], settings=Settings(glyphs="box", show_distribution=True))
 

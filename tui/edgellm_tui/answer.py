@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.segment import Segment
 from textual.binding import Binding
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -75,20 +75,30 @@ class ConversationView(ScrollView, can_focus=True):
         look = self._look()
         if look is None:
             return
-        self._ends, self._lines = [], []
+        before, self._ends, self._lines = self._lines, [], []
         end = 0
-        for block in self.blocks:
+        changed: int | None = None
+        for index, block in enumerate(self.blocks):
             lines = block.lines(look)
+            if changed is None:
+                place = _first_difference(before[index] if index < len(before) else None, lines)
+                changed = None if place is None else end + place
             end += len(lines) + (1 if lines else 0)
             self._ends.append(end)
             self._lines.append(lines)
+        if changed is None and len(before) > len(self._lines):
+            changed = end
         size = Size(look.width, end)
         if size != self.virtual_size:
             self.virtual_size = size
             if follow:
                 # Forced: there is no scroll bar yet where the text has just outgrown the view.
                 self.scroll_end(animate=False, immediate=True, x_axis=False, force=True)
-        self.refresh()
+        if changed is not None:
+            # Only from the first line that differs: while text grows, that is its last one.
+            top = max(0, changed - self.scroll_offset.y)
+            if top < self.size.height:
+                self.refresh(Region(0, top, self.size.width, self.size.height - top))
 
     def _look(self) -> Look | None:
         width = self.size.width - 1
@@ -197,3 +207,15 @@ class ConversationView(ScrollView, can_focus=True):
             self.blocks[index].toggle()
             self.sync()
         self.refresh()
+
+
+def _first_difference(before: list[Strip] | None, now: list[Strip]) -> int | None:
+    """The first line that is another object than before; None where the lines are the same ones."""
+    if before is now:
+        return None
+    if before is None:
+        return 0
+    for index, (one, other) in enumerate(zip(before, now, strict=False)):
+        if one is not other:
+            return index
+    return min(len(before), len(now)) if len(before) != len(now) else None

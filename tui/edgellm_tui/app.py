@@ -163,7 +163,8 @@ class EdgeApp(App[int]):
         """Shows or hides it."""
         self.panel.display = not self.panel.display
         self.settings.show_distribution = bool(self.panel.display)
-        self._draw()
+        # What is shown now has no size before the next layout.
+        self.call_after_refresh(self._draw)
 
     @property
     def prompt(self) -> Prompt:
@@ -606,6 +607,9 @@ class EdgeApp(App[int]):
             yield SystemCommand(
                 f"Page: {info.title}", f"Show it ({info.key})", partial(self.action_page, name)
             )
+        yield SystemCommand(
+            "Distribution: show or hide", "Under or beside the chat (p)", self.action_toggle_panel
+        )
         yield SystemCommand("App: quit", "Stop, save and leave", self.action_quit)
         yield from super().get_system_commands(screen)
 

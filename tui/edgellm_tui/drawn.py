@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
@@ -89,18 +90,24 @@ class RowsPane(Widget):
         super().__init__(id=id, classes=classes)
         self.rows: list[Row] = []
         self._colours = _Colours()
+        self._base = Style()
 
     def set(self, rows: list[Row]) -> None:
         """Shows these rows."""
-        if rows != self.rows:
-            self.rows = rows
-            self.refresh()
+        before, self.rows = self.rows, rows
+        changed = [y for y, (one, other) in enumerate(zip_longest(before, rows)) if one != other]
+        if changed:
+            self.refresh(Region(0, changed[0], self.size.width, changed[-1] - changed[0] + 1))
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Some lines. The style of the widget is worked out once for all of them: it takes as long as a line."""
+        self._base = self.rich_style
+        return super().render_lines(crop)
 
     def render_line(self, y: int) -> Strip:
         """One line."""
-        base = self.rich_style
         row = self.rows[y] if y < len(self.rows) else []
-        return self._colours.strip(self, row, self.size.width, base)
+        return self._colours.strip(self, row, self.size.width, self._base)
 
 
 class RowsView(ScrollView, can_focus=True):

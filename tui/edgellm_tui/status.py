@@ -51,4 +51,5 @@ class Line(Static):
         """Shows a text."""
         if text != self.shown:
             self.shown = text
-            self.update(text)
+            # Its size stays: without `layout=False` every tick of a number would lay the whole screen out anew.
+            self.update(text, layout=False)
