@@ -34,6 +34,7 @@ PROMPT = "Tell me a very long story about a lighthouse, with every detail."
 KEYS = "ЖДЯЩЫЭЮЙЦЪ"
 ENDLESS = "top_k(40) | logit_bias({%s}) | top_p(0.95) | temperature(0.8) | dist(seed=7)"
 WARM_TOKENS = 500
+_SETTLE_S = 6.0
 
 
 def endless_chain(runtime: edgellm.Runtime) -> str:
@@ -52,6 +53,25 @@ def options_of(runtime: edgellm.Runtime, tokens: int) -> dict[str, Any]:
     }
 
 
+class Watch:
+    """Tokens a second of one answer, by the clock: from its first text to its end."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self.tok_s = 0.0
+        self.tokens = 0
+
+    def hear(self, event: edgellm.Event, at: float) -> None:
+        """Takes an event, with the time at which it came from the engine."""
+        if isinstance(event, edgellm.PrefillProgress | edgellm.TokenDrawn):
+            return
+        if self._first is None and isinstance(event, edgellm.TextDelta):
+            self._first = at
+        if isinstance(event, edgellm.TurnFinished) and self._first is not None:
+            self.tokens = event.usage.decode_tokens
+            self.tok_s = (self.tokens - 1) / (at - self._first)
+
+
 # -- the two children ---------------------------------------------------------------------------------------------
 
 
@@ -61,24 +81,30 @@ def headless_child(model: str, n_ctx: int, threads: int) -> None:
         print("ready", flush=True)
         for line in sys.stdin:
             with runtime.chat(**options_of(runtime, int(line))) as chat:
+                watch = Watch()
                 for event in chat.send(PROMPT):
-                    if isinstance(event, edgellm.TurnFinished):
-                        print(event.usage.decode_tok_s, flush=True)
+                    watch.hear(event, time.perf_counter())
+                print(watch.tok_s, flush=True)
 
 
 def app_child(model: str, n_ctx: int, threads: int, tokens: int, report: str) -> None:
     """The app; each finished turn becomes a line of the report."""
     from edgellm_tui.app import EdgeApp
     from edgellm_tui.settings import Settings
-    from edgellm_tui.worker import Ended
+    from edgellm_tui.worker import Ended, Heard
 
     class Watched(EdgeApp):
+        watch = Watch()
+
+        def _take(self, item: object) -> None:
+            if isinstance(item, Heard):
+                self.watch.hear(item.event, item.at)
+            super()._take(item)
+
         def _turn_over(self, item: Ended) -> None:
             super()._turn_over(item)
-            usage = self.talk.strands[item.key].turn_usage
-            values: dict[str, Any] = {"error": str(item.error or "")}
-            if usage is not None:
-                values |= {"tok_s": usage.decode_tok_s, "tokens": usage.decode_tokens}
+            values = {"error": str(item.error or ""), "tok_s": self.watch.tok_s, "tokens": self.watch.tokens}
+            self.watch = Watch()
             with open(report, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
 
@@ -114,7 +140,12 @@ class Headless:
 
     def __init__(self, args: argparse.Namespace, n_ctx: int) -> None:
         self._process = subprocess.Popen(
-            command("headless", args, n_ctx), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command("headless", args, n_ctx),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # As the app has one with its terminal: the scheduler shares a busy machine out by sessions.
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         self._process.stdout.readline()
@@ -295,6 +326,8 @@ def measure_speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             if index % 2:
                 others.append(script.tok_s(args.tokens))
             ours.append(answers.tok_s())
+            # The app saves the chat a few seconds after its answer.
+            time.sleep(_SETTLE_S)
             if not index % 2:
                 others.append(script.tok_s(args.tokens))
         for _ in range(args.key_rounds):
