@@ -272,13 +272,14 @@ class Agent:
         """Prefill and decode. True where the turn is over, false where calls wait for their tools."""
         session = self.conversation.session
         reused, prefilled, rebuilt = 0, session.prefilled_tokens, session.rebuilt_tokens
+        taken = session.snapshot_tokens
         started = time.perf_counter()
         is_on_tape = False
         try:
             is_resumed = step == 0 and not tail and self.conversation.is_answer_open
             plan = yield from self._plan(turn, tail, budget)
             reused = session.kv_length
-            for done, total in session.prefill(plan.entries):
+            for done, total in session.prefill(plan.entries, head=plan.head):
                 if done == total:
                     # It stays on the tape also where the reader leaves at this very event.
                     self.conversation.commit(plan)
@@ -328,7 +329,7 @@ class Agent:
         cost = Leg(
             prefill_tokens=session.prefilled_tokens - prefilled,
             removed_tokens=plan.removed_tokens + self.upkeep.taken().removed_tokens,
-            reused_tokens=reused,
+            reused_tokens=reused + session.snapshot_tokens - taken,
             decode_tokens=0,
             rebuilt_tokens=session.rebuilt_tokens - rebuilt,
             prefill_s=time.perf_counter() - started,

@@ -18,10 +18,11 @@ _NEW_S = 1.0
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[IO[bytes]]:
+def replacing(path: Path, *, is_synced: bool = True) -> Generator[IO[bytes]]:
     """A file to write to that takes the place of `path` when the block ends well: readers see the old one or the new.
 
-    What killed writers have left beside it is removed first. Raises OSError.
+    What killed writers have left beside it is removed first. `is_synced` False leaves it to the system when it gets
+    to the disk: a power cut may lose or damage it. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
@@ -32,7 +33,8 @@ def replacing(path: Path) -> Generator[IO[bytes]]:
             _lock(file.fileno())
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if is_synced:
+                os.fsync(file.fileno())
             if os.name == "posix":
                 os.replace(temporary, path)
         if os.name != "posix":  # an open file cannot be renamed there
@@ -40,7 +42,8 @@ def replacing(path: Path) -> Generator[IO[bytes]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if is_synced:
+        _sync_folder(path.parent)
 
 
 def _sweep(path: Path) -> None:

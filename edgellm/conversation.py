@@ -31,6 +31,7 @@ _ANSWER_KINDS = frozenset((SpanKind.TEXT, SpanKind.REASONING, SpanKind.TOOL_CALL
 class Plan:
     """New tokens for some messages. `prefix` is the generation prompt that the model's output continues.
 
+    The first `head` of the tokens are those of any chat with this system turn and these tools.
     `removed_tokens` were taken off the tape before them; `is_shifted`: by moving what stands behind in the memory.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     prefix: str
     removed_tokens: int = 0
     is_shifted: bool = False
+    head: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,20 @@ class Conversation:
                 removed = before - len(self.session.tape)
                 # A later rewind renders anew too: where the messages stand now is not told by the template.
                 self.starts = [min(start, len(self.session.tape)) for start in self.starts]
-        return Plan(tuple(entries), messages, _prefix_of(segments), removed, is_shifted)
+        head = 0 if self._is_begun or len(self.session.tape) else self._head_of(entries)
+        return Plan(tuple(entries), messages, _prefix_of(segments), removed, is_shifted, head)
+
+    def _head_of(self, entries: Sequence[tuple[int, SpanKind]]) -> int:
+        """How many tokens of a first prompt come before the first word of a real user."""
+        made_up = sum(message.role == "user" for message in self.preamble)
+        before = SpanKind.GLUE
+        for position, (_, kind) in enumerate(entries):
+            if kind == SpanKind.USER != before:
+                if not made_up:
+                    return position
+                made_up -= 1
+            before = kind
+        return 0
 
     def _excise(self) -> tuple[int, bool]:
         """Takes all reasoning off the tape: (tokens taken, whether the rest was moved instead of computed anew)."""

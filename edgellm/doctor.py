@@ -51,6 +51,9 @@ class DoctorReport:
     store_bytes: int = 0
     store_free_bytes: int = 0
     store_models: tuple[str, ...] = ()
+    prefixes: str = ""
+    prefix_count: int = 0
+    prefix_bytes: int = 0
     config: str = ""
     plugins: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -71,7 +74,7 @@ def examine() -> DoctorReport:
     versions = {"edgellm": _version("edgellm"), **{name: _version(name) for name in _PACKAGES}}
     _check_versions(versions, problems)
     found: dict[str, Any] = {}
-    for look in (_library, _cores, _store, _configuration, _plugins):
+    for look in (_library, _cores, _store, _prefixes, _configuration, _plugins):
         try:
             found |= look(problems)
         except EdgeError as error:
@@ -171,6 +174,23 @@ def _store(problems: list[Problem]) -> dict[str, Any]:
         "store_free_bytes": shutil.disk_usage(place).free,
         "store_models": tuple(model.name for model in models),
     }
+
+
+def _prefixes(problems: list[Problem]) -> dict[str, Any]:
+    from edgellm.engine.prefixes import PrefixStore
+
+    store = PrefixStore()
+    place = _first_existing(store.folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problems.append(
+            Problem(
+                f"The cache {store.folder} cannot be written: system turns are computed at each start.",
+                "Correct its permissions, or set EDGELLM_HOME.",
+                is_broken=False,
+            )
+        )
+    count, size = store.size()
+    return {"prefixes": str(store.folder), "prefix_count": count, "prefix_bytes": size}
 
 
 def _first_existing(path: Path) -> Path:

@@ -322,6 +322,8 @@ class LoadOptions:
     `swa_full` False keeps of sliding-window layers the window alone: less memory, and a rewind goes back to a
     checkpoint. `checkpoints` is how many of these a chat keeps where memory cannot be cut (sliding windows,
     recurrent and hybrid models), `checkpoint_mb` how many megabytes they take for all chats together.
+    `prefix_cache_mb`: how many megabytes of computed system prompts and tools are kept on disk; 0 keeps
+    none, and EDGELLM_PREFIX_CACHE=off neither.
     """
 
     n_ctx: int = 0
@@ -348,6 +350,7 @@ class LoadOptions:
     swa_full: bool = True
     checkpoints: int = 8
     checkpoint_mb: int = 256
+    prefix_cache_mb: int = 512
     lora: tuple[LoraAdapter, ...] = field(default_factory=tuple)
     check_tensors: bool = False
     fit: Literal["auto", "off"] = "auto"

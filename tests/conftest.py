@@ -12,6 +12,8 @@ from hypothesis import settings
 from scale import SCALE
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Models of a module outlive a test, and what one test left on disk would change the token counts of the next.
+os.environ["EDGELLM_PREFIX_CACHE"] = "off"
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -103,6 +103,12 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         "--kv-type", metavar="TYPE", type=text("the type"), help="type of the KV cache: f16, q8_0, q4_0 ..."
     )
     group.add_argument(
+        "--prefix-cache",
+        metavar="MB",
+        type=whole_number(0),
+        help="disk space for computed system prompts and tools; 0 keeps none",
+    )
+    group.add_argument(
         "--fit",
         choices=("auto", "off"),
         help="off: load without looking whether it fits into memory (`edgellm plan`)",

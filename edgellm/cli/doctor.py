@@ -27,6 +27,9 @@ def configure(parser: ArgumentParser) -> None:
     """Options of `edgellm doctor`."""
     parser.epilog = _EXAMPLES
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--clear-prefixes", action="store_true", help="remove the computed system turns and tools, and leave"
+    )
     parser.set_defaults(handler=run)
 
 
@@ -34,12 +37,30 @@ def run(args: Namespace) -> int:
     """Prints the report; 1 where something is broken."""
     from edgellm.doctor import examine
 
+    if args.clear_prefixes:
+        return _clear_prefixes()
     report = examine()
     if args.json:
         print(json.dumps(report.to_dict(), indent=1))
     else:
         _print(report)
     return 0 if report.is_well else ERROR
+
+
+def _clear_prefixes() -> int:
+    import sqlite3
+
+    from edgellm.engine.prefixes import PrefixStore
+    from edgellm.errors import ConfigError
+
+    store = PrefixStore()
+    try:
+        print(f"{megabytes(store.clear())} removed from {one_line(str(store.folder), 2000)}.")
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(
+            f"{store.folder} cannot be cleared: {error}.", hint="Remove the folder by hand."
+        ) from error
+    return 0
 
 
 def _print(report: DoctorReport) -> None:
@@ -72,6 +93,7 @@ def _print(report: DoctorReport) -> None:
             f"{report.store}, {megabytes(report.store_bytes)}, {megabytes(report.store_free_bytes)} free",
         ),
         ("models", ", ".join(report.store_models) or "none: edgellm models pull smollm2-135m"),
+        ("prefixes", f"{report.prefixes}, {report.prefix_count} kept, {megabytes(report.prefix_bytes)}"),
         ("config", report.config),
         ("plugins", ", ".join(report.plugins) or "none"),
         ("packages", others),

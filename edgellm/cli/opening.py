@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from edgellm.toolbox.toolset import Toolset
 
 DEFAULT_TOOLS = ("calculator", "clock")
-_LOADING = {"ctx": "n_ctx", "threads": "threads", "gpu_layers": "n_gpu_layers", "fit": "fit"}
+_LOADING = {
+    "ctx": "n_ctx",
+    "threads": "threads",
+    "gpu_layers": "n_gpu_layers",
+    "fit": "fit",
+    "prefix_cache": "prefix_cache_mb",
+}
 
 
 def open_runtime(args: Namespace) -> Runtime:

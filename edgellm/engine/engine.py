@@ -6,6 +6,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from edgellm.engine.prefixes import Prefixes, PrefixStore, prefix_limit_bytes
 from edgellm.engine.session import Session
 from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, EdgeError
 from edgellm.native.context import Context, DecodeStatus, settled
@@ -49,6 +50,8 @@ class Engine:
         self._running: tuple[Session, ...] = ()
         self._served: tuple[Session, ...] = ()
         self._kept: tuple[Memory, ...] = ()
+        limit = prefix_limit_bytes(options)
+        self.prefixes = Prefixes(PrefixStore(limit), model, options) if limit > 0 else None
 
     # -- sessions ---------------------------------------------------------------------------------
 

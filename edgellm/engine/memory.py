@@ -9,7 +9,7 @@ from edgellm.engine.checkpoints import Checkpoint, Checkpoints
 from edgellm.errors import ContextFull, SessionError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Sequence
 
     from edgellm.engine.engine import Engine
     from edgellm.engine.tape import Tape
@@ -33,6 +33,7 @@ class Memory:
         self.is_unsure = False
         self.prefilled_tokens = 0
         self.rebuilt_tokens = 0
+        self.snapshot_tokens = 0
         self._rebuild_until = 0
         self._parked: bytes | None = None
         self.checkpoints = Checkpoints(engine.options.checkpoints)
@@ -254,6 +255,28 @@ class Memory:
             self._parked = state
         else:
             self.forget()
+
+    def begin_with(self, tokens: Sequence[int]) -> bool:
+        """Takes the state behind the first tokens of the tape from disk, where it was kept; nothing is held yet."""
+        prefixes = self.engine.prefixes
+        state = prefixes.get(tokens) if prefixes is not None else None
+        if state is None:
+            return False
+        self.load(len(tokens), state)
+        self.own_seq()
+        if not self.length:
+            # Nothing of this tape was ever held: computing it is no rebuilding.
+            self._rebuild_until = 0
+            return False
+        self.snapshot_tokens += len(tokens)
+        self.keep()
+        return True
+
+    def keep_beginning(self) -> None:
+        """Puts on disk what it holds, for other chats that begin with the same tokens."""
+        if self.engine.prefixes is not None:
+            self.engine.prefixes.put(self.tape.tokens[: self.length], self.state())
+            self.keep()
 
     def take_checkpoints(self, points: Iterable[tuple[int, bytes]]) -> None:
         """Has saved checkpoints, (length, partial state): no longer than what it holds itself."""

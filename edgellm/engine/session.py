@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.engine.drawing import Drawing
 from edgellm.engine.memory import Memory
+from edgellm.engine.prefixes import MIN_TOKENS
 from edgellm.engine.tape import Tape
 from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError
 from edgellm.types import SpanKind, Step
@@ -61,6 +62,11 @@ class Session:
     def rebuilt_tokens(self) -> int:
         """How many tokens were computed again, because the memory of them was lost."""
         return self.memory.rebuilt_tokens
+
+    @property
+    def snapshot_tokens(self) -> int:
+        """How many tokens were taken from disk instead of being computed."""
+        return self.memory.snapshot_tokens
 
     @property
     def has_logits(self) -> bool:
@@ -132,9 +138,11 @@ class Session:
 
     # -- prefill ---------------------------------------------------------------------------------------
 
-    def prefill(self, entries: Sequence[tuple[int, SpanKind]]) -> Iterator[tuple[int, int]]:
+    def prefill(self, entries: Sequence[tuple[int, SpanKind]], *, head: int = 0) -> Iterator[tuple[int, int]]:
         """Adds (token, kind) pairs to the tape and computes them; yields (done, total) after each chunk.
 
+        The first `head` entries of an empty tape, where other chats begin with them too, are taken from disk, or
+        kept there once they are computed: `snapshot_tokens` counts what was taken.
         Closing the iterator early, a cancel, or a failure leaves tape and memory as before; when the last chunk
         is done, it is too late for that. Raises ContextFull, Cancelled, SamplerError, DecodeError.
         """
@@ -152,12 +160,17 @@ class Session:
         self._logits = logits_before if not entries else None
         is_complete = False
         try:
+            is_kept = length_before > 0 or head < MIN_TOKENS or self._begin(head)
             start, total = self.memory.length, len(self.tape) - self.memory.length
             if total == 0:
                 self.drawing.tell_prompt(length_before)
             while self.memory.length < len(self.tape):
                 with self.engine.in_use():
-                    self._decode_chunk(min(PREFILL_CHUNK, self.engine.context.n_batch))
+                    # A batch ends with the head also where it is not kept: the same batches, the same text.
+                    limit = head if head >= MIN_TOKENS and self.memory.length < head else None
+                    self._decode_chunk(min(PREFILL_CHUNK, self.engine.context.n_batch), limit)
+                    if not is_kept and self.memory.length == head:
+                        self.memory.keep_beginning()
                 if self.memory.length == len(self.tape):
                     self.drawing.tell_prompt(length_before)
                     is_complete = True
@@ -174,9 +187,14 @@ class Session:
                 self.memory.cut(kv_before)
                 self._logits = logits_before if self.memory.length == length_before else None
 
-    def extend(self, entries: Sequence[tuple[int, SpanKind]]) -> None:
+    def _begin(self, head: int) -> bool:
+        """Takes the head of an empty memory from disk; false where it is to be computed, and kept."""
+        with self.engine.in_use():
+            return self.memory.begin_with(self.tape.tokens[:head])
+
+    def extend(self, entries: Sequence[tuple[int, SpanKind]], *, head: int = 0) -> None:
         """`prefill` without progress."""
-        for _ in self.prefill(entries):
+        for _ in self.prefill(entries, head=head):
             pass
 
     def _decode_chunk(self, size: int, limit: int | None = None) -> None:

@@ -173,7 +173,8 @@ class Guided:
             entries, _ = self._split(f"{head}\nRequests for this tool:\n{lines}", "Hello!")
             session = self._engine.session(self._make_chain("greedy"))
             try:
-                session.extend(entries)
+                # All but the last token, which each scoring decodes again.
+                session.extend(entries, head=len(entries) - 1)
             except BaseException:
                 session.close()
                 raise
