@@ -153,6 +153,38 @@ def test_edited_arguments_are_checked_in_place_and_sent_on() -> None:
     run(play, runtime=runtime)
 
 
+def test_an_escape_leaves_the_field_and_the_app_s_own_keys_rest() -> None:
+    runtime = scripted()
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        modal = await asked(app, pilot)
+        await pilot.press("e")
+        await wait_until(pilot, lambda: modal.query("#edit"))
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: not modal.query("#edit"))
+        await pilot.press("f2", "ctrl+o", "ctrl+n", "ctrl+p")
+        await pilot.pause()
+        assert app.screen is modal and modal.question.is_open and app.page is None
+        app.worker.clock.advance(1.0)  # type: ignore[attr-defined]
+        await pilot.press("a")
+        await settled(pilot)
+        assert decisions(runtime) == ["once"]
+
+    run(play, runtime=runtime)
+
+
+def test_leaving_the_app_is_a_no() -> None:
+    runtime = scripted()
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await asked(app, pilot)
+        await pilot.press("ctrl+q")
+        await wait_until(pilot, lambda: decisions(runtime))
+        assert decisions(runtime) == ["deny"]
+
+    run(play, runtime=runtime)
+
+
 def test_a_no_with_a_reason_is_passed_on() -> None:
     runtime = scripted()
 

@@ -328,7 +328,7 @@ def test_the_palette_names_what_the_app_does() -> None:
         await pilot.press(*"export")
         await shown(pilot, "Chat: export as Markdown")
         await pilot.press("escape")
-        await pilot.pause()
+        await wait_until(pilot, lambda: not app.screen.is_modal)
 
     run(play)
 

@@ -162,6 +162,12 @@ def test_from_the_first_start_to_a_chat_that_goes_on(screen: Screen) -> None:
     time.sleep(1.0)
     assert screen.text == still
 
+    # Back to earlier tokens: the panel shows how each was drawn.
+    screen.keys("Tab", "Tab", "Left", "Left", "Left")
+    scrubbed = screen.wait(lambda text: re.search(r"token \d+ of \d+", text))
+    assert re.search(r"raw \.\d\d\d", scrubbed), scrubbed
+    screen.keys("Escape")
+
     # It is kept, and goes on after a restart without computing the old turns again.
     before = used(still)
     screen.keys("C-q")

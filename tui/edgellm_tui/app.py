@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _SLOWEST_S, _FASTEST_S = 0.5, 0.1
 _SAVE_AFTER_S = 3.0
+_RESTING = ("stop", "page", "copy_answer", "search", "new_chat", "toggle_panel", "command_palette")
 # How much of a long answer is lost at most where the machine goes dark in the middle of it.
 _KEEP_EACH_S = 10.0
 
@@ -130,6 +131,8 @@ class EdgeApp(App[int]):
         self._frame_cost = 0.0
         self._waiting: list[str] = []
         self._questions: list[Question] = []
+        # What has to be said as soon as there is a chat to say it in.
+        self.news: list[str] = []
         # The message of the chat that the prompt is about to replace.
         self.editing: int | None = None
         self._is_leaving = False
@@ -194,8 +197,7 @@ class EdgeApp(App[int]):
         self.talk.open_model(model, self._on_model_ready, self._model_missing)
 
     def _on_model_ready(self) -> None:
-        for failure in self.talk.failures:
-            self.talk.current.note(failure)
+        self.news += self.talk.failures
         saved, self._resumes = self._resumes, None
         if saved is not None:
             self.talk.open_saved(saved)
@@ -342,6 +344,10 @@ class EdgeApp(App[int]):
 
     def strand_changed(self) -> None:
         """Another branch is current."""
+        if self.talk.is_ready:
+            for text in self.news:
+                self.talk.current.note(text, is_error=True)
+            self.news.clear()
         self.conversation.show(self.talk.current.blocks)
         self._draw()
         self._send_waiting()
@@ -431,6 +437,13 @@ class EdgeApp(App[int]):
     def on_prompt_offered(self, message: Prompt.Offered) -> None:
         """Shows what tab may complete to."""
         self.query_one("#hint", Line).set(" " + "  ".join(message.choices[:12]))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The app's own keys rest while a question or the palette is in front of everything, but for quit."""
+        is_covered = bool(self._screen_stack) and self.screen.is_modal
+        if is_covered and action in _RESTING:
+            return False
+        return super().check_action(action, parameters)
 
     # -- keys ---------------------------------------------------------------------------------------------
 
@@ -623,7 +636,7 @@ def run_app(model: str = "") -> int:
         settings, problem = Settings(), error
     app = EdgeApp(model, settings=settings, history=History.of_user())
     if problem is not None:
-        app.talk.current.note(str(problem), is_error=True)
+        app.news.append(str(problem))
     return app.run() or 0
 
 

@@ -51,7 +51,6 @@ class CardBlock(Block):
     def finish(self, result: ToolResult) -> None:
         """The tool has ended, or did not run: a call that was denied stays so."""
         if self.state == "DENIED":
-            self.set(result=result.text)
             return
         self.set(state="OK" if result.is_ok else "FAILED", result=result.text, duration_s=result.duration_s)
 

@@ -192,6 +192,11 @@ class Strand:
             case edgellm.ContextEvicted():
                 self._close_open()
                 self.note(str(event))
+            case edgellm.ContextEvicted():
+                self._close_open()
+                self.note(str(event))
+            case edgellm.HistoryRewritten(policy, removed):
+                self.note(f"{removed} tokens of earlier reasoning were taken off the tape ({policy})")
             case edgellm.TurnFinished(_, reason, usage):
                 self.finish_reason = reason
                 self.turn_usage = usage
@@ -296,7 +301,9 @@ class Strand:
             self.first_token_s = at - self.started
         self.state = "DECODE"
         self.turn_tokens += 1
-        self._times.append(at)
+        if not step.is_forced:
+            # Forced tokens come in one batch: they say nothing of the speed.
+            self._times.append(at)
         if self.turn_tokens % _RATE_EVERY == 0:
             self.rates.append(self.tok_s)
         self.keep(step)
