@@ -60,8 +60,9 @@ def decisions(runtime: ScriptedRuntime) -> list[str]:
     return [answer.decision for answer in runtime.approvals]
 
 
+@pytest.mark.parametrize("no_color", [False, True])
 @pytest.mark.parametrize(("size", "name"), [(SMALL, "80x24"), (LARGE, "200x50")])
-def test_the_question_is_drawn_whole(size: tuple[int, int], name: str) -> None:
+def test_the_question_is_drawn_whole(size: tuple[int, int], name: str, no_color: bool) -> None:
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         app.worker.approval_timeout_s = 90.0
         modal = await asked(app, pilot)
@@ -74,7 +75,7 @@ def test_the_question_is_drawn_whole(size: tuple[int, int], name: str) -> None:
         await pilot.press("r")
         await settled(pilot)
 
-    run(play, runtime=scripted(), size=size)
+    run(play, runtime=scripted(), size=size, no_color=no_color)
 
 
 @pytest.mark.parametrize(

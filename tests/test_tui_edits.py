@@ -128,6 +128,32 @@ def test_messages_that_wait_come_back_to_the_prompt_when_the_answer_is_stopped()
     run(play, [[*words("1 2"), Gate()]])
 
 
+def test_keys_in_the_conversation_act_on_the_chosen_block() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        await say(pilot, "two")
+        await shown(pilot, "II")
+        await pilot.press("escape")
+        await settled(pilot)
+        app.conversation.focus()
+        await pilot.press("[", "[", "[", "[", "[")
+        assert screen_text(app).splitlines()[1] == "> one"
+        await pilot.press("c")
+        await shown(pilot, "copied 3 characters")
+        await pilot.press("e")
+        assert app.prompt.text == "one" and app.editing == 0
+        await pilot.press("escape")
+        app.conversation.focus()
+        await pilot.press("k")
+        await shown(pilot, "II and more")
+        await settled(pilot)
+        app.conversation.focus()
+        await pilot.press("k")
+        await shown(pilot, "The last answer is complete.")
+
+    run(play, [words("I"), [*words("II"), Gate()], words(" and more")])
+
+
 def test_rewind_goes_back_and_says_how_far_it_can() -> None:
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         for text in ("one", "two"):

@@ -157,6 +157,25 @@ def test_chats_are_found_renamed_and_deleted_only_when_asked_twice() -> None:
     run(play, [words("With grease."), words("With salt.")])
 
 
+def test_escape_gives_up_a_search_or_a_title_before_it_leaves_the_page() -> None:
+    sessions = Sessions()
+    branch = SavedBranch(0, "main", (edgellm.Message("user", "hello"),), is_current=True)
+    sessions.record("abc", title="hello", model="scripted-1b", branches=[branch], tokens=1)
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "/chats absent")
+        await shown(pilot, "no chats with these words")
+        await pilot.press("escape")
+        await shown(pilot, "1 chats")
+        await pilot.press("r", "x", "escape")
+        await pilot.pause()
+        assert Sessions().list()[0].title == "hello" and app.page is not None
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: app.page is None)
+
+    run(play)
+
+
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 def test_the_page_of_chats_is_drawn(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgellm_tui.chats.when", lambda _stamp: "12:04")

@@ -150,6 +150,18 @@ class ChatsPage(PageView):
             self.refill()
         self._list.focus()
 
+    def leave(self) -> bool:
+        """Esc: gives up the renaming, the search, or the deletion. False: there was none."""
+        field = self.query_one("#words", Input)
+        if not (self._renames or self._doomed or field.value or field.has_focus):
+            return False
+        self._renames = self._doomed = ""
+        field.value = ""
+        field.placeholder = "/ search in titles and texts"
+        self._list.focus()
+        self.refill()
+        return True
+
     def action_search(self) -> None:
         """To the search field."""
         self.query_one("#words", Input).focus()
