@@ -186,7 +186,7 @@ class Conversation:
         self, messages: Sequence[Message], specs: Sequence[ToolSpec], *, has_preamble: bool = True
     ) -> tuple[Segment, ...]:
         known = [*self._system_messages(specs), *(self.preamble if has_preamble else ()), *messages]
-        inputs = self.format.template_inputs(specs) if specs else {}
+        inputs = self.format.template_inputs(specs)
         tools = specs if self.format.template_takes_tools else ()
         return self.template.render(self.format.to_template(known), tools=tools, **inputs)
 

@@ -143,3 +143,27 @@ def test_choice_by_name() -> None:
     assert choose_format("<think>").is_thinking
     with pytest.raises(ConfigError, match=r"'hermse' is unknown\. Known formats: .*generic, .*hermes"):
         choose_format(KNOWS_TOOLS, override="hermse")
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        ("<|tool_sep{{ ':opensource' }}><tool_sep>", "<tool_call:opensource>"),
+        ("{{ '｜DSML｜' }}<function_calls>", "<｜DSML｜function_calls>"),
+        ("{{ '｜DSML｜' }}<tool_calls><function_calls>", "<｜DSML｜tool_calls>"),
+        ("a model called xLAM", '[{"name": "now"'),
+    ],
+)
+def test_calls_are_written_in_the_templates_own_spelling(source: str, written: str) -> None:
+    wire_format = choose_format(source)
+    assert written in wire_format.render_call(ToolCall("", "now", {}))
+
+
+def test_firefunction_can_be_asked_without_tools() -> None:
+    inputs = choose_format("functools[{{ functions }}").template_inputs(())
+    assert inputs["functions"] == ""
+
+
+def test_other_names_of_formats() -> None:
+    assert choose_format("", (), "muse").id == "muse-glimmer"
+    assert choose_format("", (), "hammer").id == "xlam"

@@ -388,3 +388,22 @@ def test_long_output_takes_linear_time(output: str, shown: int) -> None:
         parser.feed(char)
     parser.finish()
     assert len(parser.text + parser.reasoning) == shown
+
+
+def test_plain_text_that_spells_a_control_token_is_text() -> None:
+    """Where the vocabulary has a mark as one control token, only that token is the mark."""
+    call = '{"name": "f", "arguments": {}}'
+    marks = {"<tool_call>", "</tool_call>"}
+    spelled = OutputParser(PLAIN, control_marks=marks)
+    for piece in ("I write <tool", "_call>", call, "</tool_call> now."):
+        spelled.feed(piece)
+    spelled.finish()
+    assert spelled.text == f"I write <tool_call>{call}</tool_call> now."
+    assert spelled.calls == ()
+    drawn = OutputParser(PLAIN, control_marks=marks)
+    drawn.feed("I call ")
+    drawn.feed("<tool_call>", is_control=True)
+    drawn.feed(call)
+    drawn.feed("</tool_call>", is_control=True)
+    drawn.finish()
+    assert (drawn.text, [found.name for found in drawn.calls]) == ("I call ", ["f"])

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgellm.chat.formats import FORMATS, WireFormat
+from edgellm.chat.formats.tagged_families import DEEPSEEK_DSML_32, HUNYUAN_OPEN
 from edgellm.events import ToolCallReady, ToolCallStarted
 from edgellm.types import ToolCall, ToolSpec
 
@@ -50,7 +51,8 @@ ARGUMENTS = st.fixed_dictionaries(
         "place": st.fixed_dictionaries({"lat": st.sampled_from([1, -2.5])}, optional={"name": WORDS}),
     },
 )
-ALL = pytest.mark.parametrize("wire_format", list(FORMATS.values()), ids=list(FORMATS))
+SPELLED = {"deepseek-dsml of V3.2": DEEPSEEK_DSML_32, "hunyuan of the open weights": HUNYUAN_OPEN}
+ALL = pytest.mark.parametrize("wire_format", [*FORMATS.values(), *SPELLED.values()], ids=[*FORMATS, *SPELLED])
 # These write one call a message.
 SINGLE = ("harmony", "muse-glimmer", "gigachat3", "gigachat3.1", "granite-20b-fc")
 PLAIN = {

@@ -42,7 +42,7 @@ class SmolLM3Python(PythonCalls):
     """SmolLM3's template has a place of its own for tools that are called in Python."""
 
     def template_inputs(self, tools: Sequence[ToolSpec]) -> Mapping[str, Any]:
-        return {"python_tools": [tool.to_openai()["function"] for tool in tools]}
+        return {"python_tools": [tool.to_openai()["function"] for tool in tools]} if tools else {}
 
 
 SMOLLM3_PYTHON = SmolLM3Python(

@@ -82,7 +82,7 @@ class FireFunction(JsonCalls):
     def template_inputs(self, tools: Sequence[ToolSpec]) -> Mapping[str, Any]:
         functions = [tool.to_openai()["function"] for tool in tools]
         return {
-            "functions": json.dumps(functions, ensure_ascii=False, indent=4),
+            "functions": json.dumps(functions, ensure_ascii=False, indent=4) if functions else "",
             "datetime": time.strftime("%b %d %Y %H:%M:%S GMT", time.gmtime()),
         }
 

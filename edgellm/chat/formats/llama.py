@@ -68,7 +68,7 @@ class LlamaBuiltin(PythonCalls):
         return (yield from is_method_next(source))
 
     def template_inputs(self, tools: Sequence[ToolSpec]) -> Mapping[str, Any]:
-        return {"builtin_tools": [tool.name for tool in tools]}
+        return {"builtin_tools": [tool.name for tool in tools]} if tools else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -230,7 +230,7 @@ class WireFormat(ABC):
         return None
 
     def template_inputs(self, tools: Sequence[ToolSpec]) -> Mapping[str, Any]:
-        """Variables by other names than `tools` that the template wants the tools in."""
+        """Variables by other names than `tools` that the template wants the tools in; also asked without tools."""
         return {}
 
     def call_id(self, index: int, name: str) -> str:
