@@ -226,6 +226,8 @@ def _tagged(parts: _Parts) -> WireFormat | None:
     head, call_end = found["head"], rest[size:]
     section = parts.opening.strip()
     mark = section or head.strip()
+    if not mark:
+        return None
     inner = head if section else ""
     return TaggedCalls(
         id="derived-tagged",
