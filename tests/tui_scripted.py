@@ -149,6 +149,7 @@ class ScriptedRuntime:
         self.specs = {spec.name: spec for spec in specs}
         self.name = name
         self.n_ctx = n_ctx
+        self.threads = 2
         self.vocabulary = Vocabulary()
         self.options = edgellm.LoadOptions(threads=2)
         self.entry = None
@@ -230,6 +231,10 @@ class ScriptedChat:
             else:
                 found.append(Span(kind, index, index + 1))
         return found
+
+    def ledger(self) -> edgellm.Ledger:
+        entries = [edgellm.LedgerEntry(span.kind.value, span.end - span.start) for span in self.spans]
+        return edgellm.Ledger(self.runtime.n_ctx, tuple(entries), 50.0)
 
     @property
     def is_answer_open(self) -> bool:

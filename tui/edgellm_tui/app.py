@@ -29,6 +29,7 @@ from edgellm_tui.clipboard import copy_text
 from edgellm_tui.commands import COMMANDS, obey
 from edgellm_tui.export import KINDS
 from edgellm_tui.footer import KeyInfo, foot_line, keys_of
+from edgellm_tui.look import fitting_theme
 from edgellm_tui.looks import Looks
 from edgellm_tui.model_page import ModelPage
 from edgellm_tui.pages import PAGES, PageView
@@ -178,10 +179,7 @@ class EdgeApp(App[int]):
         """Starts the engine's side; the model is loaded while the user may already type."""
         self._ui_loop = asyncio.get_running_loop()
         self._ui_context = contextvars.copy_context()
-        if self.settings.theme:
-            self.theme = self.settings.theme
-        elif os.environ.get("TERM") == "linux":
-            self.theme = "textual-ansi" if "textual-ansi" in self.available_themes else self.theme
+        self.settings_changed()
         self.app_log.attach()
         self._show_keys()
         self.panel.display = self.settings.show_distribution
@@ -456,6 +454,15 @@ class EdgeApp(App[int]):
             else foot_line(page, everywhere, self.settings.keys, self.size.width)
         )
         self.query_one("#keys", Line).set(line)
+
+    def settings_changed(self) -> None:
+        """Takes over theme and keys; what else is set counts from the next chat or start on."""
+        theme = self.settings.theme or fitting_theme(self.available_themes)
+        if theme in self.available_themes:
+            self.theme = theme
+        self.set_keymap(self.settings.keys)
+        self.prompt.set_keys(self.settings.keys)
+        self._show_keys()
 
     def on_resize(self) -> None:
         """As many keys as fit are listed."""

@@ -111,6 +111,12 @@ def keys_around(widget: Widget | None, app_class: type[object]) -> list[KeyInfo]
     return found
 
 
+def _place(page: str) -> tuple[int, str]:
+    """Where a page stands among others: by the number of its F key, those with another key last."""
+    number = PAGES[page].key[1:]
+    return (int(number) if number.isdigit() else 99, page)
+
+
 def fitted(keys: Iterable[tuple[str, str]], ends: Iterable[tuple[str, str]], width: int) -> str:
     """As many `key word` pairs as fit in a line, the first ones first; `ends` always stand at its end."""
     end = "".join(f"  {key} {word}" for key, word in ends)
@@ -131,7 +137,7 @@ def foot_line(
     for owner in type(page).__mro__ if page is not None else ():
         if issubclass(owner, PageView):
             own += keys_of(owner)
-    pages = [f"app.{name}" for name in ("palette", "chat", *sorted(PAGES, key=lambda name: PAGES[name].key))]
+    pages = [f"app.{name}" for name in ("palette", "chat", *sorted(PAGES, key=_place))]
     ends = ("app.help", "app.quit")
     rank = {id: at for at, id in enumerate(pages)}
     others = sorted(everywhere, key=lambda info: rank.get(info.id, len(rank)))

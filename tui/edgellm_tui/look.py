@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from textual.strip import Strip
 from edgellm_tui.glyphs import BOX, Glyphs
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from rich.console import Console, RenderableType
     from textual.app import App
 
@@ -60,6 +63,13 @@ class Look:
         lead = [Segment(" " * indent)] if indent else []
         lines = self.console.render_lines(renderable, options, pad=False)
         return [Strip([*lead, *line]) for line in lines]
+
+
+def fitting_theme(themes: Container[str]) -> str:
+    """The theme for this terminal: its own 16 colours on a Linux console and where it promises no more than those."""
+    term, colours = os.environ.get("TERM", ""), os.environ.get("COLORTERM", "")
+    is_plain = term in ("linux", "vt100", "vt220", "xterm", "ansi") and colours not in ("truecolor", "24bit")
+    return "ansi-dark" if is_plain and "ansi-dark" in themes else "textual-dark"
 
 
 def palette_of(app: App[object]) -> Palette:

@@ -63,11 +63,16 @@ class Prompt(TextArea):
         self.highlight_cursor_line = False
         self.commands = list(commands)
         self.earlier = history or History()
+        self._actions: dict[str, Callable[[], None]] = {}
+        self.set_keys(keys or {})
+
+    def set_keys(self, keys: Mapping[str, str]) -> None:
+        """Takes over the user's keys, by the ids of PROMPT_KEYS."""
         named = {"send": self.action_send, "newline": self.action_newline, "complete": self.action_complete}
-        self._actions: dict[str, Callable[[], None]] = {
+        self._actions = {
             key.strip(): action
             for name, action in named.items()
-            for key in (keys or {}).get(f"prompt.{name}", PROMPT_KEYS[f"prompt.{name}"]).split(",")
+            for key in keys.get(f"prompt.{name}", PROMPT_KEYS[f"prompt.{name}"]).split(",")
         }
 
     def action_send(self) -> None:

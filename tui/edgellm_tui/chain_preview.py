@@ -1,0 +1,103 @@
+"""What a changed chain would have done with a token that is there: two drawings of it side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import set_cell_size
+
+from edgellm_tui.tokenizer_page import piece_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgellm import Distribution, Rows, Step
+    from edgellm_tui.glyphs import Glyphs
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRow:
+    """One candidate: its raw probability, what is left of it now and with the draft; "" or the stage that cut it."""
+
+    token: int
+    raw: float | None
+    now: float | None
+    draft: float | None
+    cut_now: str
+    cut_draft: str
+
+
+def preview_rows(now: Step, draft: Step, count: int) -> list[PreviewRow]:
+    """The candidates that either drawing leaves the most probability, then those that only one of them cuts."""
+    before, after = now.distribution, draft.distribution
+    if before is None or after is None:
+        return []
+    tables = [_probs(before.raw), _probs(before.final), _probs(after.final)]
+    raw, first, second = tables
+    drawn = {now.token: None, draft.token: None}
+    order = sorted(
+        raw.keys() | first.keys() | second.keys(),
+        key=lambda token: (-max(first.get(token, 0.0), second.get(token, 0.0)), -raw.get(token, 0.0), token),
+    )
+    chosen = dict.fromkeys([*order[: max(0, count - len(drawn))], *drawn, *order])
+    kept = sorted(list(chosen)[:count], key=order.index) if set(drawn) <= set(order) else list(chosen)[:count]
+    return [
+        PreviewRow(
+            token,
+            raw.get(token),
+            first.get(token),
+            second.get(token),
+            "" if token in first else cut_by(before, token),
+            "" if token in second else cut_by(after, token),
+        )
+        for token in kept
+    ]
+
+
+def _probs(rows: Rows) -> dict[int, float]:
+    return {int(token): float(p) for token, p in zip(rows.ids, rows.probs, strict=True)}
+
+
+def cut_by(distribution: Distribution, token: int) -> str:
+    """The stage behind which a token is not there any more; "" where too few rows were kept to tell."""
+    for rows in distribution.stages:
+        if token not in rows.ids.tolist() and rows.n_left <= len(rows.ids):
+            return rows.stage.partition("(")[0]
+    return ""
+
+
+def preview_text(
+    now: Step, draft: Step, piece: Callable[[int], bytes], glyphs: Glyphs, width: int, height: int
+) -> str:
+    """Both drawings as lines of at most `width` cells."""
+    before, after = now.distribution, draft.distribution
+    if before is None or after is None:
+        return "This token was not drawn: nothing to compare."
+    bar = max(4, min(24, (width - 62) // 2 + 8))
+    lines = [f"    {'token':<16} {'raw':>5}  {set_cell_size('now', bar + 11)}  with the draft"]
+    for row in preview_rows(now, draft, max(3, height - 4)):
+        mark = ("=" if row.token == now.token else " ") + (">" if row.token == draft.token else " ")
+        raw = f"{row.raw:.3f}" if row.raw is not None else "    -"
+        left = _cell(row.now, row.cut_now, bar, glyphs)
+        right = _cell(row.draft, row.cut_draft, bar, glyphs)
+        name = set_cell_size(piece_text(piece(row.token)), 16)
+        lines.append(f" {mark} {name} {raw}  {set_cell_size(left, bar + 11)}  {right}".rstrip())
+    lines += [
+        f"    kept {before.final.n_left} > {after.final.n_left}   "
+        f"entropy {before.final.entropy_bits:.2f} > {after.final.entropy_bits:.2f} bit   {_drawn_by(after)}",
+        f"    = drawn now: {piece_text(now.piece)}   > drawn with the draft: {piece_text(draft.piece)}"
+        + ("   (the same)" if now.token == draft.token else ""),
+    ]
+    return "\n".join(lines)
+
+
+def _drawn_by(distribution: Any) -> str:
+    # Any: a Distribution; u is nan where nothing was thrown.
+    return f"u {distribution.u:.3f}" if distribution.u == distribution.u else "no random number"
+
+
+def _cell(p: float | None, cut: str, bar: int, glyphs: Glyphs) -> str:
+    if p is None:
+        return f"cut: {cut}" if cut else "not among the first"
+    return f"{p:.3f} {glyphs.eighths[-1] * round(p * bar)}"

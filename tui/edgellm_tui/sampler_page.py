@@ -1,0 +1,507 @@
+"""The sampler page: the chain as a list of stages to change, and what each change would do to a token, at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical
+
+import edgellm
+from edgellm import ChainSpec
+from edgellm_tui.answer import ConversationView
+from edgellm_tui.chain_draft import ChainDraft, share
+from edgellm_tui.chain_preview import preview_text
+from edgellm_tui.list_page import ListPage
+from edgellm_tui.plain import one_line, visible
+from edgellm_tui.rows import Rows, rule
+from edgellm_tui.settings import save_settings
+from edgellm_tui.status import Line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgellm import StageInfo, Step
+    from edgellm_tui.strand import Strand
+
+_PREVIEW_ROWS = 40
+
+
+class SamplerPage(ListPage):
+    """The chain of the current chat as a draft; nothing changes before it is applied."""
+
+    BINDINGS: ClassVar = [
+        Binding("u", "apply", "use it", id="sampler.apply"),
+        Binding("a", "add", "add", id="sampler.add"),
+        Binding("d,delete", "remove", "remove", id="sampler.remove"),
+        Binding("left,minus", "nudge(-1)", "less", show=False, id="sampler.less"),
+        Binding("right,plus", "nudge(1)", "more", show=False, id="sampler.more"),
+        Binding("shift+left", "nudge(-10)", "much less", show=False, id="sampler.much_less"),
+        Binding("shift+right", "nudge(10)", "much more", show=False, id="sampler.much_more"),
+        Binding("K,shift+up", "move(-1)", "move up", show=False, id="sampler.up"),
+        Binding("J,shift+down", "move(1)", "move down", show=False, id="sampler.down"),
+        Binding("space", "switch", "on/off", id="sampler.toggle"),
+        Binding("x", "race", "A/B", id="sampler.race"),
+        Binding("l", "presets", "load", id="sampler.load"),
+        Binding("s", "save", "save", id="sampler.save"),
+        Binding("z", "undo", "undo", show=False, id="sampler.undo"),
+        Binding("e", "type_chain", "type the chain", show=False, id="sampler.type"),
+        Binding(
+            "left_square_bracket", "token(-1)", "preview the token before", show=False, id="sampler.before"
+        ),
+        Binding("right_square_bracket", "token(1)", "preview the next token", show=False, id="sampler.after"),
+        Binding("1", "keep(0)", "keep A", show=False, id="sampler.keep_a"),
+        Binding("2", "keep(1)", "keep B", show=False, id="sampler.keep_b"),
+    ]
+    DEFAULT_CSS = """
+    SamplerPage .left { height: 1fr; }
+    SamplerPage .right { height: 1fr; }
+    SamplerPage .race { display: none; height: 1fr; }
+    SamplerPage.-racing .race { display: block; }
+    SamplerPage.-racing .body { display: none; }
+    SamplerPage .side { width: 1fr; height: 1fr; }
+    """
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id)
+        self.draft: ChainDraft | None = None
+        self._chat: Any = None  # Any: the Chat whose chain the draft began with, or what plays one in tests
+        self._applied = ""
+        self._at = 0
+        self._place = (0, "")
+        self._where: list[tuple[int, str]] = []
+        self._choices: list[tuple[str, Callable[[], None]]] = []
+        self._position: int | None = None
+        self._steps: tuple[Step, Step] | None = None
+        self._wanted: tuple[str, int] | None = None
+        self._asked: tuple[str, int] | None = None
+        self._shown_for: tuple[str, int] | None = None
+        self._problem = ""
+        self._racers: list[Strand] = []
+
+    def compose(self) -> ComposeResult:
+        """The list with its preview; in their place, two answers while they race."""
+        yield from super().compose()
+        with Horizontal(classes="race"):
+            for side in ("a", "b"):
+                with Vertical(classes="side"):
+                    yield Line(id=f"{side}-head")
+                    yield ConversationView(id=f"{side}-answer", glyphs=self.edge.glyphs)
+
+    # -- the list -------------------------------------------------------------------------------------------
+
+    def show(self) -> None:
+        """Takes up the chat's chain, unless a draft of it is there."""
+        chat = self.edge.talk.current.chat
+        if chat is not None and (chat is not self._chat or self.draft is None):
+            self._chat = chat
+            self.draft = ChainDraft(chat.chain.spec)
+            self._applied = self.draft.text
+            self._position, self._steps, self._at, self._place = None, None, 0, (0, "")
+        self._choices.clear()
+        self.refill()
+        self.rows.focus()
+
+    def refill(self) -> None:
+        """Writes list and preview anew."""
+        if self.draft is None:
+            self.head("sampler chain", "preview")
+            self.rows.set(["no chat is open yet"])
+            return
+        if self._choices:
+            self.head("choose with enter, esc goes back")
+            self.rows.set([text for text, _ in self._choices])
+            return
+        self._ask_preview()
+        is_changed = self.draft.text != self._applied
+        width = self.rows.size.width or self.edge.size.width
+        self.head(
+            f"sampler chain{': a draft, u uses it' if is_changed else ', in use'}", self._preview_title()
+        )
+        self.rows.set(self._stage_lines(width), self._index())
+        self._show_preview()
+
+    def _stage_lines(self, width: int) -> list[str]:
+        assert self.draft is not None
+        self._where, lines = [], []
+        for at, slot in enumerate(self.draft.slots):
+            spec = slot.spec
+            self._where.append((at, ""))
+            state = "" if slot.is_on else "OFF "
+            written = f"{at + 1:>2} {state}{spec}"
+            lines.append(
+                f"{written:<28} {one_line(spec.info.doc, max(8, width - max(28, len(written)) - 4))}"
+            )
+            if at != self._at:
+                continue
+            for param in spec.info.params:
+                self._where.append((at, param.name))
+                value = spec.complete_args[param.name]
+                part = share(param, value)
+                slider = "" if part is None else self._slider(part)
+                written = one_line(str(value), 14)
+                row = f"     {param.name:<15} {written:<14} {slider:<14} "
+                lines.append(row + one_line(param.doc or param.expected(), max(8, width - len(row) - 3)))
+        return lines
+
+    def _slider(self, part: float) -> str:
+        filled = round(part * 12)
+        return f"[{'=' * filled}{'.' * (12 - filled)}]"
+
+    def _index(self) -> int:
+        chosen = self._place
+        return self._where.index(chosen) if chosen in self._where else self._where.index((self._at, ""))
+
+    def _go(self, at: int, name: str = "") -> None:
+        self._at, self._place = at, (at, name)
+        self.refill()
+
+    def on_rows_moved(self) -> None:
+        """The stage under the cursor shows its arguments."""
+        if self._choices or self.draft is None:
+            return
+        index = self.rows.chosen
+        if index < len(self._where):
+            self._go(*self._where[index])
+
+    def on_rows_picked(self, message: Rows.Picked) -> None:
+        """Enter types a value, or takes a choice."""
+        message.stop()
+        if self._choices:
+            _, take = self._choices[self.rows.chosen]
+            self._choices = []
+            self._tried(take)
+            return
+        if self.draft is None:
+            return
+        at, name = self._place
+        spec = self.draft.slots[at].spec
+        if not name:
+            if spec.info.params:
+                self._go(at, spec.info.params[0].name)
+            return
+        param = spec.info.param(name)
+        label = f"{name}, {param.expected()}" if param is not None else name
+        value = str(spec.complete_args[name])
+        self.field.ask(label, value, lambda text: self._typed(at, name, text))
+
+    def _typed(self, at: int, name: str, text: str) -> str | None:
+        draft = self.draft
+        problem = self.tried(lambda: draft.type(at, name, text)) if draft is not None else None
+        if problem is None:
+            self.refill()
+        return problem
+
+    def _tried(self, action: Callable[[], None]) -> None:
+        self.say(self.tried(action) or "")
+        self.refill()
+
+    def leave(self) -> bool:
+        """Esc leaves the field, the choices, the race; then the page."""
+        if self.field.put_away():
+            return True
+        if self._choices:
+            self._choices = []
+            self.refill()
+            return True
+        if self._racers:
+            self._end_race()
+            return True
+        return False
+
+    # -- changes ----------------------------------------------------------------------------------------------
+
+    def _change(self, action: Callable[[ChainDraft], None]) -> None:
+        draft = self.draft
+        if draft is not None and not self._choices and not self._racers:
+            self._tried(lambda: action(draft))
+
+    def action_nudge(self, by: int) -> None:
+        """Moves the number under the cursor."""
+        at, name = self._place
+        if name:
+            self._change(lambda draft: draft.nudge(at, name, by))
+
+    def action_move(self, by: int) -> None:
+        """Moves the stage."""
+
+        def move(draft: ChainDraft) -> None:
+            self._at = draft.move(self._at, by)
+            self._place = (self._at, "")
+
+        self._change(move)
+
+    def action_switch(self) -> None:
+        """Leaves the stage out, or takes it in again."""
+        self._change(lambda draft: draft.toggle(self._at))
+
+    def action_remove(self) -> None:
+        """Takes the stage out."""
+
+        def remove(draft: ChainDraft) -> None:
+            draft.remove(self._at)
+            self._place = (self._at, "")
+
+        self._change(remove)
+
+    def action_undo(self) -> None:
+        """Takes the last change back."""
+
+        def undo(draft: ChainDraft) -> None:
+            if not draft.undo():
+                raise edgellm.ConfigError("there is nothing to undo.")
+            self._at = min(self._at, len(draft.slots) - 1)
+            self._place = (self._at, "")
+
+        self._change(undo)
+
+    def action_add(self) -> None:
+        """Offers all stages, those of plugins too."""
+        if self.draft is None or self._racers:
+            return
+        stages = edgellm.sampler_stages()
+        self._choices = [
+            (one_line(f"{info.name:<20} {info.doc} ({info.source})", 160), self._adder(info))
+            for info in stages
+        ]
+        self.rows.chosen = 0
+        self.refill()
+
+    def _adder(self, info: StageInfo) -> Callable[[], None]:
+        def add() -> None:
+            if self.draft is not None:
+                at = self.draft.add(info, self._at + 1)
+                self._at, self._place = at, (at, "")
+
+        return add
+
+    def action_type_chain(self) -> None:
+        """The whole chain as one line."""
+        draft = self.draft
+        if draft is None:
+            return
+
+        def typed(text: str) -> str | None:
+            problem = self.tried(lambda: draft.load(ChainSpec.parse(text)))
+            if problem is None:
+                self._go(0)
+            return problem and one_line(problem, 60)
+
+        self.field.ask("chain", draft.text, typed)
+
+    def action_apply(self) -> None:
+        """The chat draws from the draft from here on."""
+        draft, chat, app = self.draft, self._chat, self.edge
+        if draft is None or self._choices:
+            return
+        if app.worker.is_busy:
+            self.say("An answer is being written: stop it first (esc).")
+            return
+        spec = draft.spec
+
+        def done(_: object) -> None:
+            self._applied = str(spec)
+            self._steps = None
+            self.say("The chat draws from this chain now.")
+            self.refill()
+
+        app.worker.submit(lambda: chat.set_sampler(spec), done, self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        self.say(one_line(str(error)))
+
+    # -- presets ----------------------------------------------------------------------------------------------
+
+    def action_presets(self) -> None:
+        """Offers the presets and the chains that are there."""
+        if self.draft is None or self._racers:
+            return
+        settings = self.edge.settings
+        found = {"the chain in use": self._applied, **settings.presets}
+        self._choices = [
+            (one_line(f"{name:<18} {chain}", 160), self._loader(chain)) for name, chain in found.items()
+        ]
+        self.rows.chosen = 0
+        self.refill()
+
+    def _loader(self, chain: str) -> Callable[[], None]:
+        def load() -> None:
+            if self.draft is not None:
+                self.draft.load(ChainSpec.parse(chain))
+                self._at, self._place = 0, (0, "")
+
+        return load
+
+    def action_save(self) -> None:
+        """Keeps the draft under a name; new chats can use it (settings, sampler)."""
+        draft, app = self.draft, self.edge
+        if draft is None:
+            return
+
+        def named(name: str) -> str | None:
+            name = name.strip()
+            if not name:
+                return "A preset needs a name."
+            presets = {**app.settings.presets, name: draft.text}
+
+            def keep() -> None:
+                app.settings.presets = presets
+                save_settings(app.settings)
+
+            problem = self.tried(keep)
+            if problem is None:
+                self.say(
+                    f"Saved as {visible(name)}. New chats take it where the settings' sampler says {visible(name)}."
+                )
+            return problem
+
+        self.field.ask("name of the preset", "", named)
+
+    # -- preview ----------------------------------------------------------------------------------------------
+
+    def _target(self) -> int | None:
+        """The tape position that is previewed: the one chosen, else the newest token's, else the next one's."""
+        strand = self.edge.talk.current
+        if self._position is not None:
+            return self._position
+        drawn = [at for at, step in list(strand.steps.items())[-2:] if not step.is_eog]
+        if drawn:
+            return drawn[-1]
+        length = self.edge.used_tokens
+        return length or None
+
+    def _preview_title(self) -> str:
+        position = self._target()
+        if position is None:
+            return "preview: nothing is on the tape yet"
+        return f"preview: token {position} ([ ] another one)"
+
+    def _ask_preview(self) -> None:
+        position = self._target()
+        if position is None or self.draft is None:
+            return
+        try:
+            self._wanted = (self.draft.text, position)
+        except edgellm.EdgeError as error:
+            self._problem = str(error)
+            return
+        app, chat = self.edge, self._chat
+        if self._asked is not None or app.worker.is_busy or (self._steps and self._shown_for == self._wanted):
+            return
+        text, at = self._asked = self._wanted
+        applied = self._applied
+
+        def job() -> tuple[Step, Step]:
+            now = chat.explain(at, sampler=applied, rows=_PREVIEW_ROWS)
+            return now, now if text == applied else chat.explain(at, sampler=text, rows=_PREVIEW_ROWS)
+
+        def done(steps: tuple[Step, Step]) -> None:
+            self._asked, self._steps, self._shown_for, self._problem = None, steps, (text, at), ""
+            self._preview_over()
+
+        def failed(error: Exception) -> None:
+            self._asked, self._steps, self._shown_for = None, None, (text, at)
+            self._problem = one_line(str(error))
+            self._preview_over()
+
+        app.worker.submit(job, done, failed)
+
+    def _preview_over(self) -> None:
+        if self.draft is not None and self._wanted != self._shown_for:
+            self._ask_preview()
+        self._show_preview()
+
+    def _show_preview(self) -> None:
+        if self._problem:
+            self.pane.set(f"The draft does not work here: {self._problem}")
+        elif self._steps is not None:
+            now, draft = self._steps
+            piece = self.edge.talk.runtime.vocabulary.piece
+            size = self.pane.size
+            self.pane.set(
+                preview_text(
+                    now, draft, piece, self.edge.glyphs, max(60, size.width - 2), max(8, size.height)
+                )
+            )
+        elif self.edge.worker.is_busy:
+            self.pane.set("The preview comes when the answer has ended.")
+        else:
+            self.pane.set("Say something first: a preview needs a token that was drawn.")
+
+    def action_token(self, by: int) -> None:
+        """Previews another token."""
+        positions = list(self.edge.talk.current.steps)
+        now = self._target()
+        if not positions or now is None:
+            return
+        index = positions.index(now) if now in positions else len(positions) - 1
+        self._position = positions[max(0, min(len(positions) - 1, index + by))]
+        self.refill()
+
+    # -- A/B --------------------------------------------------------------------------------------------------
+
+    def action_race(self) -> None:
+        """The last answer twice from its beginning: with the chain in use and with the draft, in shared batches."""
+        app, chat, draft = self.edge, self._chat, self.draft
+        if draft is None or self._choices or self._racers or app.worker.is_busy:
+            return
+        users = [index for index, message in enumerate(chat.messages) if message.role == "user"]
+        if not users:
+            self.say("Say something first: the two chains answer your last message.")
+            return
+        keep, specs = users[-1] + 1, (ChainSpec.parse(self._applied), draft.spec)
+
+        def forked(strand: Strand) -> None:
+            spec = specs[len(self._racers)]
+            strand.name = f"{'AB'[len(self._racers)]}: {spec}"
+            self._racers.append(strand)
+            app.worker.submit(lambda: strand.chat.set_sampler(spec), None, self._failed)
+            if len(self._racers) < len(specs):
+                app.talk.fork(forked, keep=keep, why="A/B", redraw=True)
+            else:
+                app.worker.submit(lambda: None, lambda _: self._start_race())
+
+        app.talk.fork(forked, keep=keep, why="A/B", redraw=True)
+
+    def _start_race(self) -> None:
+        self.add_class("-racing")
+        self.edge.talk.race(self._racers)
+        for view, strand in zip(self.query(ConversationView), self._racers, strict=True):
+            view.show(strand.blocks)
+        self.say("1 keeps A, 2 keeps B, esc keeps neither")
+        self.frame()
+
+    def action_keep(self, which: int) -> None:
+        """Goes on with one of the two."""
+        if len(self._racers) == 2 and not self.edge.worker.is_busy:
+            kept = self._racers[which]
+            self.edge.talk.show(kept)
+            self._racers.remove(kept)
+            self._end_race()
+            self.draft = None
+            self.run_worker(self.edge.action_page("chat"))
+
+    def _end_race(self) -> None:
+        for strand in self._racers:
+            self.edge.talk.close_strand(strand)
+        self._racers = []
+        self.remove_class("-racing")
+        self.say("")
+        self.refill()
+        self.rows.focus()
+
+    def frame(self) -> None:
+        """Answers that race grow; a preview that had to wait is made."""
+        if self._racers:
+            width = self.edge.size.width // 2
+            for side, view, strand in zip("ab", self.query(ConversationView), self._racers, strict=False):
+                head = f"{strand.name}  {strand.state} {strand.turn_tokens} tok"
+                self.query_one(f"#{side}-head", Line).set(
+                    rule(one_line(head, width - 4), width, self.edge.glyphs)
+                )
+                view.sync()
+        elif self.draft is not None and not self.edge.worker.is_busy and self._asked is None:
+            target = self._target()
+            if target is not None and self._shown_for != (self.draft.text, target):
+                self.refill()
