@@ -454,7 +454,7 @@ class SamplerPage(ListPage):
 
         def forked(strand: Strand) -> None:
             spec = specs[len(self._racers)]
-            strand.name = f"{'AB'[len(self._racers)]}: {spec}"
+            strand.name = ("A: the chain in use", "B: the draft")[len(self._racers)]
             self._racers.append(strand)
             app.worker.submit(lambda: strand.chat.set_sampler(spec), None, self._failed)
             if len(self._racers) < len(specs):
