@@ -30,7 +30,10 @@ class AppLog(logging.Handler):
     def attach(self) -> None:
         """Listens to edgellm and the app."""
         for name in _LOGGERS:
-            logging.getLogger(name).addHandler(self)
+            logger = logging.getLogger(name)
+            logger.addHandler(self)
+            if logger.level == logging.NOTSET:
+                logger.setLevel(logging.INFO)
 
     def detach(self) -> None:
         """Listens no more."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class ListPage(PageView):
     """Fill `rows` and `pane` in `show`. `heads` are the titles of the two parts."""
 
+    # The width's class stands on the screen: outside of what scoped rules see.
+    SCOPED_CSS = False
     DEFAULT_CSS = """
     ListPage .body { layout: vertical; height: 1fr; }
     ListPage .left { height: 3fr; }
@@ -60,7 +62,7 @@ class ListPage(PageView):
         """Writes the two titles."""
         for id, text in (("#left-head", left), ("#right-head", self.heads[1] if right is None else right)):
             line = self.query_one(id, Line)
-            line.set(rule(text, self.edge.size.width, self.edge.glyphs))
+            line.set(rule(text, line.size.width or self.edge.size.width, self.edge.glyphs))
 
     def say(self, text: str) -> None:
         """A line at the bottom: what happened, or what is wrong."""

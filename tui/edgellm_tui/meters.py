@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from edgellm_tui.machine import Machine
 
 _MIB = 1 << 20
-_QUANTIZED = ("f32", "f16", "bf16")
 # Owner as a ledger names it: letter, word.
 OWNERS: dict[str, tuple[str, str]] = {
     "system": ("S", "system"),
@@ -99,7 +98,7 @@ def warnings_of(
 ) -> list[str]:
     """What may make answers slow or calls wrong, in words."""
     found: list[str] = []
-    quantized = [kind for kind in kv_types if kind not in _QUANTIZED]
+    quantized = [kind for kind in kv_types if kind.startswith(("q", "iq"))]
     if quantized and tools:
         found.append(
             f"the KV cache is {'/'.join(dict.fromkeys(quantized))} and tools are offered: "

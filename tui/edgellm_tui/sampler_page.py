@@ -87,7 +87,9 @@ class SamplerPage(ListPage):
             for side in ("a", "b"):
                 with Vertical(classes="side"):
                     yield Line(id=f"{side}-head")
-                    yield ConversationView(id=f"{side}-answer", glyphs=self.edge.glyphs)
+                    answer = ConversationView(id=f"{side}-answer", glyphs=self.edge.glyphs)
+                    answer.can_focus = False
+                    yield answer
 
     # -- the list -------------------------------------------------------------------------------------------
 
@@ -466,6 +468,9 @@ class SamplerPage(ListPage):
 
     def _start_race(self) -> None:
         self.add_class("-racing")
+        # The list is hidden now: without a focus of its own the page would not hear its keys.
+        self.can_focus = True
+        self.focus()
         self.edge.talk.race(self._racers)
         for view, strand in zip(self.query(ConversationView), self._racers, strict=True):
             view.show(strand.blocks)
@@ -487,6 +492,7 @@ class SamplerPage(ListPage):
             self.edge.talk.close_strand(strand)
         self._racers = []
         self.remove_class("-racing")
+        self.can_focus = False
         self.say("")
         self.refill()
         self.rows.focus()

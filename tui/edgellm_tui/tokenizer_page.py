@@ -93,6 +93,8 @@ class TokenizerPage(PageView):
         Binding("ctrl+t", "special", "special tokens", id="tokenizer.special"),
         Binding("c", "copy", "copy ids", id="tokenizer.copy"),
     ]
+    # The width's class stands on the screen: outside of what scoped rules see.
+    SCOPED_CSS = False
     DEFAULT_CSS = """
     TokenizerPage TextArea { height: 4; border: none; padding: 0 1; }
     TokenizerPage TextArea:focus { border: none; }
@@ -158,7 +160,8 @@ class TokenizerPage(PageView):
         self._describe()
 
     def _head(self, id: str, text: str) -> None:
-        self.query_one(id, Line).set(rule(text, self.edge.size.width, self.edge.glyphs))
+        line = self.query_one(id, Line)
+        line.set(rule(text, line.size.width or self.edge.size.width, self.edge.glyphs))
 
     def on_rows_moved(self) -> None:
         """Another token is taken apart."""
