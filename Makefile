@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.edgellm-installed
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install chat check test lint types contracts fast prove bench clean
+.PHONY: help install chat check test lint types contracts fast screenshots prove bench clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -43,6 +43,9 @@ check: lint types contracts fast  ## run before every commit; under two minutes
 test: $(STAMP)  ## everything
 	$(BIN)/edgellm models pull --quiet smollm2-135m
 	$(BIN)/python -m pytest
+
+screenshots: $(STAMP)  ## the pictures of docs/tui-tour.md: writes docs/screens/
+	$(BIN)/python scripts/screenshots.py
 
 prove: $(STAMP)  ## the full-size evidence: writes docs/evidence/
 	$(BIN)/edgellm models pull --quiet smollm2-135m

@@ -59,8 +59,7 @@ async def fill(pilot: Pilot[int], text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["help", "tokenizer", "sampler", "tools", "settings", "meters", "log"])
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_every_page_opens_by_its_key_and_esc_goes_back(name: str, size: tuple[int, int]) -> None:
+def test_every_page_opens_by_its_key_and_esc_goes_back(name: str) -> None:
     async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
         await pilot.press(PAGES[name].key)
         await wait_until(pilot, lambda: app.page is not None and app.page.id == name)
@@ -70,7 +69,7 @@ def test_every_page_opens_by_its_key_and_esc_goes_back(name: str, size: tuple[in
         await wait_until(pilot, lambda: app.page is None)
         assert app.focused is app.prompt
 
-    run(play, size=size)
+    run(play)
 
 
 # -- the line of keys ---------------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", metavar="TEXT", help="one turn only: print call, result and answer, and leave"
     )
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="in words, for screen readers and logs: whole lines behind you:, model:, tool:",
+    )
     parser.add_argument("--load", metavar="FILE", type=text("the file"), help="go on with a saved chat")
     arguments.add_loading(parser)
     arguments.add_chatting(parser)
@@ -50,6 +55,8 @@ def run(args: Namespace) -> int:
     from edgellm.cli.opening import chat_options, check_chain, check_choice, choose_tools, open_runtime
     from edgellm.cli.talk import Talk
 
+    if args.plain and args.logprobs:
+        raise UsageError("--plain and --logprobs exclude each other. Leave one of them out.")
     if args.prompt is not None and not args.prompt.strip():
         raise UsageError('--prompt is empty. Write edgellm chat --prompt "...", or leave it out to chat.')
     check_chain(args.sampler)
@@ -118,7 +125,7 @@ def _read(talk: Talk, is_interactive: bool) -> str:
     """One message: a line, and those after it while they end in a backslash. Raises EOFError."""
     lines: list[str] = []
     while True:
-        prompt = (". " if lines else f"{talk.label}> ") if is_interactive else ""
+        prompt = (". " if lines else talk.label) if is_interactive else ""
         try:
             line = input(_guarded(prompt)) if is_interactive else _piped_line()
         except UnicodeDecodeError:

@@ -91,6 +91,8 @@ def _run(words: list[str]) -> int:
         from edgellm_tui.app import run_app
 
         return run_app()
+    if not words and os.environ.get("TERM") == "dumb":
+        words = [_DEFAULT, "--plain"]
     first = words[0] if words else _DEFAULT
     if first == "help" and len(words) > 1:
         words = [words[1], "--help"]

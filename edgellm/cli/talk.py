@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.approval import Approver
 from edgellm.cli.interrupt import Interrupt
+from edgellm.cli.plain import PlainTranscript
 from edgellm.cli.transcript import Transcript
 from edgellm.errors import ConfigError
 from edgellm.events import TurnFinished
@@ -35,7 +36,8 @@ class Talk:
         self._tool_choice: str = args.tool_choice
         self._max_tokens: int | None = args.max_tokens
         piece = runtime.vocabulary.piece if args.logprobs else None
-        self._transcript = Transcript(calls=sys.stdout, piece=piece)
+        self.is_plain: bool = getattr(args, "plain", False)
+        self._transcript = PlainTranscript() if self.is_plain else Transcript(calls=sys.stdout, piece=piece)
         self.branches: dict[str, Chat] = {}
         self.branch = FIRST_BRANCH
         self.last_usage: Usage | None = None
@@ -55,8 +57,9 @@ class Talk:
 
     @property
     def label(self) -> str:
-        """What stands before the prompt: the branch, where it is not the first."""
-        return "" if self.branch == FIRST_BRANCH else f"{self.branch} "
+        """The prompt: the branch, where it is not the first, and `>` or, in plain words, `you:`."""
+        branch = "" if self.branch == FIRST_BRANCH else f"{self.branch} "
+        return f"{branch}you: " if self.is_plain else f"{branch}> "
 
     def open(self, saved: Path | None = None, *, system: str | None = None) -> None:
         """Begins anew, or goes on with a saved chat; the branches so far are closed. Raises EdgeError."""

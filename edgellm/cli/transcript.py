@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgellm.types import Step, ToolCall
 
 _SHOWN_PREFILL = 256
-_FINISHES = {
+FINISHES = {
     "length": "cut off at the most tokens of an answer; --max-tokens raises that",
     "budget": "cut off at the token budget of a turn; --max-tokens raises that",
     "max_steps": "stopped: too many tool calls in one turn",
@@ -77,8 +77,8 @@ class Transcript:
                 self._steps.append(step)
             case TurnFinished(finish_reason=reason):
                 self.end_line()
-                if reason in _FINISHES:
-                    self._line(f"({_FINISHES[reason]})", sys.stderr, "yellow")
+                if reason in FINISHES:
+                    self._line(f"({FINISHES[reason]})", sys.stderr, "yellow")
                 self._alternatives()
                 self._announced.clear()
             case _:

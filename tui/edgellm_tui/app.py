@@ -36,6 +36,7 @@ from edgellm_tui.pages import PAGES, PageView
 from edgellm_tui.panel import DistributionPanel
 from edgellm_tui.prompt import History, Prompt, with_attachments
 from edgellm_tui.settings import Settings, load_settings
+from edgellm_tui.slow_link import Pacer, paced_driver
 from edgellm_tui.status import Line, state_words, status_line
 from edgellm_tui.strand import told
 from edgellm_tui.talk import Talk
@@ -44,6 +45,7 @@ from edgellm_tui.worker import Called, Ended, EngineWorker, Heard, Question
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from textual.events import Resize
     from textual.screen import Screen
     from textual.widget import Widget
 
@@ -101,8 +103,11 @@ class EdgeApp(App[int]):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         # Any: a Runtime, or what plays one in tests.
-        super().__init__()
         self.settings = settings or Settings()
+        speed = self.settings.slow_link_bps
+        self.pacer = Pacer(speed) if speed > 0 else None
+        kind = self.get_driver_class()
+        super().__init__(driver_class=paced_driver(kind, self.pacer) if self.pacer is not None else kind)
         self.glyphs = glyphs.fitting(self.settings.glyphs)
         self.worker = EngineWorker(self._wake, clock)
         self.app_log = AppLog()
@@ -224,8 +229,9 @@ class EdgeApp(App[int]):
 
     @property
     def frame_interval_s(self) -> float:
-        """Seconds between two frames: as many as keep their cost within the share of a core."""
-        return min(_SLOWEST_S, max(_FASTEST_S, self._frame_cost / max(0.01, self.settings.redraw_share)))
+        """Seconds between two frames: as many as keep their cost within the share of a core, and a slow line free."""
+        of_cost = min(_SLOWEST_S, max(_FASTEST_S, self._frame_cost / max(0.01, self.settings.redraw_share)))
+        return max(of_cost, self.pacer.owed_s) if self.pacer is not None else of_cost
 
     @property
     def is_quiet(self) -> bool:
@@ -445,13 +451,13 @@ class EdgeApp(App[int]):
 
     # -- keys ---------------------------------------------------------------------------------------------
 
-    def _show_keys(self) -> None:
+    def _show_keys(self, width: int = 0) -> None:
         page = self.page
         everywhere = [KeyInfo("app.palette", self.COMMAND_PALETTE_BINDING, "palette"), *keys_of(EdgeApp)]
         line = (
             page.foot
             if page is not None and page.foot
-            else foot_line(page, everywhere, self.settings.keys, self.size.width)
+            else foot_line(page, everywhere, self.settings.keys, width or self.size.width)
         )
         self.query_one("#keys", Line).set(line)
 
@@ -464,9 +470,9 @@ class EdgeApp(App[int]):
         self.prompt.set_keys(self.settings.keys)
         self._show_keys()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: Resize) -> None:
         """As many keys as fit are listed."""
-        self._show_keys()
+        self._show_keys(event.size.width)
 
     async def action_stop(self) -> None:
         """Stops the answer; with nothing to stop, goes back to the chat and the prompt."""

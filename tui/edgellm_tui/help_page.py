@@ -32,13 +32,16 @@ class HelpPage(PageView):
     def show(self) -> None:
         """Takes up the part that had the focus."""
         app = self.edge
-        self.query_one("#left-head", Line).set(rule("keys and commands", app.size.width, app.glyphs))
+        self._head()
         pane = self.query_one(Pane)
         pane.set(help_text(keys_around(app.came_from, type(app)), all_keys(type(app)), app.settings.keys))
         pane.focus()
 
     def on_resize(self) -> None:
         """The title is as wide as the screen."""
+        self.call_after_refresh(self._head)
+
+    def _head(self) -> None:
         app = self.edge
         self.query_one("#left-head", Line).set(rule("keys and commands", app.size.width, app.glyphs))
 

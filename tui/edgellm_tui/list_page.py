@@ -90,5 +90,5 @@ class ListPage(PageView):
 
     def on_resize(self) -> None:
         """Titles are as wide as the screen."""
-        if self.is_mounted:
-            self.refill()
+        # The parts get their new sizes behind the page.
+        self.call_after_refresh(self.refill)

@@ -64,7 +64,7 @@ class MetersPage(PageView):
 
     def on_resize(self) -> None:
         """The bar is as wide as the screen."""
-        self.frame()
+        self.call_after_refresh(self.frame)
 
 
 def meters_text(app: EdgeApp, machine: Machine, width: int) -> str:

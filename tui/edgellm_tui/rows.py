@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def rule(title: str, width: int, glyphs: Glyphs) -> str:
     """A line across with words in it: `── title ───────`."""
     start = f"{glyphs.rule * 2} {title} "
-    return start + glyphs.rule * max(0, width - cell_len(start))
+    return set_cell_size(start + glyphs.rule * max(0, width - cell_len(start)), width)
 
 
 class Rows(ScrollView, can_focus=True):

@@ -139,7 +139,7 @@ class TokenizerPage(PageView):
 
     def on_resize(self) -> None:
         """Titles are as wide as the screen."""
-        self.refill()
+        self.call_after_refresh(self.refill)
 
     def refill(self) -> None:
         """Tokenizes the text anew."""

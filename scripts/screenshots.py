@@ -1,0 +1,105 @@
+"""Makes the screenshots of the documentation: `make screenshots` writes docs/screens/*.svg.
+
+A scripted runtime plays the same turns each time, so that a picture changes only where the app does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from edgellm_tui.app import EdgeApp  # noqa: E402
+from edgellm_tui.machine import Machine  # noqa: E402
+from edgellm_tui.pages import PAGES  # noqa: E402
+from edgellm_tui.settings import Settings  # noqa: E402
+from textual.pilot import Pilot  # noqa: E402
+from textual.widgets import TextArea  # noqa: E402
+from tui_harness import run, said, settled, wait_until  # noqa: E402
+from tui_scripted import Call, Draw, words  # noqa: E402
+
+from edgellm import ToolResult  # noqa: E402  (the path comes first)
+
+FOLDER = ROOT / "docs" / "screens"
+SIZE, WIDE = (100, 30), (180, 46)
+QUESTION = "How warm is it in Oslo? Should I bike?"
+ANSWER = [
+    *words("It is -3 degrees with snow and a wind of 9 m/s. I would not bike: the roads are likely to be"),
+    Draw(" slippery", 0.31, ((" icy", 0.41), (" snowy", 0.1))),
+    Draw(".", 0.93),
+    *words(" Take the tram instead.", 0.7),
+]
+WEATHER = Call(
+    "weather", {"city": "Oslo"}, ToolResult('{"degrees": -3, "sky": "snow", "wind_ms": 9}', duration_s=0.8)
+)
+STILL = Machine(1395864371, 5583457484, 0, 4, 3.7, 2_400_000_000, 2_400_000_000, 71.4)
+
+Shot = Callable[[EdgeApp, Pilot[int]], Awaitable[None]]
+
+
+async def chat(app: EdgeApp, pilot: Pilot[int]) -> None:
+    """A turn with a tool."""
+    await said(pilot, QUESTION)
+
+
+def page(name: str, *keys: str) -> Shot:
+    """A page after that turn, and keys pressed on it."""
+
+    async def shot(app: EdgeApp, pilot: Pilot[int]) -> None:
+        await chat(app, pilot)
+        await pilot.press(PAGES[name].key.split(",")[0])
+        await wait_until(pilot, lambda: app.page is not None and app.page.id == name)
+        await settled(pilot)
+        if name == "meters":
+            app.page.read = lambda: STILL  # pyright: ignore
+            app.page.frame()  # pyright: ignore
+        if name == "tokenizer":
+            app.query_one("#tokenizer TextArea", TextArea).text = QUESTION
+        for key in keys:
+            await pilot.press(key)
+        await settled(pilot)
+
+    return shot
+
+
+SHOTS: dict[str, tuple[tuple[int, int], Shot]] = {
+    "chat": (SIZE, chat),
+    "chat-wide": (WIDE, chat),
+    "sampler": (SIZE, page("sampler", "down", "down", "down", *["right"] * 12)),
+    **{
+        name: (SIZE, page(name))
+        for name in ("inspector", "branches", "tokenizer", "tools", "settings", "meters", "help")
+        if name in PAGES
+    },
+}
+
+
+def take(names: Sequence[str], folder: Path) -> None:
+    """Writes the pictures with these names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        size, shot = SHOTS[name]
+
+        async def play(app: EdgeApp, pilot: Pilot[int], name: str = name, shot: Shot = shot) -> None:
+            await shot(app, pilot)
+            picture = app.export_screenshot(title=f"edgellm: {name}")
+            (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
+
+        run(play, [[WEATHER, *ANSWER]], size=size, settings=Settings(glyphs="box"))
+        print(folder / f"{name}.svg")
+
+
+def main() -> None:
+    """All pictures, or those named, in a home of their own: nothing of the user's is shown."""
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["EDGELLM_HOME"] = os.environ["EDGELLM_CONFIG_DIR"] = home
+        take(sys.argv[1:] or list(SHOTS), FOLDER)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The line chat in words: who speaks is said, and lines come whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_harness import cli, terminal
+
+from edgellm.cli.plain import PlainTranscript
+from edgellm.events import (
+    Notice,
+    PrefillProgress,
+    ReasoningDelta,
+    TextDelta,
+    ToolDenied,
+    ToolFinished,
+    ToolRunning,
+    TurnFinished,
+)
+from edgellm.types import ToolCall, ToolResult, Usage
+
+CALL = ToolCall("call_0", "clock", {"zone": "Oslo"})
+
+
+def test_a_turn_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    transcript = PlainTranscript()
+    for event in (
+        PrefillProgress(0, 900),
+        PrefillProgress(512, 900),
+        ReasoningDelta("What time"),
+        ReasoningDelta(" is it?"),
+        TextDelta("I will "),
+        TextDelta("look.\nNow."),
+        ToolRunning(CALL),
+        ToolFinished(CALL, ToolResult("12:04\n\x1b[31m")),
+        ToolFinished(CALL, ToolResult("no zone", is_ok=False)),
+        ToolDenied(CALL, "not now"),
+        Notice("the context is nearly full"),
+        TextDelta("It is noon."),
+        TurnFinished("It is noon.", "cancelled", Usage()),
+    ):
+        transcript.show(event)
+    assert capsys.readouterr().out.split("\n") == [
+        "status: reading 900 tokens",
+        "thinking: What time is it?",
+        "model: I will look.",
+        "Now.",
+        'tool: clock {"zone": "Oslo"}',
+        "result: 12:04\\n\\x1b[31m",
+        "failed: no zone",
+        "not allowed: clock: not now",
+        "status: the context is nearly full",
+        "model: It is noon.",
+        "status: stopped",
+        "",
+    ]
+
+
+def test_nothing_of_a_line_is_printed_before_it_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    transcript = PlainTranscript()
+    transcript.show(TextDelta("half a"))
+    assert capsys.readouterr().out == ""
+    transcript.show(TextDelta(" line\nand"))
+    assert capsys.readouterr().out == "model: half a line\n"
+    transcript.end_line()
+    assert capsys.readouterr().out == "and\n"
+
+
+def test_plain_words_and_logprobs_exclude_each_other() -> None:
+    outcome = cli("chat", "--plain", "--logprobs", 3)
+    assert outcome.code == 2 and "--plain" in outcome.err
+
+
+@pytest.mark.slow
+def test_a_dumb_terminal_is_talked_to_in_words(tiny_model: Callable[..., Path]) -> None:
+    options = ("-m", tiny_model("llama"), "--no-tools", "--max-tokens", 3)
+    with terminal("chat", "--plain", *options, env={"TERM": "dumb"}) as tty:
+        tty.wait_for("you: ")
+        tty.type("Hello\n")
+        tty.wait_for("model: ")
+        tty.wait_for("you: ")
+        tty.type("\x04")
+        assert tty.code() == 0
+        assert "\x1b" not in tty.text
