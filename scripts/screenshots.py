@@ -73,7 +73,7 @@ SHOTS: dict[str, tuple[tuple[int, int], Shot]] = {
     "sampler": (SIZE, page("sampler", "down", "down", "down", *["right"] * 12)),
     **{
         name: (SIZE, page(name))
-        for name in ("inspector", "branches", "tokenizer", "tools", "settings", "meters", "help")
+        for name in ("inspect", "branches", "tokenizer", "tools", "settings", "meters", "help")
         if name in PAGES
     },
 }
