@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "edgellm.chat_index": ("ChatIndex", "IndexedChat"),
     "edgellm.dialogue": ("Chat", "ChatOptions"),
     "edgellm.offline": (
         "Parsed",
@@ -149,6 +150,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from edgellm.agent import AgentLimits, ToolChoice
+    from edgellm.chat_index import ChatIndex, IndexedChat
     from edgellm.context_policy import (
         ContextPolicy,
         ContextTurn,
