@@ -52,6 +52,7 @@ _HOME_OF = {
     "edgellm.toolbox.tool": ("Tool", "ToolContext", "tool"),
     "edgellm.toolbox.toolset": ("Toolset",),
     "edgellm.toolbox.permission": ("Approval",),
+    "edgellm.engine.governor": ("Meters",),
     "edgellm.planning.plan": ("Plan",),
     "edgellm.sampling.stage": ("Rewind", "StageVocabulary", "sampler"),
     "edgellm.sampling.candidates": ("Candidates",),
@@ -160,6 +161,7 @@ if TYPE_CHECKING:
         Summarize,
     )
     from edgellm.dialogue import Chat, ChatOptions
+    from edgellm.engine.governor import Meters
     from edgellm.errors import (
         Cancelled,
         ConfigError,

@@ -186,6 +186,7 @@ class Chat:
                 # Compiled once ahead of the turn: a format that cannot be followed is refused before anything runs.
                 for note in self.runtime.grammar_constraint(answer.grammar()).notes:
                     yield Notice(f"The schema is not wholly enforced while decoding: {note}")
+            self.runtime.in_turn(self.runtime.engine.begin_turn)
             for note in self.runtime.take_notices():
                 yield Notice(note)
             message = Message("user", text) if text is not None else None
@@ -201,6 +202,8 @@ class Chat:
                             item = replace(item, value=value)
                             if complaint:
                                 yield Notice(complaint)
+                    for note in self.runtime.engine.governor.take_messages():
+                        yield Notice(note)
                     yield item
             finally:
                 run.close()

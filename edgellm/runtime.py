@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import deque
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgellm.errors import ConfigError
+from edgellm.machine import memory, resident_bytes
 from edgellm.offline import catalog, discover_samplers, merged_options
 from edgellm.types import LoadOptions, SpanKind
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgellm.conversation import Conversation
     from edgellm.dialogue import Chat, ChatOptions
     from edgellm.engine.embedder import Embedder
+    from edgellm.engine.governor import Meters
     from edgellm.engine.session import Session
     from edgellm.engine_thread import EngineThread
     from edgellm.events import Event
@@ -299,6 +301,13 @@ class Runtime:
         """What a reader should know of the runtime and has not been told: each once, to whoever asks first."""
         while self._unsaid:
             yield self._unsaid.popleft()
+        yield from self.engine.governor.take_messages()
+
+    def meters(self) -> Meters:
+        """How it goes just now: threads, load, heat, memory, speed. Safe from any thread."""
+        return replace(
+            self.engine.governor.meters(), resident_bytes=resident_bytes(), room_bytes=memory().room_bytes
+        )
 
     # -- completion, embedding, tokens --------------------------------------------------------------------
 
@@ -325,6 +334,7 @@ class Runtime:
         constraint = self.json_constraint(schema) if schema is not None else None
         tokens = self.vocabulary.tokenize(text, add_special=True)
         entries = [(token, SpanKind.PROMPT) for token in tokens]
+        self.in_turn(self.engine.begin_turn)
         return complete(
             self.engine, chain, entries, max_tokens=max_tokens, trace=trace, constraint=constraint
         )

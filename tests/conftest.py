@@ -14,6 +14,8 @@ from scale import SCALE
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Models of a module outlive a test, and what one test left on disk would change the token counts of the next.
 os.environ["EDGELLM_PREFIX_CACHE"] = "off"
+# Equal text needs equal threads, and a machine that runs tests is busy.
+os.environ.setdefault("EDGELLM_GOVERNOR", "off")
 
 if TYPE_CHECKING:
     from collections.abc import Callable

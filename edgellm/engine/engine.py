@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from edgellm.engine.governor import Governor
 from edgellm.engine.prefixes import Prefixes, PrefixStore, prefix_limit_bytes
 from edgellm.engine.session import Session
 from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, EdgeError
-from edgellm.native.context import Context, DecodeStatus, settled
+from edgellm.native.context import Context, DecodeStatus, settled, usable_cores
 from edgellm.native.library import captured_log
 
 if TYPE_CHECKING:
@@ -52,6 +54,14 @@ class Engine:
         self._kept: tuple[Memory, ...] = ()
         limit = prefix_limit_bytes(options)
         self.prefixes = Prefixes(PrefixStore(limit), model, options) if limit > 0 else None
+        self.governor = Governor(
+            self.context, is_active=not (options.threads or options.threads_batch), cores=usable_cores()
+        )
+
+    def begin_turn(self) -> None:
+        """A turn begins: threads may follow the load, unless they would change another answer that is under way."""
+        if not any(session.is_waiting for session in self._sessions):
+            self.governor.begin_turn()
 
     # -- sessions ---------------------------------------------------------------------------------
 
@@ -243,7 +253,9 @@ class Engine:
                     self._running = (session, *self._served)
                     self.context.clear_abort()
                     is_cancelled = any(each.is_cancelled for each in self._running)
+                started = perf_counter()
                 status = None if is_cancelled else self.context.decode_one(token, position, seq)
+                taken_s = perf_counter() - started
             except BaseException:
                 session.memory.restore()
                 raise
@@ -253,6 +265,7 @@ class Engine:
             if status is not DecodeStatus.DONE:
                 session.memory.restore()
                 return False
+            self.governor.decoded(taken_s)
             try:
                 session.decoded(position + 1, logits=self.context.logits(0))
                 session.finish_step()
@@ -332,6 +345,7 @@ class Engine:
                 if any(session.is_cancelled for session in self._running):
                     raise Cancelled("decoding was cancelled.")
             while True:
+                started = perf_counter()
                 with captured_log() as log:
                     status = self.context.decode(rows)
                 if status is not DecodeStatus.NO_ROOM:
@@ -347,6 +361,7 @@ class Engine:
             with self._abort_lock:
                 self._running = ()
         if status is DecodeStatus.DONE:
+            self.governor.prefilled(len(rows), perf_counter() - started)
             return
         for session in sessions:
             session.memory.restore()

@@ -155,6 +155,11 @@ class Context:
                 "llama.cpp refused the LoRA adapters.", hint="Load them one by one to find which."
             )
 
+    def set_threads(self, count: int) -> None:
+        """Decode and prefill with so many threads from the next decode on. Not while one runs."""
+        self._llama.llama_set_n_threads(self._live(), count, count)
+        self.n_threads = count
+
     def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> DecodeStatus:
         """Decodes rows of (token, position, sequence, wants_logits), at most n_batch of them.
 

@@ -1,0 +1,170 @@
+"""The governor: when threads change, when they do not, and what is said of it. Time and load are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import edgellm
+from edgellm.engine.governor import Governor
+from edgellm.machine import CpuTimes
+
+
+class Machine:
+    """A clock, and CPU times of a machine on which others use `others` cores and we use `own`."""
+
+    def __init__(self, threads: int = 4) -> None:
+        self.n_threads = threads
+        self.now = self.busy = self.mine = 0.0
+        self.others = self.own = 0.0
+        self.is_hot = False
+
+    def set_threads(self, count: int) -> None:
+        self.n_threads = count
+
+    def times(self) -> CpuTimes:
+        return CpuTimes(self.busy, self.mine)
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.mine += seconds * self.own
+        self.busy += seconds * (self.own + self.others)
+
+    def decodes(self, governor: Governor, token_s: float, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.passes(token_s)
+            governor.decoded(token_s)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.delenv("EDGELLM_GOVERNOR", raising=False)
+    return Machine()
+
+
+def governor_of(machine: Machine, *, is_active: bool = True) -> Governor:
+    return Governor(
+        machine,
+        is_active=is_active,
+        cores=4,
+        clock=lambda: machine.now,
+        times=machine.times,
+        throttled=lambda: machine.is_hot,
+    )
+
+
+@pytest.mark.parametrize(("others", "threads"), [(0.0, 4), (0.3, 4), (1.0, 3), (2.1, 2), (4.0, 1), (9.0, 1)])
+def test_a_turn_begins_with_the_threads_there_are_cores_for(
+    machine: Machine, others: float, threads: int
+) -> None:
+    governor = governor_of(machine)
+    machine.others = others
+    machine.passes(2.0)
+    governor.begin_turn()
+    assert machine.n_threads == threads
+    said = list(governor.take_messages())
+    assert len(said) == (threads != 4)
+    assert all(f"{threads} of 4 threads" in text and f"{others:.1f} of 4 cores" in text for text in said)
+    assert list(governor.take_messages()) == []
+
+
+def test_our_own_work_is_no_neighbour(machine: Machine) -> None:
+    governor = governor_of(machine)
+    machine.own = 4.0
+    machine.passes(2.0)
+    governor.begin_turn()
+    assert (machine.n_threads, governor.others_cores) == (4, 0.0)
+
+
+def test_within_a_turn_only_contention_changes_threads(machine: Machine) -> None:
+    governor = governor_of(machine)
+    machine.own = 3.5
+    machine.decodes(governor, 0.05, 2.0)
+    # A neighbour comes, and tokens take no longer: the text stays what it would be.
+    machine.others = 2.0
+    machine.decodes(governor, 0.05, 2.0)
+    assert machine.n_threads == 4
+    machine.decodes(governor, 0.2, 5.0)
+    assert machine.n_threads == 2
+    assert len(list(governor.take_messages())) == 1
+
+
+def test_threads_come_back_when_it_has_been_calm_for_a_while(machine: Machine) -> None:
+    governor = governor_of(machine)
+    machine.decodes(governor, 0.05, 1.0)
+    machine.others = 3.0
+    machine.decodes(governor, 0.3, 6.0)
+    assert machine.n_threads == 1
+    machine.others = 0.0
+    machine.decodes(governor, 0.1, 1.0)
+    assert machine.n_threads == 1
+    machine.decodes(governor, 0.1, 3.0)
+    assert machine.n_threads == 4
+
+
+def test_threads_the_user_chose_stay(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for switch in ("auto", "off"):
+        monkeypatch.setenv("EDGELLM_GOVERNOR", switch)
+        governor = governor_of(machine, is_active=switch == "off")
+        machine.others = 4.0
+        machine.passes(2.0)
+        governor.begin_turn()
+        machine.decodes(governor, 1.0, 5.0)
+        assert machine.n_threads == 4
+        assert governor.decode_tok_s == pytest.approx(1.0)
+
+
+def test_heat_takes_a_thread_and_is_said(machine: Machine) -> None:
+    governor = governor_of(machine)
+    machine.is_hot = True
+    machine.passes(10.0)
+    governor.begin_turn()
+    assert machine.n_threads == 3
+    assert governor.meters().is_throttled
+    assert "heat" in " ".join(governor.take_messages())
+
+
+def test_what_cannot_be_measured_changes_nothing(machine: Machine) -> None:
+    governor = Governor(
+        machine,
+        is_active=True,
+        cores=4,
+        clock=lambda: machine.now,
+        times=lambda: None,
+        throttled=lambda: False,
+    )
+    machine.passes(10.0)
+    governor.begin_turn()
+    machine.decodes(governor, 1.0, 10.0)
+    assert machine.n_threads == 4
+
+
+def test_threads_change_live_and_the_turn_says_so(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGELLM_GOVERNOR", raising=False)
+    monkeypatch.setattr("edgellm.native.context.usable_cores", lambda: 3)
+    monkeypatch.setattr("edgellm.engine.engine.usable_cores", lambda: 3)
+    with edgellm.load(tiny_model("llama")) as runtime:
+        governor = runtime.engine.governor
+        assert governor.is_active
+        fake = Machine()
+        governor._clock, governor._times = lambda: fake.now, fake.times  # type: ignore[method-assign]
+        governor._looked_at, governor._looked = 0.0, fake.times()
+        fake.others = 2.0
+        fake.passes(5.0)
+        chat = runtime.chat()
+        events = list(chat.send("Hi", max_tokens=3))
+        said = [event.message for event in events if isinstance(event, edgellm.Notice)]
+        assert said == ["1 of 3 threads from here on: other programs use 2.0 of 3 cores."]
+        llama, pointer = runtime.engine.context._llama, runtime.engine.context.pointer
+        assert (llama.llama_n_threads(pointer), llama.llama_n_threads_batch(pointer)) == (1, 1)
+        meters = runtime.meters()
+        assert (meters.threads, meters.max_threads, meters.others_cores) == (1, 3, 2.0)
+        assert meters.decode_tok_s > 0 and meters.prefill_tok_s > 0
+        assert meters.resident_bytes > 0 and meters.room_bytes > 0
+    with edgellm.load(tiny_model("llama"), threads=2) as runtime:
+        assert not runtime.engine.governor.is_active
