@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.edgellm-installed
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install chat check test lint types contracts fast screenshots prove bench clean
+.PHONY: help install chat check test lint types contracts fast screenshots prove bench llama-bench test-vulkan clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -50,6 +50,14 @@ screenshots: $(STAMP)  ## the pictures of docs/tui-tour.md: writes docs/screens/
 prove: $(STAMP)  ## the full-size evidence: writes docs/evidence/
 	$(BIN)/edgellm models pull --quiet smollm2-135m
 	$(BIN)/python benchmarks/prove.py
+
+llama-bench:  ## build llama.cpp's own benchmark, for `edgellm bench --against llama-bench`; outside this folder
+	@test -x $(BIN)/python || { echo "make install comes first" >&2; exit 1; }
+	@PYTHON=$(BIN)/python sh scripts/llama_bench.sh
+
+test-vulkan:  ## layers on a (software) Vulkan device, logits compared with the CPU; builds llama.cpp once more
+	@PYTHON=$(PYTHON) VENV=.venv-vulkan sh scripts/vulkan.sh
+	@GGML_VK_VISIBLE_DEVICES=0 .venv-vulkan/bin/python -m pytest -q tests/test_native_gpu.py
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

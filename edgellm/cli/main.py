@@ -16,6 +16,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models", "list, fetch, check and remove models"),
     "inspect": ("inspect", "what a GGUF file says of itself, and how chats are written for it"),
     "plan": ("plan", "what a model takes on this machine, and the settings that fit"),
+    "bench": ("bench", "how fast this machine runs a model, beside an earlier run or llama-bench"),
     "tokenize": ("tokenize", "a text as the model's tokens"),
     "tools": ("tools", "list, show and call tools"),
     "samplers": ("samplers", "list and show sampler stages"),

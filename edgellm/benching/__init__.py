@@ -1,0 +1,1 @@
+"""`edgellm bench`: how fast this machine runs a model, part by part."""

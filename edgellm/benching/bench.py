@@ -1,0 +1,260 @@
+"""The parts of a benchmark: each gives figures with a unit and a better direction."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.benching.energy import EnergyMeter
+from edgellm.benching.peer import PeerSpeed, run_peer
+from edgellm.events import TextDelta, ToolFinished, TurnFinished
+from edgellm.machine import resident_bytes
+from edgellm.toolbox.tool import tool
+from edgellm.types import SpanKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from edgellm.runtime import Runtime
+
+_PROMPT = "Once upon a time, in a small village at the edge of a large forest, there lived"
+_SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+_SAMPLES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number."""
+
+    name: str
+    value: float
+    unit: str
+    is_higher_better: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What was measured. `against` has our speed over the peer's: `decode_ratio`, `prefill_ratio`, pair by pair."""
+
+    model: str
+    threads: int
+    rounds: int
+    figures: tuple[Figure, ...]
+    against: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@tool
+def room_temperature(room: str) -> str:
+    """Temperature of a room, in degrees Celsius.
+
+    Args:
+        room: Name of the room, such as "kitchen".
+    """
+    return f"{room}: 21.5"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSize:
+    """How much is measured: tokens of prefill and decode in a round, and rounds."""
+
+    prefill: int = 512
+    decode: int = 128
+    rounds: int = 5
+
+
+def run_bench(
+    runtime: Runtime,
+    size: BenchSize,
+    *,
+    peer: Path | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+) -> Bench:
+    """Measures everything on a loaded model. Raises what the parts raise."""
+    figures: list[Figure] = []
+    say("prefill and decode ...")
+    ours, theirs, joules = _speeds(runtime, size, peer)
+    prefill, decode = ([pair[index] for pair in ours] for index in (0, 1))
+    figures.append(Figure("prefill", statistics.median(prefill), "tokens/s", True))
+    figures.append(Figure("decode", statistics.median(decode), "tokens/s", True))
+    if joules is not None:
+        figures.append(Figure("energy of a token", joules, "J"))
+    for title, part in (
+        ("sampler", _sampler),
+        ("constraint", _constraint),
+        ("turn", _turn),
+        ("resume", _resume),
+    ):
+        say(f"{title} ...")
+        figures += part(runtime)
+    figures.append(Figure("memory", resident_bytes() / 1e6, "MB"))
+    against: dict[str, Any] = {}
+    if theirs:
+        against = {
+            "build": theirs[0].build,
+            "prefill_ratio": round(_ratio(prefill, [run.prefill_tok_s for run in theirs]), 4),
+            "decode_ratio": round(_ratio(decode, [run.decode_tok_s for run in theirs]), 4),
+            "prefill_tok_s": round(statistics.median(run.prefill_tok_s for run in theirs), 2),
+            "decode_tok_s": round(statistics.median(run.decode_tok_s for run in theirs), 2),
+        }
+    return Bench(runtime.name, runtime.engine.context.n_threads, size.rounds, tuple(figures), against)
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def _speeds(
+    runtime: Runtime, size: BenchSize, peer: Path | None
+) -> tuple[list[tuple[float, float]], list[PeerSpeed], float | None]:
+    """(prefill, decode) tokens a second of each round, the peer's in alternation, joules a token decoded."""
+    meter = EnergyMeter()
+    ours: list[tuple[float, float]] = []
+    theirs: list[PeerSpeed] = []
+    joules: list[float] = []
+
+    def we() -> None:
+        prefill = _prefill_tok_s(runtime, size.prefill)
+        meter.start()
+        decode = _decode_tok_s(runtime, size.decode)
+        joules.append(meter.stop() / size.decode)
+        ours.append((prefill, decode))
+
+    def they() -> None:
+        if peer is not None:
+            options = runtime.options
+            theirs.append(
+                run_peer(
+                    peer,
+                    runtime.model.path,
+                    prefill=size.prefill,
+                    decode=size.decode,
+                    threads=runtime.engine.context.n_threads,
+                    ubatch=options.n_ubatch,
+                    kv_type=options.kv_type_k,
+                )
+            )
+
+    _prefill_tok_s(runtime, min(64, size.prefill))
+    _decode_tok_s(runtime, 4)
+    for index in range(size.rounds):
+        for arm in (we, they) if index % 2 == 0 else (they, we):
+            arm()
+    return ours, theirs, statistics.median(joules) if meter.is_there else None
+
+
+def _tokens(runtime: Runtime, count: int) -> list[int]:
+    """Ordinary text of that many tokens, as long as it takes."""
+    some = runtime.tokenize(_PROMPT) or [0]
+    return (some * (count // len(some) + 1))[:count]
+
+
+def _prefill_tok_s(runtime: Runtime, count: int) -> float:
+    session = runtime.engine.session(runtime.make_chain("greedy", 7))
+    try:
+        entries = [(token, SpanKind.PROMPT) for token in _tokens(runtime, count)]
+        started = time.perf_counter()
+        session.extend(entries)
+        return count / (time.perf_counter() - started)
+    finally:
+        session.close()
+
+
+def _decode_tok_s(runtime: Runtime, count: int) -> float:
+    """With the chain that applies to this model, drawing and all."""
+    session = runtime.engine.session(runtime.make_chain(None, 7))
+    try:
+        session.extend([(token, SpanKind.PROMPT) for token in _tokens(runtime, 1)])
+        session.step()
+        started = time.perf_counter()
+        for _ in range(count):
+            session.step()
+        return count / (time.perf_counter() - started)
+    finally:
+        session.close()
+
+
+def _sampler(runtime: Runtime) -> Iterator[Figure]:
+    """What each stage adds to a token, on logits of the model's own vocabulary."""
+    spec, _ = runtime.resolve_sampler(None)
+    stages = str(spec).split(" | ")
+    logits = np.random.default_rng(7).normal(0, 3, runtime.vocabulary.size).astype(np.float32)
+    before = 0.0
+    for count in range(1, len(stages) + 1):
+        text = " | ".join(stages[:count])
+        taken = _chain_s(runtime, text if count == len(stages) else f"{text} | greedy", logits)
+        yield Figure(f"sampler: {stages[count - 1]}", max(0.0, taken - before) * 1e6, "µs a token")
+        before = taken
+
+
+def _chain_s(runtime: Runtime, text: str, logits: Any) -> float:
+    from edgellm.sampling.chain import StepContext
+
+    chain = runtime.make_chain(text, 7)
+    try:
+        taken: list[float] = []
+        for position in range(_SAMPLES):
+            row = logits.copy()
+            started = time.perf_counter()
+            chain.sample(row, StepContext(position=position, branch=0))
+            taken.append(time.perf_counter() - started)
+        return statistics.median(taken)
+    finally:
+        chain.close()
+
+
+def _constraint(runtime: Runtime) -> Iterator[Figure]:
+    """The mask of a JSON Schema, at each token of an object that follows it."""
+    started = time.perf_counter()
+    constraint = runtime.json_constraint(_SCHEMA)
+    yield Figure("constraint: a schema compiled", (time.perf_counter() - started) * 1e3, "ms")
+    taken: list[float] = []
+    for token in runtime.tokenize('{"name": "Ada Lovelace", "age": 36}'):
+        logits = np.zeros(runtime.vocabulary.size, np.float32)
+        started = time.perf_counter()
+        constraint.mask(logits)
+        taken.append(time.perf_counter() - started)
+        if not constraint.consume(token):
+            break
+    yield Figure("constraint: mask", statistics.median(taken) * 1e6, "µs a token")
+
+
+def _turn(runtime: Runtime) -> Iterator[Figure]:
+    """A turn in which the model has to call a tool, from the question to the end of the answer."""
+    with runtime.chat(tools=[room_temperature], seed=7) as chat:
+        calls = 0
+        for label in ("first", "second"):
+            started = time.perf_counter()
+            for event in chat.send("How warm is it in the kitchen?", tool_choice="required", max_tokens=96):
+                calls += isinstance(event, ToolFinished)
+                if isinstance(event, TurnFinished):
+                    yield Figure(f"turn with a tool, {label}", time.perf_counter() - started, "s")
+        yield Figure("tool calls that ran, of 2", float(calls), "", True)
+
+
+def _resume(runtime: Runtime) -> Iterator[Figure]:
+    """A saved chat, from its file to the first word of the next answer."""
+    filler = _PROMPT * 8
+    with tempfile.TemporaryDirectory() as folder, runtime.chat(seed=7) as chat:
+        list(chat.send(filler, max_tokens=4))
+        path = Path(folder) / "chat"
+        started = time.perf_counter()
+        chat.save(path)
+        yield Figure("save a chat", (time.perf_counter() - started) * 1e3, "ms")
+        tokens = len(chat.tape)
+        chat.close()
+        started = time.perf_counter()
+        with runtime.open_chat(path) as other:
+            for event in other.send("Go on.", max_tokens=4):
+                if isinstance(event, TextDelta | TurnFinished):
+                    break
+            yield Figure(f"resume {tokens} tokens", (time.perf_counter() - started) * 1e3, "ms")

@@ -1,0 +1,71 @@
+"""llama-bench beside us: found, run on the same model with the same settings, and read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgellm.errors import ConfigError
+from edgellm.folders import cache_dir
+
+NAME = "llama-bench"
+_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSpeed:
+    """Tokens a second that llama-bench measured, and the build that it says it is."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    build: str
+
+
+def find_peer(given: str) -> Path:
+    """llama-bench: the file that was named, else on PATH, else where `make llama-bench` puts it.
+
+    Raises ConfigError where there is none.
+    """
+    if given != NAME:
+        path = Path(given).expanduser()
+        if path.is_file() and os.access(path, os.X_OK):
+            return path
+        raise ConfigError(f"{given} is no program to run.", hint=f"Name {NAME}, or its file.")
+    built = cache_dir() / NAME / NAME
+    found = shutil.which(NAME) or (str(built) if built.is_file() else None)
+    if found is None:
+        raise ConfigError(
+            f"{NAME} is neither on PATH nor in {built.parent}.", hint="Build it: make llama-bench."
+        )
+    return Path(found)
+
+
+def run_peer(
+    program: Path, model: Path, *, prefill: int, decode: int, threads: int, ubatch: int, kv_type: str
+) -> PeerSpeed:
+    """One run, weights loaded anew. Raises ConfigError where it fails or says what cannot be read."""
+    words = [str(program), "-m", str(model), "-p", str(prefill), "-n", str(decode), "-t", str(threads)]
+    words += ["-ub", str(ubatch), "-ctk", kv_type, "-ctv", kv_type, "-r", "1", "-o", "json"]
+    try:
+        # The environment is ours, wait policy included: both let their threads wait in the same way.
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        return read_peer(done.stdout)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{program} cannot be run: {error}.", hint="Build it: make llama-bench.") from error
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ConfigError(
+            f"{program} failed on {model.name}: {last}", hint="Run it yourself, or leave --against out."
+        ) from error
+
+
+def read_peer(text: str) -> PeerSpeed:
+    """Its JSON. Raises ValueError, KeyError, StopIteration for anything else."""
+    runs = json.loads(text)
+    prefill = next(run for run in runs if run["n_prompt"] and not run["n_gen"])
+    decode = next(run for run in runs if run["n_gen"] and not run["n_prompt"])
+    return PeerSpeed(float(prefill["avg_ts"]), float(decode["avg_ts"]), str(decode.get("build_commit", "")))

@@ -1,0 +1,126 @@
+"""`edgellm bench`: how fast this machine runs a model, beside an earlier run and beside llama-bench."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgellm.cli.arguments import add_loading, text, whole_number
+from edgellm.cli.opening import open_runtime, read_json
+from edgellm.cli.render import one_line, say, styled, table
+from edgellm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from edgellm.benching.bench import Bench
+
+_CTX = 2048
+_EXAMPLES = """\
+examples:
+  edgellm bench                                    the default model, part by part
+  edgellm bench -m ./model.gguf --json > before.json
+  edgellm bench -m ./model.gguf --compare before.json
+  edgellm bench --against llama-bench --json       beside llama.cpp's own (make llama-bench), in the same run
+
+Nothing else should run meanwhile. Threads stay as they are at the start.
+"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Options of `edgellm bench`."""
+    parser.epilog = _EXAMPLES
+    add_loading(parser)
+    group = parser.add_argument_group("measuring")
+    group.add_argument("--rounds", metavar="N", type=whole_number(1, 1000), default=5, help="default: 5")
+    group.add_argument(
+        "--prefill", metavar="N", type=whole_number(1), default=512, help="tokens of prefill, default: 512"
+    )
+    group.add_argument(
+        "--decode", metavar="N", type=whole_number(1), default=128, help="tokens of decode, default: 128"
+    )
+    group.add_argument(
+        "--against", metavar="PROGRAM", type=text("the program"), help="llama-bench, or its file"
+    )
+    group.add_argument(
+        "--compare", metavar="FILE", type=Path, help="what an earlier `edgellm bench --json` printed"
+    )
+    group.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(handler=run)
+
+
+def run(args: Namespace) -> int:
+    """Measures and prints."""
+    from edgellm.benching.bench import BenchSize, run_bench
+    from edgellm.benching.peer import find_peer
+
+    earlier = _read(args.compare) if args.compare is not None else {}
+    peer = find_peer(args.against) if args.against is not None else None
+    args.ctx = args.ctx or max(_CTX, args.prefill + 256, args.decode + 256)
+    with open_runtime(args) as runtime:
+        # What is measured must not change while it is.
+        runtime.engine.governor.is_active = False
+        bench = run_bench(
+            runtime,
+            BenchSize(prefill=args.prefill, decode=args.decode, rounds=args.rounds),
+            peer=peer,
+            say=say,
+        )
+    if args.json:
+        print(
+            json.dumps(asdict(bench) | ({"compared": _changes(bench, earlier)} if earlier else {}), indent=1)
+        )
+    else:
+        _print(bench, earlier)
+    return 0
+
+
+def _read(file: Path) -> dict[str, float]:
+    """Figures of an earlier run by name. Raises ConfigError."""
+    found: Any = read_json(file, "an earlier run")
+    try:
+        return {str(figure["name"]): float(figure["value"]) for figure in found["figures"]}
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"{file} is not what `edgellm bench --json` prints.", hint="Name such a file."
+        ) from None
+
+
+def _changes(bench: Bench, earlier: dict[str, float]) -> dict[str, float]:
+    """By how much each figure is better than before: 1.1 is a tenth better, whichever direction is."""
+    found: dict[str, float] = {}
+    for figure in bench.figures:
+        before = earlier.get(figure.name, 0.0)
+        if before and figure.value:
+            better = figure.value / before if figure.is_higher_better else before / figure.value
+            found[figure.name] = round(better, 4)
+    return found
+
+
+def _print(bench: Bench, earlier: dict[str, float]) -> None:
+    changes = _changes(bench, earlier)
+    title = f"{one_line(bench.model)}, {bench.threads} threads, {bench.rounds} rounds"
+    print(styled(title, "bold", sys.stdout))
+    rows: list[list[str]] = []
+    for figure in bench.figures:
+        row = [figure.name, _number(figure.value), figure.unit]
+        if earlier:
+            before = earlier.get(figure.name)
+            row += [
+                _number(before) if before is not None else "",
+                f"{changes[figure.name]:.2f}x" if figure.name in changes else "",
+            ]
+        rows.append(row)
+    print(table(rows, ("what", "value", "unit", *(("before", "better") if earlier else ()))))
+    if bench.against:
+        peer = bench.against
+        prefill = f"prefill {peer['prefill_ratio']:.3f} of its {peer['prefill_tok_s']:.1f} tokens/s"
+        decode = f"decode {peer['decode_ratio']:.3f} of its {peer['decode_tok_s']:.1f}"
+        print(f"against llama-bench ({peer['build']}): {prefill}, {decode}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 10 else f"{value:.3g}"

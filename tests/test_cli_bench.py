@@ -1,0 +1,133 @@
+"""`edgellm bench`: every part gives its figures, an earlier run is compared, llama-bench is run in alternation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_harness import cli
+
+from edgellm.benching.energy import EnergyMeter
+from edgellm.benching.peer import find_peer, read_peer
+from edgellm.errors import ConfigError
+
+SMALL = ("--rounds", "2", "--prefill", "48", "--decode", "8")
+PEER = """#!/bin/sh
+echo "$@" >> {log}
+cat <<END
+[{{"build_commit": "abc", "n_prompt": 48, "n_gen": 0, "avg_ts": 0.5}},
+ {{"build_commit": "abc", "n_prompt": 0, "n_gen": 8, "avg_ts": 0.25}}]
+END
+"""
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", n_ctx=4096)
+
+
+def program(file: Path, text: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    file.chmod(0o755)
+    return file
+
+
+def test_every_part_is_measured_and_compared(model: Path, tmp_path: Path) -> None:
+    outcome = cli("bench", "-m", model, *SMALL, "--json")
+    assert outcome.code == 0, outcome.err
+    bench = json.loads(outcome.out)
+    figures = {figure["name"]: figure for figure in bench["figures"]}
+    for name in ("prefill", "decode", "constraint: mask", "turn with a tool, first", "save a chat", "memory"):
+        assert figures[name]["value"] > 0, name
+    assert any(name.startswith("sampler: top_k") for name in figures)
+    assert any(name.startswith("resume ") for name in figures)
+    assert bench["against"] == {}
+    # An earlier run of half the speed and a tenth of the memory.
+    earlier = {
+        "figures": [
+            {"name": "decode", "value": figures["decode"]["value"] / 2},
+            {"name": "memory", "value": figures["memory"]["value"] / 10},
+        ]
+    }
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps(earlier), encoding="utf-8")
+    compared = json.loads(cli("bench", "-m", model, *SMALL, "--json", "--compare", before).out)["compared"]
+    assert set(compared) == {"decode", "memory"}
+    assert compared["memory"] < 0.5
+
+
+def test_a_peer_runs_on_the_same_model_and_settings(model: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    peer = program(tmp_path / "llama-bench", PEER.format(log=log))
+    outcome = cli("bench", "-m", model, *SMALL, "--threads", "1", "--against", peer, "--json")
+    assert outcome.code == 0, outcome.err
+    against = json.loads(outcome.out)["against"]
+    assert against["build"] == "abc"
+    assert against["prefill_ratio"] > 1 and against["decode_ratio"] > 1
+    assert against["decode_tok_s"] == 0.25
+    calls = log.read_text(encoding="utf-8").splitlines()
+    assert calls == [f"-m {model} -p 48 -n 8 -t 1 -ub 512 -ctk f16 -ctv f16 -r 1 -o json"] * 2
+    assert "against llama-bench (abc)" in cli("bench", "-m", model, *SMALL, "--against", peer).out
+
+
+def test_llama_bench_is_looked_for_where_make_puts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="make llama-bench"):
+        find_peer("llama-bench")
+    built = program(tmp_path / "home/cache/llama-bench/llama-bench", "")
+    assert find_peer("llama-bench") == built
+    on_path = program(tmp_path / "bin/llama-bench", "#!/bin/sh\n")
+    monkeypatch.setenv("PATH", str(on_path.parent))
+    assert find_peer("llama-bench") == on_path
+    with pytest.raises(ConfigError, match="no program"):
+        find_peer(str(tmp_path / "none"))
+
+
+def test_a_peer_that_fails_is_told_with_its_last_word(model: Path, tmp_path: Path) -> None:
+    peer = program(tmp_path / "bad", "#!/bin/sh\necho 'unknown model' >&2\nexit 1\n")
+    outcome = cli("bench", "-m", model, *SMALL, "--against", peer)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "unknown model" in outcome.err
+    with pytest.raises(StopIteration):
+        read_peer("[]")
+
+
+def test_a_file_that_is_no_earlier_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    for text in ("[]", '{"figures": [1]}'):
+        file = tmp_path / "x.json"
+        file.write_text(text, encoding="utf-8")
+        outcome = cli("bench", "-m", tmp_path / "none.gguf", "--compare", file)
+        assert outcome.code == 1
+        assert "is not what `edgellm bench --json` prints" in outcome.err
+
+
+def test_joules_come_from_counters_that_may_go_round(tmp_path: Path) -> None:
+    assert not EnergyMeter(tmp_path).is_there
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "energy_uj").write_text("9000000\n", encoding="ascii")
+    (zone / "max_energy_range_uj").write_text("10000000\n", encoding="ascii")
+    meter = EnergyMeter(tmp_path)
+    assert meter.is_there
+    meter.start()
+    (zone / "energy_uj").write_text("9500000\n", encoding="ascii")
+    assert meter.stop() == pytest.approx(0.5)
+    meter.start()
+    (zone / "energy_uj").write_text("500000\n", encoding="ascii")
+    assert meter.stop() == pytest.approx(1.0)
+
+
+def test_joules_come_from_a_power_sensor(tmp_path: Path) -> None:
+    sensor = tmp_path / "sys/class/hwmon/hwmon1"
+    sensor.mkdir(parents=True)
+    (sensor / "power1_input").write_text("4000000\n", encoding="ascii")
+    meter = EnergyMeter(tmp_path)
+    meter.start()
+    while meter._joules == 0.0:
+        pass
+    assert meter.stop() > 0
