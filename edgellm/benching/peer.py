@@ -53,9 +53,10 @@ def run_peer(
     try:
         # The environment is ours, wait policy included: both let their threads wait in the same way.
         done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-        return read_peer(done.stdout)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{program} cannot be run: {error}.", hint="Build it: make llama-bench.") from error
+    try:
+        return read_peer(done.stdout)
     except (ValueError, KeyError, TypeError, StopIteration) as error:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ConfigError(
