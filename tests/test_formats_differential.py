@@ -79,3 +79,13 @@ def test_real_templates_of_the_three_shapes() -> None:
         derived = derive_format(template.text)
         read += derived is not None and round_trip(template, derived).is_read
     assert read >= 0.75 * total, f"{read} of {total}"
+
+
+def test_tagged_arguments_without_any_mark_are_no_format() -> None:
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }}"
+        "{% for key, value in c.function.arguments.items() %}<key>{{ key }}</key>{{ value }}</value>\n{% endfor %}"
+        "{% endfor %}{% endfor %}{{ tools }}"
+    )
+    derived = derive_format(ChatTemplate(source, is_guarded=False).text)
+    assert derived is None

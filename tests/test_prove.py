@@ -100,3 +100,28 @@ def test_commands_of_tests_are_recorded(tmp_path: Path, outcome: str) -> None:
         "passed": outcome == "passed",
         "commands": [{"words": "edgellm run 'TMP/a b'", "code": 2, "err": "edgellm: TMP/a b is wrong."}],
     }
+
+
+def test_page_of_tool_call_formats_needs_every_claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures = {
+        "repair": {"recovered": 0.97},
+        "parsing": {"worst_share": 0.002},
+        "constraint": {"check_us": 9},
+    }
+
+    def run(words: str, *_more: object) -> prove_parts.Ran:
+        name = Path(words).stem
+        return prove_parts.Ran(f"python {words}", 0, f"a table\n{json.dumps(figures[name])}\n", "")
+
+    monkeypatch.setattr(prove_parts, "run", run)
+    monkeypatch.setattr(
+        prove_parts, "pytest", lambda *_a, **_k: prove_parts.Ran("pytest", 0, "3 passed in 1 s\n", "")
+    )
+    options = prove_parts.Options("m", None, 1, 1, tmp_path)
+    page = prove_parts.PARTS["tool-call-formats"](options)
+    assert page.is_shown
+    assert "3 passed" in page.body and '"recovered": 0.97' in page.body
+    for name, key, value in (("repair", "recovered", 0.9), ("parsing", "worst_share", 0.02)):
+        monkeypatch.setitem(figures, name, {key: value})
+        assert not prove_parts.PARTS["tool-call-formats"](options).is_shown
+        monkeypatch.setitem(figures, name, {"recovered": 0.97, "worst_share": 0.002})
