@@ -142,6 +142,7 @@ class Decoding:
         self.guided_tokens = 0
         self.repaired_calls = 0
         self.decode_s = 0.0
+        self._free_before = session.free_tokens
         # What is wrong with a call that could not be repaired.
         self.fault = ""
         if resumed is not None:
@@ -170,6 +171,7 @@ class Decoding:
             forced_tokens=self.forced_tokens,
             guided_tokens=self.guided_tokens,
             repaired_calls=self.repaired_calls,
+            free_tokens=self._session.free_tokens - self._free_before,
             decode_s=self.decode_s,
             finish_reason=self.finish_reason,
         )

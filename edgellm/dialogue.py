@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgellm.chat.template import ChatTemplate
     from edgellm.context_policy import ContextPolicy
     from edgellm.conversation import Conversation
+    from edgellm.engine.speculation import SpeculateMode
     from edgellm.events import Event
     from edgellm.ledger import HeadCost, Ledger
     from edgellm.runtime import Runtime
@@ -55,6 +56,10 @@ class ChatOptions:
     oldest turns), "summarize" (the oldest turns, once the model has summed them up), "drop-results" (old tool results,
     then the oldest turns), or a function of your own; ContextEvicted says what went. `check_exactness` compares the
     tape with a full render after each tool result and sends ExactnessChecked.
+    `speculate`: tokens that may follow are computed along with the next one; the text stays what the chain draws.
+    "ngram": always, by what the tape has said before; "draft": always, by the draft model; "auto": by the draft model
+    where there is one, else by the tape, while measurements say that it pays; None is "auto" with a draft model, else
+    "off". `speculate_from`: texts that are likely to be quoted.
     """
 
     system: str = ""
@@ -77,6 +82,8 @@ class ChatOptions:
     check_exactness: bool = False
     limits: AgentLimits = field(default_factory=AgentLimits)
     history: Sequence[Message] = ()
+    speculate: SpeculateMode | None = None
+    speculate_from: Sequence[str] = ()
 
 
 class Chat:

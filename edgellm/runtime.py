@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from edgellm.chat.template import ChatTemplate
     from edgellm.conversation import Conversation
     from edgellm.dialogue import Chat, ChatOptions
+    from edgellm.engine.draft_model import DraftModel
     from edgellm.engine.embedder import Embedder
     from edgellm.engine.governor import Meters
     from edgellm.engine.session import Session
+    from edgellm.engine.speculation import SpeculateMode, Speculation
     from edgellm.engine_thread import EngineThread
     from edgellm.events import Event
     from edgellm.guided.strategy import Guided
@@ -106,6 +108,7 @@ class Runtime:
         except BaseException:
             model.close()
             raise
+        self._draft = self._load_draft()
         # What prefill has cost so far: the prices of ledgers.
         self.pace = Pace()
         self._chats: list[Chat] = []
@@ -201,6 +204,7 @@ class Runtime:
             session.close()
             raise
         session.trace = options.trace
+        session.speculation = self.speculation(options.speculate, options.speculate_from)
         if warning := settings_warning(self.options, has_tools=bool(len(toolset))):
             self._unsaid.append(warning)
         conversation.reasoning_policy = options.reasoning_policy
@@ -208,6 +212,22 @@ class Runtime:
         chat = Chat(self, conversation, agent, options)
         self._chats.append(chat)
         return chat
+
+    def speculation(self, mode: SpeculateMode | None = None, texts: Sequence[str] = ()) -> Speculation | None:
+        """What guesses ahead in a chat (see ChatOptions); None for "off". Raises ConfigError for an unknown mode."""
+        from edgellm.engine.speculation import Speculation
+
+        if mode not in (None, "off", "auto", "ngram", "draft"):
+            raise ConfigError(f"speculate={mode!r} is unknown.", hint="Choose auto, ngram, draft or off.")
+        if mode == "draft" and self._draft is None:
+            raise ConfigError('speculate="draft" needs a draft model.', hint="Load with draft_model=NAME.")
+        chosen = mode or ("auto" if self._draft is not None else "off")
+        if chosen == "off":
+            return None
+        made = Speculation(chosen, None if chosen == "ngram" else self._draft)
+        for text in texts:
+            made.index.add_text(self.vocabulary.tokenize(text))
+        return made
 
     def _conversation(
         self,
@@ -296,6 +316,21 @@ class Runtime:
                 make_constraint=self.grammar_constraint,
             )
         return guided
+
+    def _load_draft(self) -> DraftModel | None:
+        if not self.options.draft_model:
+            return None
+        from edgellm.engine.draft_model import DraftModel
+        from edgellm.models.resolve import resolve
+        from edgellm.models.store import Store
+
+        try:
+            path = resolve(self.options.draft_model, catalog(), Store()).path
+            return DraftModel(path, replace(self.engine.options, n_ctx=self.n_ctx), self.vocabulary)
+        except BaseException:
+            self.engine.close()
+            self.model.close()
+            raise
 
     def take_notices(self) -> Iterator[str]:
         """What a reader should know of the runtime and has not been told: each once, to whoever asks first."""
@@ -470,6 +505,9 @@ class Runtime:
         if self._embedder is not None:
             self._embedder.close()
             self._embedder = None
+        if self._draft is not None:
+            self._draft.close()
+            self._draft = None
         self.model.close()
 
     def __enter__(self) -> Runtime:

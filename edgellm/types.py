@@ -211,7 +211,7 @@ class Leg:
     `reused_tokens` were in the KV cache already; `rebuilt_tokens` had to be prefilled again because the
     memory could not be cut; `forced_tokens` are decode_tokens that nobody drew: the grammar left no choice, or
     a repair wrote them. `repaired_calls` were broken and written again; `removed_tokens` of earlier turns were
-    taken off the tape.
+    taken off the tape. `free_tokens` are decode_tokens that had been guessed and computed along with another one.
     """
 
     prefill_tokens: int
@@ -222,6 +222,7 @@ class Leg:
     guided_tokens: int = 0
     repaired_calls: int = 0
     removed_tokens: int = 0
+    free_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     finish_reason: str = ""
@@ -274,6 +275,11 @@ class Usage:
         return sum(leg.forced_tokens for leg in self.legs)
 
     @property
+    def free_tokens(self) -> int:
+        """Decoded tokens that needed no decode of their own: they had been guessed."""
+        return sum(leg.free_tokens for leg in self.legs)
+
+    @property
     def repaired_calls(self) -> int:
         """Calls that were broken and written again."""
         return sum(leg.repaired_calls for leg in self.legs)
@@ -324,6 +330,7 @@ class LoadOptions:
     recurrent and hybrid models), `checkpoint_mb` how many megabytes they take for all chats together.
     `prefix_cache_mb`: how many megabytes of computed system prompts and tools are kept on disk; 0 keeps
     none, and EDGELLM_PREFIX_CACHE=off neither.
+    `draft_model` is a small model of the same vocabulary (a catalogue name or a file) that guesses what comes next.
     """
 
     n_ctx: int = 0
@@ -351,6 +358,7 @@ class LoadOptions:
     checkpoints: int = 8
     checkpoint_mb: int = 256
     prefix_cache_mb: int = 512
+    draft_model: str = ""
     lora: tuple[LoraAdapter, ...] = field(default_factory=tuple)
     check_tensors: bool = False
     fit: Literal["auto", "off"] = "auto"

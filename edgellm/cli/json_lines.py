@@ -84,6 +84,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "decode_tokens": usage.decode_tokens,
         "rebuilt_tokens": usage.rebuilt_tokens,
         "forced_tokens": usage.forced_tokens,
+        "free_tokens": usage.free_tokens,
         "repaired_calls": usage.repaired_calls,
         "prefill_s": round(usage.prefill_s, 6),
         "decode_s": round(usage.decode_s, 6),

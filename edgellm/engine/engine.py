@@ -283,7 +283,7 @@ class Engine:
         crowded: list[Session] = []
         for session in batch:
             try:
-                session.prepare_step()
+                session.prepare_step(is_alone=len(batch) == 1)
             except ContextFull as error:
                 if len(batch) > 1:
                     crowded.append(session)
@@ -316,11 +316,13 @@ class Engine:
             if placed and len(rows) + len(new) > self.context.n_batch:
                 break  # the rest waits for the next step
             rows += new
-            placed.append((session, len(rows) - 1))
+            placed.append((session, len(rows) - 1 - session.guesses.count))
         batch = [session for session, _ in placed]
         try:
             self.decode(rows, batch)
         except EdgeError as error:
+            if isinstance(error, ContextFull) and any([session.guesses.drop() for session in batch]):
+                return self._decode_pending(sessions, is_alone=is_alone)
             if isinstance(error, ContextFull) and not is_alone:
                 return batch
             for session in batch:
@@ -330,6 +332,8 @@ class Engine:
             return []
         for session, row in placed:
             session.decoded(len(session.tape), logits=self.context.logits(row))
+            if session.guesses.count:
+                session.guesses.computed(row + 1)
         return []
 
     def decode(self, rows: Sequence[tuple[int, int, int, bool]], sessions: Sequence[Session]) -> None:

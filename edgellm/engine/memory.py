@@ -31,6 +31,8 @@ class Memory:
         self.last_use = 0
         self.length = 0
         self.is_unsure = False
+        # Positions behind those, of tokens that were guessed: whoever asks for the sequence has them cut away first.
+        self.ahead = 0
         self.prefilled_tokens = 0
         self.rebuilt_tokens = 0
         self.snapshot_tokens = 0
@@ -95,7 +97,7 @@ class Memory:
             return True
         context = self.engine.context
         _, high = context.position_range(self.seq)
-        return high == self.length - 1 and context.has_window(self.seq, self.length)
+        return high == self.length + self.ahead - 1 and context.has_window(self.seq, self.length)
 
     # -- changes ---------------------------------------------------------------------------------------
 
@@ -110,6 +112,17 @@ class Memory:
         if self._is_kept and self.checkpoints.is_due(end):
             self.keep()
         return again
+
+    def guessed(self, count: int) -> None:
+        """The last decode has computed so many guessed tokens behind the tape."""
+        self.ahead = count
+        self.is_unsure = count > 0
+
+    def guess_held(self) -> None:
+        """The first of the guessed tokens is on the tape now: it is held without a decode."""
+        left = self.ahead - 1
+        self.decoded(self.length + 1)
+        self.guessed(left)
 
     def keep(self) -> None:
         """Takes a checkpoint, where the memory cannot be cut and there is none at this place yet."""
@@ -132,6 +145,7 @@ class Memory:
 
     def restore(self) -> None:
         """Cuts away what it holds beyond what it should, such as the rest of a failed decode."""
+        self.ahead = 0
         if self.seq is not None and not (self.engine.context.remove(self.seq, self.length) and self.check()):
             self._go_back()
         self.is_unsure = False
@@ -169,7 +183,7 @@ class Memory:
     def forget(self) -> None:
         """Empties it; the next decode computes the tape again."""
         self._rebuild_until = max(self._rebuild_until, self.length)
-        self.length = 0
+        self.length = self.ahead = 0
         # They are no more than a part: what they stand on is gone.
         self.checkpoints.clear()
         if self.seq is not None:

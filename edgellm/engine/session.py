@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgellm.engine.drawing import Drawing
+from edgellm.engine.guesses import Guesses
 from edgellm.engine.memory import Memory
 from edgellm.engine.prefixes import MIN_TOKENS
 from edgellm.engine.tape import Tape
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellm.engine.engine import Engine
+    from edgellm.engine.speculation import Speculation
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
 
@@ -35,6 +37,7 @@ class Session:
         self.tape = tape or Tape()
         self.memory = Memory(engine, self.tape)
         self.drawing = Drawing(chain, self.tape, engine.vocabulary, branch)
+        self.guesses = Guesses(engine, self.tape, self.memory)
         self.is_waiting = False
         self.is_cancelled = False
         self._logits: NDArray[np.float32] | None = None
@@ -67,6 +70,20 @@ class Session:
     def snapshot_tokens(self) -> int:
         """How many tokens were taken from disk instead of being computed."""
         return self.memory.snapshot_tokens
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What decides on guessing ahead; None: tokens are computed one at a time."""
+        return self.guesses.speculation
+
+    @speculation.setter
+    def speculation(self, speculation: Speculation | None) -> None:
+        self.guesses.speculation = speculation
+
+    @property
+    def free_tokens(self) -> int:
+        """How many drawn tokens needed no decode of their own, because they had been guessed."""
+        return self.speculation.free_tokens if self.speculation is not None else 0
 
     @property
     def has_logits(self) -> bool:
@@ -214,6 +231,7 @@ class Session:
     def decoded(self, end: int, *, logits: NDArray[np.float32] | None) -> int:
         """The memory now holds the tape up to `end`; returns how many of these tokens it had held before."""
         self._logits = logits
+        self.guesses.end()
         return self.memory.decoded(end)
 
     def logits(self) -> NDArray[np.float32]:
@@ -273,8 +291,11 @@ class Session:
         if not self.drawing.has_ready and self._failure is None:
             self.is_waiting = True
 
-    def prepare_step(self) -> None:
-        """Called by the engine: makes sure that something is to be decoded, and that it fits one batch."""
+    def prepare_step(self, *, is_alone: bool = True) -> None:
+        """Called by the engine: makes sure that something is to be decoded, and that it fits one batch.
+
+        Only who is alone in it guesses ahead: others would wait for the guesses' rows.
+        """
         if self.is_cancelled:
             raise Cancelled("decoding was cancelled.")
         if not len(self.tape):
@@ -284,12 +305,17 @@ class Session:
         if self.has_logits:
             return
         self.check_room(0)
+        self._logits = self.guesses.take()
+        if self._logits is not None:
+            return
         self.own_seq()
         if self.memory.length == len(self.tape):
             self.memory.cut(len(self.tape) - 1)
         chunk = self.engine.context.n_batch
         while len(self.tape) - self.memory.length > chunk:
             self._decode_chunk(chunk)
+        if not is_alone or not self.guesses.plan():
+            self.guesses.drop()
 
     @property
     def is_simple(self) -> bool:
@@ -303,23 +329,27 @@ class Session:
             and self.memory.length == len(self.tape.tokens) - 1
             and self.memory.length + 1 < self.engine.context.n_ctx
             and not self._is_closed
+            and (self.guesses.speculation is None or not self.guesses.plan())
         )
 
     def pending_row(self) -> tuple[int, int, int]:
         """Called by the engine: (token, position, sequence) of the one token that the memory lacks."""
         assert self.seq is not None
         self.memory.is_unsure = True
+        self.guesses.begin(1)
         return self.tape.tokens[-1], self.memory.length, self.seq
 
     def pending_rows(self) -> list[tuple[int, int, int, bool]]:
-        """Called by the engine: batch rows for the tokens that the memory lacks."""
+        """Called by the engine: batch rows for the tokens that the memory lacks, and then for what is guessed."""
         assert self.seq is not None
         last = len(self.tape) - 1
         self.engine.touch(self.memory)
         self.memory.is_unsure = True
-        return [
+        rows = [
             (self.tape.tokens[i], i, self.seq, i == last) for i in range(self.memory.length, len(self.tape))
         ]
+        self.guesses.begin(len(rows))
+        return rows + self.guesses.rows(self.seq)
 
     def fail_step(self, error: EdgeError) -> None:
         """Called by the engine: this session's step has failed."""
@@ -467,6 +497,7 @@ class Session:
         branch = self.engine.next_branch() if branch is None else branch
         other = Session(self.engine, chain, branch=branch, tape=tape)
         other.trace = self.trace
+        other.speculation = self.speculation.fork() if self.speculation is not None else None
         self.engine.adopt(other)
         other.memory.share(self.memory)
         if unseen == 0 and self._logits is not None:

@@ -1,0 +1,326 @@
+"""Guessing ahead changes when tokens are computed, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from scale import SCALE
+from test_engine_session import OPERATIONS, OPTIONS, _run
+
+import edgellm
+from edgellm.engine.engine import Engine
+from edgellm.engine.ngram import NgramIndex
+from edgellm.engine.speculation import Speculation
+from edgellm.errors import ConfigError
+from edgellm.native.model import Model
+from edgellm.types import SpanKind
+
+PROMPT = "the rain is in the rain is in the rain is in the"
+SAMPLED = "top_k(12) | temperature(0.8) | dist(seed=3)"
+
+
+class Oracle:
+    """Guesses from a text it was given: right where that says so."""
+
+    def __init__(self, tokens: Sequence[int], start: int, *, wrong_every: int = 0) -> None:
+        self.tokens = list(tokens)
+        self.start = start
+        self.wrong_every = wrong_every
+
+    def guess(self, tape: Sequence[int], count: int) -> tuple[list[int], int]:
+        at = len(tape) - self.start
+        found = self.tokens[at : at + count]
+        if self.wrong_every:
+            found = [
+                token if (at + i + 1) % self.wrong_every else (token + 1) % 250
+                for i, token in enumerate(found)
+            ]
+        return found, 1
+
+
+@pytest.fixture
+def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
+    with edgellm.load(tiny_model("llama"), n_ctx=512, threads=1) as opened:
+        yield opened
+
+
+def _session(runtime: edgellm.Runtime, sampler: object, speculation: Speculation | None = None):
+    session = runtime.engine.session(runtime.make_chain(sampler, 3))
+    session.branch = 7
+    session.speculation = speculation
+    session.extend([(token, SpanKind.PROMPT) for token in runtime.tokenize(PROMPT)])
+    return session
+
+
+def _steps(session, count: int) -> list[int]:
+    return [session.step().token for _ in range(count)]
+
+
+def test_the_longest_and_then_the_most_recent_run_is_followed() -> None:
+    assert NgramIndex().guess([1, 2, 3], 2) == ([], 0)
+    assert NgramIndex().guess([1, 2, 3, 4, 1, 2], 2) == ([3, 4], 2)
+    assert NgramIndex().guess([1, 2, 3, 4, 1, 2, 9, 1, 2], 1) == ([9], 2)  # the most recent
+    index = NgramIndex()
+    assert index.guess([5, 1, 2, 3, 4, 1, 2, 9, 5, 1, 2], 1) == ([3], 3)  # the longest
+    index.add_text([40, 41, 42, 43, 44])
+    assert index.guess([7, 40, 41, 42], 9) == ([43, 44], 3)
+    # A tape that was cut and has grown differently: what is not true any more is not followed.
+    index = NgramIndex()
+    index.guess([1, 2, 3, 4, 1, 2], 1)
+    assert index.guess([1, 2, 7, 8, 1, 2], 2)[0] in ([], [7, 8])
+
+
+@pytest.mark.parametrize("sampler", ["greedy", SAMPLED])
+@pytest.mark.parametrize("wrong_every", [0, 3, 1])
+def test_the_tokens_are_those_without_guesses(
+    runtime: edgellm.Runtime, sampler: str, wrong_every: int
+) -> None:
+    plain = _session(runtime, sampler)
+    expected = _steps(plain, 40)
+    start = len(plain.tape) - 40
+    plain.close()
+    guessing = Speculation("ngram", Oracle(expected, start, wrong_every=wrong_every))
+    session = _session(runtime, sampler, guessing)
+    assert _steps(session, 40) == expected
+    assert guessing.guessed_tokens > 0
+    assert guessing.free_tokens == (
+        0 if wrong_every == 1 else pytest.approx(32 if not wrong_every else 27, abs=4)
+    )
+    session.settle()
+    session.own_seq()
+    assert session.check_memory()
+    assert np.allclose(session.logits(), _logits_anew(runtime, session.tape.tokens), atol=0.05)
+
+
+def _logits_anew(runtime: edgellm.Runtime, tokens: Sequence[int]) -> np.ndarray:
+    fresh = runtime.engine.session(runtime.make_chain("greedy"))
+    fresh.extend([(token, SpanKind.PROMPT) for token in tokens])
+    found = fresh.logits().copy()
+    fresh.close()
+    return found
+
+
+def test_distributions_come_with_guessed_tokens_too(runtime: edgellm.Runtime) -> None:
+    plain = _session(runtime, SAMPLED)
+    plain.trace = 5
+    expected = [plain.step() for _ in range(12)]
+    session = _session(
+        runtime, SAMPLED, Speculation("ngram", Oracle([s.token for s in expected], expected[0].position))
+    )
+    session.trace = 5
+    for one in expected:
+        other = session.step()
+        assert (other.token, other.position) == (one.token, one.position)
+        assert one.distribution is not None and other.distribution is not None
+        assert other.distribution.raw.ids[0] == one.distribution.raw.ids[0]
+        assert other.logprob == pytest.approx(one.logprob, abs=1e-3)
+
+
+def test_rewind_fork_save_and_more_text_meet_no_guess(runtime: edgellm.Runtime) -> None:
+    plain = _session(runtime, SAMPLED)
+    expected = _steps(plain, 30)
+    start = len(plain.tape) - 30
+
+    def fresh():
+        return _session(runtime, SAMPLED, Speculation("ngram", Oracle(expected, start)))
+
+    session = fresh()
+    assert _steps(session, 7) == expected[:7]  # in the middle of a guess
+    session.rewind(start + 3)
+    assert _steps(session, 10) == expected[3:13]
+    fork = session.fork()
+    assert fork.tape.tokens == session.tape.tokens
+    fork.own_seq()
+    assert fork.check_memory()
+    assert np.allclose(fork.logits(), _logits_anew(runtime, fork.tape.tokens), atol=0.05)
+    fork.close()
+    assert session.memory.state()  # what a saved chat holds
+    assert session.check_memory()
+    assert _steps(session, 2) == expected[13:15]
+    more = [(token, SpanKind.USER) for token in runtime.tokenize(" and the call")]
+    session.extend(more)
+    assert np.allclose(session.logits(), _logits_anew(runtime, session.tape.tokens), atol=0.05)
+    session.close()
+
+
+def test_other_sessions_and_parking_meet_no_guess(tiny_model: Callable[..., Path]) -> None:
+    with edgellm.load(tiny_model("llama"), n_ctx=256, n_seq_max=1, threads=1) as runtime:
+        plain = _session(runtime, SAMPLED)
+        expected = _steps(plain, 20)
+        start = len(plain.tape) - 20
+        plain.close()
+        first = _session(runtime, SAMPLED, Speculation("ngram", Oracle(expected, start)))
+        got = _steps(first, 7)
+        second = _session(runtime, SAMPLED)  # takes the only sequence: the first is parked
+        assert _steps(second, 5) == expected[:5]
+        assert got + _steps(first, 13) == expected
+
+
+def test_a_stage_that_takes_tokens_back_works_across_guesses(runtime: edgellm.Runtime) -> None:
+    sampler = 'antislop(phrases=[" the"]) | top_k(12) | temperature(0.8) | dist(seed=3)'
+    plain = _session(runtime, sampler)
+    expected = _steps(plain, 24)
+    start = len(plain.tape.tokens) - 24 - plain.drawing.unread
+    session = _session(runtime, sampler, Speculation("ngram", Oracle(expected, start)))
+    assert _steps(session, 24) == expected
+
+
+class _Guessing(Engine):
+    """Every session guesses: some by the tape, some at random."""
+
+    def session(self, chain):
+        session = super().session(chain)
+        session.speculation = Speculation("ngram", _Random() if session.branch % 2 else None)
+        return session
+
+
+class _Random:
+    def guess(self, tape: Sequence[int], count: int) -> tuple[list[int], int]:
+        return [3 + (7919 * len(tape) + i) % 200 for i in range(min(count, 3))], 1
+
+
+@settings(max_examples=25 * SCALE, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=OPERATIONS)
+def test_the_laws_of_sessions_hold_with_guesses(
+    tiny_model: Callable[..., Path], tmp_path: Path, operations: list[tuple[str, object]]
+) -> None:
+    model = Model.load(tiny_model("llama"), OPTIONS)
+    engine = _Guessing(model, OPTIONS)
+    try:
+        _run(engine, tmp_path, operations)
+    finally:
+        engine.close()
+        model.close()
+
+
+def test_memory_that_cannot_be_cut_is_not_guessed_into(tiny_model: Callable[..., Path]) -> None:
+    with edgellm.load(tiny_model("mamba"), n_ctx=256) as runtime:
+        session = _session(runtime, "greedy", Speculation("ngram"))
+        _steps(session, 30)
+        assert session.speculation is not None
+        assert session.speculation.guessed_tokens == 0
+        assert session.rebuilt_tokens == 0
+
+
+def test_the_end_of_the_context_is_met_as_without(tiny_model: Callable[..., Path]) -> None:
+    with edgellm.load(tiny_model("llama"), n_ctx=256, threads=1) as runtime:
+        session = _session(runtime, "greedy", Speculation("ngram"))
+        with pytest.raises(edgellm.ContextFull):
+            _steps(session, 300)
+        assert len(session.tape) == 256
+
+
+def test_an_account_keeps_guesses_from_costing_more_than_a_fiftieth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock of our own: guesses that never hold, and cost as much as three tokens each."""
+    now = [0.0]
+    monkeypatch.setattr("edgellm.engine.speculation.time.perf_counter", lambda: now[0])
+
+    def run(hold: int, per_guess: float, tokens: int = 3000) -> tuple[float, int]:
+        now[0] = 0.0
+        guessing = Speculation("auto", Oracle(list(range(100_000)), 0))
+        made = 0
+        while made < tokens:
+            found = guessing.guess(list(range(made)), 1000)
+            guessing.begin(len(found))
+            now[0] += 1.0 + per_guess * len(found)
+            guessing.end()
+            made += 1
+            for _ in found[:hold]:
+                guessing.held()
+                made += 1
+        return now[0] / made, guessing.guessed_tokens
+
+    for per_guess in (0.1, 0.5, 1.0, 3.0):
+        seconds, _ = run(0, per_guess)
+        assert seconds <= 1.02
+    seconds, guessed = run(8, 0.2)
+    assert guessed > 1000
+    assert seconds < 0.5
+    seconds, _ = run(1, 0.9)  # two tokens for the price of more than two: not worth it
+    assert seconds <= 1.02
+
+
+def test_a_draft_model_guesses_and_its_vocabulary_is_checked(tiny_model: Callable[..., Path]) -> None:
+    draft = tiny_model("llama")
+    with edgellm.load(tiny_model("llama"), n_ctx=256, threads=1, draft_model=str(draft)) as runtime:
+        plain = _session(runtime, "greedy")
+        expected = _steps(plain, 24)
+        guessing = runtime.speculation("draft")
+        session = _session(runtime, "greedy", guessing)
+        assert _steps(session, 24) == expected
+        assert guessing.free_tokens >= 16  # the same weights: all guesses hold
+        session.rewind(len(session.tape) - 10)
+        assert _steps(session, 10) == expected[14:]
+    with pytest.raises(ConfigError, match="another vocabulary"):
+        edgellm.load(draft, n_ctx=256, draft_model=str(tiny_model("llama", tokenizer="llama")))
+
+
+def test_a_chat_counts_the_tokens_that_came_free(tiny_model: Callable[..., Path]) -> None:
+    with edgellm.load(tiny_model("llama"), n_ctx=512, threads=1) as runtime:
+        answers: list[str] = []
+        for mode in ("off", "ngram"):
+            chat = runtime.chat(
+                sampler="greedy",
+                speculate=mode,
+                speculate_from=answers,  # as if the answer were a quotation
+                limits=edgellm.AgentLimits(max_tokens=60),
+            )
+            list(chat.send("the rain is in the rain is in the"))
+            answers.append(chat.messages[-1].content)
+            free = chat.usage.free_tokens
+            chat.close()
+        assert answers[0] == answers[1]
+        assert 0 < free < 60
+        with pytest.raises(ConfigError, match="speculat"):
+            runtime.chat(speculate="always")
+
+
+@pytest.mark.slow
+def test_sampled_tokens_have_the_distribution_they_have_without_guesses(runtime: edgellm.Runtime) -> None:
+    """χ² against the softmax over 10,000 draws: of a token before a guess, and of the next where the guess held."""
+    session = _session(runtime, "dist(seed=11)")
+    length = len(session.tape)
+    logits = session.logits().astype(np.float64)
+    first = np.exp(logits - logits.max())
+    first /= first.sum()
+    guess = int(first.argmax())
+    session.extend([(guess, SpanKind.TEXT)])
+    logits = session.logits().astype(np.float64)
+    second = np.exp(logits - logits.max())
+    second /= second.sum()
+
+    class Always:
+        def guess(self, tape: Sequence[int], count: int) -> tuple[list[int], int]:
+            return ([guess, guess] if len(tape) == length else []), 1
+
+    session.speculation = Speculation("ngram", Always())
+    counts, after = np.zeros(len(first)), np.zeros(len(first))
+    for branch in range(10_000):
+        session.rewind(length)
+        session.branch = branch
+        token = session.step().token
+        counts[token] += 1
+        if token == guess:
+            after[session.step().token] += 1
+    assert session.speculation.free_tokens == after.sum() > 200
+    for seen, expected in ((counts, first), (after, second)):
+        assert _chi_squared_is_ordinary(seen, expected * seen.sum())
+
+
+def _chi_squared_is_ordinary(seen: np.ndarray, expected: np.ndarray) -> bool:
+    """Within four standard deviations of its mean, rare tokens counted together (at least five expected)."""
+    order = np.argsort(expected)
+    rare = order[: int(np.searchsorted(np.cumsum(expected[order]), 5.0)) + 1]
+    common = order[len(rare) :]
+    common = common[expected[common] >= 5]
+    others = np.setdiff1d(order, common)
+    cells = [(seen[index], expected[index]) for index in common] + [
+        (seen[others].sum(), expected[others].sum())
+    ]
+    statistic = sum((count - mean) ** 2 / mean for count, mean in cells)
+    degrees = len(cells) - 1
+    return abs(statistic - degrees) < 4 * np.sqrt(2 * degrees)
