@@ -2,7 +2,8 @@
 
 Prompts are passages of a text of ours; every second one is followed by its own beginning, as where a file is quoted or
 edited. Greedy text with guesses is compared token by token with the text without: at a first difference the two
-likeliest tokens must be nearer to each other than logits differ between batches of one row and of several (measured here, too).
+likeliest tokens must be nearer to each other than twice what a logit differs by between sessions and batch shapes
+(measured here, too).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from edgellm.weights.sample_text import SAMPLE_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from edgellm.engine.session import Session
 
@@ -54,22 +57,30 @@ def answered(session: Session, prompt: Sequence[int], count: int) -> tuple[list[
 
 
 def batch_difference(runtime: edgellm.Runtime, prompt: Sequence[int]) -> float:
-    """The largest difference of a logit between a row computed by itself and among others."""
-    session = runtime.engine.session(runtime.make_chain("greedy"))
-    start = len(prompt) - FIXED_GUESSES - 1
-    session.extend([(token, SpanKind.PROMPT) for token in prompt[:start]])
-    one = []
-    for token in prompt[start:]:
-        session.extend([(token, SpanKind.PROMPT)])
-        one.append(session.logits().copy())
-    session.rewind(start)
-    seq = session.own_seq()
-    with runtime.engine.in_use():
-        rows = [(token, start + i, seq, True) for i, token in enumerate(prompt[start:])]
-        runtime.engine.decode(rows, (session,))
-    found = max(float(np.abs(runtime.engine.context.logits(i) - one[i]).max()) for i in range(len(rows)))
-    session.memory.restore()
-    session.close()
+    """The largest difference of a logit between rows computed one by one and together, in two sessions.
+
+    The second one's cells lie elsewhere in the memory: that, too, moves the last bits.
+    """
+    engine = runtime.engine
+    alone, together = (engine.session(runtime.make_chain("greedy")) for _ in range(2))
+    start = len(prompt) // 2
+    for session in (alone, together):
+        session.extend([(token, SpanKind.PROMPT) for token in prompt[:start]])
+    seq = together.own_seq()
+    found = 0.0
+    for first in range(start, len(prompt), FIXED_GUESSES + 1):
+        part = prompt[first : first + FIXED_GUESSES + 1]
+        one: list[NDArray[np.float32]] = []
+        for token in part:
+            alone.extend([(token, SpanKind.PROMPT)])
+            one.append(alone.logits().copy())
+        with engine.in_use():
+            engine.decode([(token, first + i, seq, True) for i, token in enumerate(part)], (together,))
+        together.memory.length = first + len(part)
+        differences = [np.abs(engine.context.logits(i) - row).max() for i, row in enumerate(one)]
+        found = max(found, *map(float, differences))
+    alone.close()
+    together.close()
     return found
 
 
