@@ -370,6 +370,20 @@ def saved_chats(options: Options) -> Evidence:
         "memory gives the logits it gave, and taking it up is at least 20 times quicker than computing it.",
         ran.code == 0 and quick >= 20 and figures.get("kills", 0) >= kills,
         table(("what", "measured", "goal"), rows) + "\n" + block(json.dumps(figures), "json"),
+def long_chat(options: Options) -> Evidence:
+    """A conversation of four times its context under each policy."""
+    return long_chat_page(run("benchmarks/long_chat.py", "--model", options.model))
+
+
+def long_chat_page(ran: Ran) -> Evidence:
+    """The page of what benchmarks/long_chat.py printed."""
+    return Evidence(
+        "Conversations of four times their context",
+        "Under each policy the conversation goes on (under `stop` it ends, says so, and a new chat begins): no error, "
+        "the tape never longer than the context, memory flat, and every question and tool result that left the tape "
+        "in exactly one `ContextEvicted` event (`untold` counts those that are in none).",
+        ran.code == 0 and bool(ran.figures.get("is_shown")),
+        ran.table,
         (ran.command,),
     )
 
@@ -383,4 +397,5 @@ PARTS: dict[str, Callable[[Options], Evidence]] = {
     "saved-chats": saved_chats,
     "guided-tools": guided_tools,
     "tool-call-formats": tool_call_formats,
+    "long-chat": long_chat,
 }

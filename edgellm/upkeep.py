@@ -91,7 +91,7 @@ class Upkeep:
         needed = len(self.conversation.session.tape) + new
         if self.is_off or needed + min(answer, n_ctx // _RESERVE) <= n_ctx:
             return 0
-        return needed + min(answer, n_ctx // _AIM) - n_ctx
+        return needed + n_ctx // _AIM - n_ctx
 
     def in_answer(self, current: int) -> Generator[Event | Waiting, None, int]:
         """Makes room in the middle of an answer; gives by how many tokens the tape is shorter: 0, none was made.

@@ -64,6 +64,14 @@ def test_figures_are_the_last_line() -> None:
     assert not prove_parts.valid_calls_page(prove_parts.Ran("c", 1, 'x\n{"invalid": 1}', "")).is_shown
 
 
+def test_long_chats_are_shown_by_their_figures() -> None:
+    good = 'a table\n{"is_shown": true}\n'
+    assert prove_parts.long_chat_page(prove_parts.Ran("c", 0, good, "")).is_shown
+    assert not prove_parts.long_chat_page(prove_parts.Ran("c", 1, good, "")).is_shown
+    assert not prove_parts.long_chat_page(prove_parts.Ran("c", 0, 'x\n{"is_shown": false}\n', "")).is_shown
+    assert not prove_parts.long_chat_page(prove_parts.Ran("c", 0, "", "broken")).is_shown
+
+
 @pytest.mark.parametrize("outcome", ["passed", "failed"])
 def test_commands_of_tests_are_recorded(tmp_path: Path, outcome: str) -> None:
     test = tmp_path / "test_x.py"
