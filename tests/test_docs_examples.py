@@ -16,7 +16,7 @@ from edgellm.models.resolve import resolve
 from edgellm.models.store import Store
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/quickstart.md", "docs/embedding.md")
+PAGES = ("README.md", "docs/quickstart.md", "docs/embedding.md", "docs/long-conversations.md")
 CATALOGUE = """[models.smollm2-135m]
 sources = [{{ kind = "path", path = '{path}' }}]
 """
@@ -81,6 +81,7 @@ def test_page_runs_as_printed(
             "unknown stage 'topk'",
             "Did you mean 'top_k'?",
         ],
+        "docs/long-conversations.md": ["to make room (", "My name is Ada. Who are you?"],
     }
     for text in wanted[page]:
         assert text in said, f"{page} printed: {said}"
