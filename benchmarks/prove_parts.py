@@ -370,6 +370,10 @@ def saved_chats(options: Options) -> Evidence:
         "memory gives the logits it gave, and taking it up is at least 20 times quicker than computing it.",
         ran.code == 0 and quick >= 20 and figures.get("kills", 0) >= kills,
         table(("what", "measured", "goal"), rows) + "\n" + block(json.dumps(figures), "json"),
+        (ran.command,),
+    )
+
+
 def long_chat(options: Options) -> Evidence:
     """A conversation of four times its context under each policy."""
     return long_chat_page(run("benchmarks/long_chat.py", "--model", options.model))

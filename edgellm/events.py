@@ -111,11 +111,11 @@ class HistoryRewritten:
 class ContextEvicted:
     """The context was filling, and something gave way, as the context policy says.
 
-    `policy` is what was done. `messages` went, whole (dropped or summarized turns) or in their content (tool
-    results that were replaced by a notice). `removed_tokens` were taken off the tape, `added_tokens` put there in
-    their place (a summary, notices), and `recomputed_tokens` have to be computed again. `is_approximate`: what
-    stands behind the cut keeps what it was computed with, and only its positions have moved. `duration_s` does not
-    count what is computed again.
+    `policy` is what was done: "evict", "summarize" or "drop-results". `messages` went, whole (dropped or summarized
+    turns) or in their content (tool results that were replaced by a notice). `removed_tokens` were taken off the
+    tape, `added_tokens` put there in their place (a summary, notices), and `recomputed_tokens` have to be computed
+    again. `is_approximate`: what stands behind the cut keeps what it was computed with, and only its positions have
+    moved. `duration_s` does not count what is computed again.
     """
 
     policy: str

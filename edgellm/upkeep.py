@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from edgellm.context_policy import ContextTurn, Crowding, Drop, Shorten, Summarize, find_policy
+from edgellm.context_policy import ContextTurn, Crowding, Drop, Shorten, Summarize, find_policy, stop
 from edgellm.decoding import NEXT_TOKEN, Decoding, Waiting
 from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, PluginError, TemplateError
 from edgellm.events import ContextEvicted, Notice, PrefillProgress
@@ -72,7 +72,7 @@ class Upkeep:
     @property
     def is_off(self) -> bool:
         """Nothing ever gives way."""
-        return self.name == "stop"
+        return self._policy is stop
 
     def fork(self, conversation: Conversation) -> Upkeep:
         """The same policy for a fork of the conversation."""
@@ -99,6 +99,8 @@ class Upkeep:
         `current` is the index of the open turn's first message. What has to be computed anew is computed.
         """
         session = self.conversation.session
+        # What was drawn ahead of the reader goes first: only what stands in front of the answer is counted.
+        session.settle()
         before = len(session.tape)
         # The context may be full of other chats: this one's turns would go for nothing.
         is_own = before > self._n_ctx - self._n_ctx // _AIM
@@ -111,8 +113,8 @@ class Upkeep:
         return before - len(session.tape)
 
     def tidy(self) -> Generator[Event | Waiting, None, None]:
-        """Ahead of time, between turns: where more than half of the context is taken, lets the oldest quarter go, and
-        computes what that costs, so that the next turn need not."""
+        """Ahead of time, between turns: where more than half of the context is taken, lets the oldest quarter go (or
+        more, down to half), and computes what that costs, so that the next turn need not."""
         conversation = self.conversation
         n_ctx, used = self._n_ctx, len(conversation.session.tape)
         if self.is_off or used <= n_ctx // _TIDY or not conversation.is_begun:
@@ -120,7 +122,7 @@ class Upkeep:
         current = len(conversation.messages)
         if conversation.has_postponed or conversation.is_answer_open:
             current = self.turn_of_last()
-        yield from self.make_room(used + n_ctx // _AIM - n_ctx // _TIDY, current)
+        yield from self.make_room(max(n_ctx // _AIM, used - n_ctx // _TIDY), current)
         yield from self._compute()
 
     def turn_of_last(self) -> int:
@@ -157,7 +159,7 @@ class Upkeep:
         dropped = [turns[one.turn] for one in remedies if isinstance(one, Drop)]
         texts = {one.message: one.text for one in remedies if isinstance(one, Shorten)}
         if dropped or texts:
-            yield self._let_go(dropped, texts, name="evict" if dropped and not texts else self.name)
+            yield self._let_go(dropped, texts, name="drop-results" if texts else "evict")
 
     @property
     def _n_ctx(self) -> int:
@@ -218,8 +220,9 @@ class Upkeep:
             if index not in gone:
                 kept.append((message, index))
         done: Rewritten = rewrite(conversation, kept)
-        # The same positions come again: their draws must not repeat those of the turns before.
-        conversation.session.branch += _ERA
+        if done.removed_tokens:
+            # The same positions come again: their draws must not repeat those of the turns before.
+            conversation.session.branch += _ERA
         self.tally.removed_tokens += done.removed_tokens
         return ContextEvicted(
             policy=name,
@@ -248,7 +251,7 @@ class Upkeep:
         elif 2 * size > sum(turn.tokens for turn in turns):
             yield Notice("The turns that go were not summarized: it would save less than half of them.")
             summary = ""
-        name = self.name if summary else "evict"
+        name = "summarize" if summary else "evict"
         yield self._let_go(turns, {}, name=name, summary=summary, started=started)
 
     def _summary_of(self, end: int) -> Generator[Event | Waiting, None, str]:
