@@ -10,8 +10,7 @@ from rich.text import Text
 from edgellm_tui.commands import COMMANDS
 from edgellm_tui.footer import KeyInfo, all_keys, keys_around, keys_words
 from edgellm_tui.pages import PageView
-from edgellm_tui.rows import Pane, rule
-from edgellm_tui.status import Line
+from edgellm_tui.rows import Pane, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,24 +25,17 @@ class HelpPage(PageView):
 
     def compose(self) -> ComposeResult:
         """A title and the text."""
-        yield Line(id="left-head")
+        rule = Rule(self.edge.glyphs, id="left-head")
+        rule.set("keys and commands")
+        yield rule
         yield Pane()
 
     def show(self) -> None:
         """Takes up the part that had the focus."""
         app = self.edge
-        self._head()
         pane = self.query_one(Pane)
         pane.set(help_text(keys_around(app.came_from, type(app)), all_keys(type(app)), app.settings.keys))
         pane.focus()
-
-    def on_resize(self) -> None:
-        """The title is as wide as the screen."""
-        self.call_after_refresh(self._head)
-
-    def _head(self) -> None:
-        app = self.edge
-        self.query_one("#left-head", Line).set(rule("keys and commands", app.size.width, app.glyphs))
 
 
 def help_text(

@@ -9,7 +9,7 @@ from textual.containers import Horizontal, Vertical
 
 from edgellm import EdgeError
 from edgellm_tui.pages import PageView
-from edgellm_tui.rows import Field, Pane, Rows, rule
+from edgellm_tui.rows import Field, Pane, Rows, Rule
 from edgellm_tui.status import Line
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class ListPage(PageView):
         """Two parts, the field, and a line for what has to be said."""
         with Horizontal(classes="body"):
             with Vertical(classes="left"):
-                yield Line(id="left-head")
+                yield Rule(self.edge.glyphs, id="left-head")
                 yield Rows()
             with Vertical(classes="right"):
-                yield Line(id="right-head")
+                yield Rule(self.edge.glyphs, id="right-head")
                 yield Pane()
         yield Field()
         yield Line(id="note")
@@ -61,8 +61,7 @@ class ListPage(PageView):
     def head(self, left: str, right: str | None = None) -> None:
         """Writes the two titles."""
         for id, text in (("#left-head", left), ("#right-head", self.heads[1] if right is None else right)):
-            line = self.query_one(id, Line)
-            line.set(rule(text, line.size.width or self.edge.size.width, self.edge.glyphs))
+            self.query_one(id, Rule).set(text)
 
     def say(self, text: str) -> None:
         """A line at the bottom: what happened, or what is wrong."""
@@ -89,6 +88,6 @@ class ListPage(PageView):
         """Fills list and details anew."""
 
     def on_resize(self) -> None:
-        """Titles are as wide as the screen."""
+        """What is cut to the width is cut anew."""
         # The parts get their new sizes behind the page.
         self.call_after_refresh(self.refill)

@@ -15,13 +15,13 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 from textual.widgets import Input, Label, Static
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from textual.events import Click
-    from textual.widget import Widget
 
     from edgellm_tui.glyphs import Glyphs
 
@@ -30,6 +30,27 @@ def rule(title: str, width: int, glyphs: Glyphs) -> str:
     """A line across with words in it: `── title ───────`."""
     start = f"{glyphs.rule * 2} {title} "
     return set_cell_size(start + glyphs.rule * max(0, width - cell_len(start)), width)
+
+
+class Rule(Widget):
+    """A line across its whole width with a title in it."""
+
+    DEFAULT_CSS = "Rule { height: 1; width: 1fr; }"
+
+    def __init__(self, glyphs: Glyphs, *, id: str) -> None:
+        super().__init__(id=id)
+        self._glyphs = glyphs
+        self.title = ""
+
+    def set(self, title: str) -> None:
+        """Shows another title."""
+        if title != self.title:
+            self.title = title
+            self.refresh()
+
+    def render(self) -> Text:
+        """As wide as it is now."""
+        return Text(rule(self.title, self.size.width, self._glyphs), no_wrap=True)
 
 
 class Rows(ScrollView, can_focus=True):

@@ -15,9 +15,8 @@ from edgellm_tui.chain_draft import ChainDraft, share
 from edgellm_tui.chain_preview import preview_text
 from edgellm_tui.list_page import ListPage
 from edgellm_tui.plain import one_line, visible
-from edgellm_tui.rows import Rows, rule
+from edgellm_tui.rows import Rows, Rule
 from edgellm_tui.settings import save_settings
-from edgellm_tui.status import Line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +85,7 @@ class SamplerPage(ListPage):
         with Horizontal(classes="race"):
             for side in ("a", "b"):
                 with Vertical(classes="side"):
-                    yield Line(id=f"{side}-head")
+                    yield Rule(self.edge.glyphs, id=f"{side}-head")
                     answer = ConversationView(id=f"{side}-answer", glyphs=self.edge.glyphs)
                     answer.can_focus = False
                     yield answer
@@ -500,12 +499,9 @@ class SamplerPage(ListPage):
     def frame(self) -> None:
         """Answers that race grow; a preview that had to wait is made."""
         if self._racers:
-            width = self.edge.size.width // 2
             for side, view, strand in zip("ab", self.query(ConversationView), self._racers, strict=False):
                 head = f"{strand.name}  {strand.state} {strand.turn_tokens} tok"
-                self.query_one(f"#{side}-head", Line).set(
-                    rule(one_line(head, width - 4), width, self.edge.glyphs)
-                )
+                self.query_one(f"#{side}-head", Rule).set(head)
                 view.sync()
         elif self.draft is not None and not self.edge.worker.is_busy and self._asked is None:
             target = self._target()

@@ -14,8 +14,7 @@ from textual.widgets import TextArea
 import edgellm
 from edgellm_tui.pages import PageView
 from edgellm_tui.plain import visible
-from edgellm_tui.rows import Pane, Rows, rule
-from edgellm_tui.status import Line
+from edgellm_tui.rows import Pane, Rows, Rule
 
 if TYPE_CHECKING:
     from edgellm import Merges
@@ -115,17 +114,17 @@ class TokenizerPage(PageView):
 
     def compose(self) -> ComposeResult:
         """Text, tokens, merges."""
-        yield Line(id="text-head")
+        yield Rule(self.edge.glyphs, id="text-head")
         area = TextArea("", soft_wrap=True, compact=True, tab_behavior="focus", placeholder="type a text")
         area.cursor_blink = False
         area.highlight_cursor_line = False
         yield area
         with Horizontal(classes="body"):
             with Vertical(classes="left"):
-                yield Line(id="left-head")
+                yield Rule(self.edge.glyphs, id="left-head")
                 yield Rows()
             with Vertical(classes="right"):
-                yield Line(id="right-head")
+                yield Rule(self.edge.glyphs, id="right-head")
                 yield Pane()
 
     def show(self) -> None:
@@ -136,10 +135,6 @@ class TokenizerPage(PageView):
     def on_text_area_changed(self) -> None:
         """The tokens follow the typing."""
         self.refill()
-
-    def on_resize(self) -> None:
-        """Titles are as wide as the screen."""
-        self.call_after_refresh(self.refill)
 
     def refill(self) -> None:
         """Tokenizes the text anew."""
@@ -160,8 +155,7 @@ class TokenizerPage(PageView):
         self._describe()
 
     def _head(self, id: str, text: str) -> None:
-        line = self.query_one(id, Line)
-        line.set(rule(text, line.size.width or self.edge.size.width, self.edge.glyphs))
+        self.query_one(id, Rule).set(text)
 
     def on_rows_moved(self) -> None:
         """Another token is taken apart."""
