@@ -72,6 +72,24 @@ def test_every_page_opens_by_its_key_and_esc_goes_back(name: str) -> None:
     run(play)
 
 
+@pytest.mark.parametrize("where", ["show", "frame"])
+def test_a_page_that_fails_is_a_message_and_the_chat_goes_on(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fail(_page: object) -> None:
+        raise RuntimeError("no figures today")
+
+    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
+        monkeypatch.setattr(MetersPage, where, fail)
+        await pilot.press("f10")
+        await shown(pilot, "no figures today")
+        assert app.page is None and app.focused is app.prompt
+        await said(pilot, "Go on.")
+        assert "It does." in screen_text(app)
+
+    run(play, [words("It does.")])
+
+
 # -- the line of keys ---------------------------------------------------------------------------------------------
 
 

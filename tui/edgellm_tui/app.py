@@ -321,8 +321,18 @@ class EdgeApp(App[int]):
             self.conversation.sync()
             self.panel.frame()
         else:
-            page.frame()
+            self._guarded(page.frame)
         self._show_status()
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Runs something of a page. Its failure is a message in the chat, which comes to the front."""
+        try:
+            action()
+        except Exception as error:
+            self.query_one("#pages", ContentSwitcher).current = "chat"
+            self._show_keys()
+            self.prompt.focus()
+            self.report(error)
 
     def _show_status(self) -> None:
         talk, strand = self.talk, self.talk.current
@@ -513,7 +523,7 @@ class EdgeApp(App[int]):
         if page is None:
             self.prompt.focus()
         else:
-            page.show()
+            self._guarded(page.show)
         self._draw()
 
     def action_new_chat(self) -> None:
