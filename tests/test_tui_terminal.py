@@ -168,6 +168,20 @@ def test_from_the_first_start_to_a_chat_that_goes_on(screen: Screen) -> None:
     assert re.search(r"raw \.\d\d\d", scrubbed), scrubbed
     screen.keys("Escape")
 
+    # Another candidate is put in place of an earlier token: a branch, which goes on from there.
+    screen.keys("F3")
+    screen.wait("INSPECT")
+    screen.keys("Home", "Right", "Right", "Down", "Enter")
+    screen.wait(lambda text: re.search(r"DECODE (\d\d+) tok", text))
+    screen.keys("Escape")
+    screen.wait("STOPPED ")
+    screen.keys("F2")
+    screen.type("/branch")
+    branched = screen.wait("* 2")
+    assert "  1  main" in branched
+    time.sleep(4.0)  # saved by itself a moment after the turn
+    still = screen.text
+
     # It is kept, and goes on after a restart without computing the old turns again.
     before = used(still)
     screen.keys("C-q")

@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
@@ -28,12 +27,12 @@ from edgellm_tui.approval import ApprovalModal
 from edgellm_tui.chats import ChatsPage
 from edgellm_tui.clipboard import copy_text
 from edgellm_tui.commands import COMMANDS, obey
-from edgellm_tui.export import KINDS
 from edgellm_tui.footer import KeyInfo, foot_line, keys_of
 from edgellm_tui.look import fitting_theme
 from edgellm_tui.looks import Looks
 from edgellm_tui.model_page import ModelPage
 from edgellm_tui.pages import PAGES, PageView
+from edgellm_tui.palette import palette
 from edgellm_tui.panel import DistributionPanel
 from edgellm_tui.prompt import History, Prompt, with_attachments
 from edgellm_tui.settings import Settings, load_settings
@@ -403,7 +402,7 @@ class EdgeApp(App[int]):
         """The user has sent something: a command, or a message."""
         self.query_one("#hint", Line).set("")
         if message.text.startswith("/"):
-            self._command(message.text)
+            self.command(message.text)
             return
         try:
             self.say(message.text)
@@ -601,7 +600,8 @@ class EdgeApp(App[int]):
         except edgellm.EdgeError as error:
             self.hint(str(error))
 
-    def _command(self, line: str) -> None:
+    def command(self, line: str) -> None:
+        """Runs a slash command; what is wrong with it is said in the chat."""
         try:
             obey(self, line)
         except edgellm.EdgeError as error:
@@ -622,33 +622,7 @@ class EdgeApp(App[int]):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Everything the app does, by name."""
-        yield from (
-            SystemCommand("Chat: new", "Begin a new chat", self.action_new_chat),
-            SystemCommand("Chat: retry", "Another answer to the last message", self.action_retry),
-            SystemCommand("Chat: edit", "Change the last message and send it again", self.action_edit_last),
-            SystemCommand("Chat: continue", "Let a stopped answer go on", self.action_resume),
-            SystemCommand("Chat: stop", "Stop the answer", self.worker.stop),
-            SystemCommand("Chat: copy the last answer", "To the clipboard", self.action_copy_answer),
-            SystemCommand("Chat: search", "In the titles and texts of all chats", self.action_search),
-        )
-        for kind, name in KINDS.items():
-            told = "Coloured by probability" if kind == "html" else "Into the working folder"
-            yield SystemCommand(f"Chat: export as {name}", told, partial(self._command, f"/export {kind}"))
-        for preset, chain in self.settings.presets.items():
-            yield SystemCommand(
-                f"Sampler: preset {preset}", chain, partial(self._command, f"/sampler {preset}")
-            )
-        for stored in edgellm.stored_models():
-            switch = partial(self.open_model, stored.name)
-            yield SystemCommand(f"Model: switch to {stored.name}", "A new chat on it", switch)
-        for name, info in PAGES.items():
-            yield SystemCommand(
-                f"Page: {info.title}", f"Show it ({info.key})", partial(self.action_page, name)
-            )
-        yield SystemCommand(
-            "Distribution: show or hide", "Under or beside the chat (p)", self.action_toggle_panel
-        )
-        yield SystemCommand("App: quit", "Stop, save and leave", self.action_quit)
+        yield from palette(self)
         yield from super().get_system_commands(screen)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import edgellm
-from edgellm_tui.sessions import SavedBranch, Sessions
+from edgellm_tui.resume import Opened, branches_of, restored
+from edgellm_tui.sessions import Sessions
 from edgellm_tui.strand import Origin, Strand
 
 if TYPE_CHECKING:
@@ -17,21 +18,6 @@ if TYPE_CHECKING:
     from edgellm_tui.sessions import SavedChat
     from edgellm_tui.settings import Settings
     from edgellm_tui.worker import EngineWorker
-
-
-def _said(messages: Sequence[Message]) -> list[tuple[str, str, str]]:
-    return [(message.role, message.content, message.reasoning) for message in messages]
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A chat that was opened, and the saved branch it is; `note` is told to the user."""
-
-    # Any: a Chat, or what plays one in tests.
-    chat: Any
-    branch: SavedBranch | None
-    note: str = ""
-    messages: tuple[Message, ...] = ()
 
 
 Load = "Callable[[str], Runtime]"
@@ -161,18 +147,18 @@ class Talk:
     def new_chat(self) -> None:
         """Begins a chat; the one so far is saved and closed."""
 
-        def job() -> list[_Opened]:
-            return [_Opened(self.runtime.chat(**self.chat_options()), None)]
+        def job() -> list[Opened]:
+            return [Opened(self.runtime.chat(**self.chat_options()), None)]
 
         self._open(job, self.sessions.new_id(), "")
 
     def open_saved(self, saved: SavedChat) -> None:
         """Goes on with a saved chat and its branches, without computing them again."""
 
-        def job() -> list[_Opened]:
+        def job() -> list[Opened]:
             branches = self.sessions.branches(saved.id)
-            return [self._restored(saved.id, branch) for branch in branches] or [
-                _Opened(self.runtime.open_chat(self.sessions.path(saved.id), **self._kept_options()), None)
+            return [restored(self, saved.id, branch) for branch in branches] or [
+                Opened(self.runtime.open_chat(self.sessions.path(saved.id), **self.kept_options()), None)
             ]
 
         self._open(job, saved.id, saved.title)
@@ -180,50 +166,31 @@ class Talk:
     def open_file(self, path: Path) -> None:
         """Goes on with a chat that was saved in a file, as a new chat of the list."""
 
-        def job() -> list[_Opened]:
-            return [_Opened(self.runtime.open_chat(path, **self._kept_options()), None)]
+        def job() -> list[Opened]:
+            return [Opened(self.runtime.open_chat(path, **self.kept_options()), None)]
 
         self._open(job, self.sessions.new_id(), "")
         self.unsaved = True
 
-    def _kept_options(self) -> dict[str, Any]:
-        # Any: fields of many types. A saved chat keeps its own system turn and sampler.
+    def kept_options(self) -> dict[str, Any]:
+        """Fields of ChatOptions for a saved chat, which keeps its own system turn and sampler."""
+        # Any: fields of many types.
         options = self.chat_options()
         del options["system"], options["sampler"]
         return options
 
-    def _restored(self, id: str, branch: SavedBranch) -> _Opened:
-        """A branch with its memory; where that was not written, or is another model's, with its messages alone."""
-        problem = "its memory had not been saved yet"
-        growing = self.sessions.growing(id, branch.number)
-        if growing:
-            branch = replace(branch, messages=(*branch.messages, edgellm.Message("assistant", growing)))
-        path = self.sessions.path(id, branch.number)
-        if path.exists():
-            try:
-                chat = self.runtime.open_chat(path, **self._kept_options())
-            except edgellm.EdgeError as error:
-                problem = error.message
-            else:
-                if _said(chat.messages) == _said(branch.messages):
-                    return _Opened(chat, branch)
-                chat.close()
-        chat = self.runtime.chat(**self.chat_options(), history=branch.messages)
-        note = f"This chat is read again with your next message: {problem}."
-        return _Opened(chat, branch, note if branch.is_current else "")
-
-    def _open(self, make: Callable[[], list[_Opened]], session_id: str, title: str) -> None:
+    def _open(self, make: Callable[[], list[Opened]], session_id: str, title: str) -> None:
         self.save()
         old = list(self.strands.values())
 
-        def job() -> list[_Opened]:
+        def job() -> list[Opened]:
             opened = make()
             for strand in old:
                 if strand.chat is not None:
                     strand.chat.close()
             return [replace(each, messages=each.chat.messages) for each in opened]
 
-        def done(found: list[_Opened]) -> None:
+        def done(found: list[Opened]) -> None:
             self.strands = {}
             strands: list[Strand] = []
             for each in found:
@@ -364,20 +331,9 @@ class Talk:
             return
         session_id, model, current = self.session_id, self.model, self.current
         short = " ".join(title.split())[:60]
-        places = {strand.key: at for at, strand in enumerate(strands)}
 
         def job() -> None:
-            branches: list[SavedBranch] = []
-            for strand in strands:
-                messages = tuple(strand.chat.messages)
-                if saying is not None and saying[0] is strand:
-                    messages += (edgellm.Message("user", saying[1]),)
-                origin = strand.origin
-                parent = places.get(origin.parent) if origin is not None else None
-                found = SavedBranch(strand.number_on_disk, strand.name, messages, strand is current, parent)
-                if origin is not None:
-                    found = replace(found, position=origin.position, token=origin.token, why=origin.why)
-                branches.append(found)
+            branches = branches_of(strands, current, saying)
             tokens = len(current.chat.tape)
             self.sessions.record(session_id, title=short, model=model, branches=branches, tokens=tokens)
 

@@ -1,0 +1,71 @@
+"""From branches to what is kept of them, and back: with their memory where it was written, else with messages alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import edgellm
+from edgellm_tui.sessions import SavedBranch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgellm import Message
+    from edgellm_tui.strand import Strand
+    from edgellm_tui.talk import Talk
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A chat that was opened, and the saved branch it is; `note` is told to the user."""
+
+    # Any: a Chat, or what plays one in tests.
+    chat: Any
+    branch: SavedBranch | None
+    note: str = ""
+    messages: tuple[Message, ...] = ()
+
+
+def branches_of(
+    strands: Sequence[Strand], current: Strand, saying: tuple[Strand, str] | None = None
+) -> list[SavedBranch]:
+    """What is kept of branches. `saying` is a message that is about to be sent in one of them."""
+    places = {strand.key: at for at, strand in enumerate(strands)}
+    found: list[SavedBranch] = []
+    for strand in strands:
+        messages = tuple(strand.chat.messages)
+        if saying is not None and saying[0] is strand:
+            messages += (edgellm.Message("user", saying[1]),)
+        origin = strand.origin
+        parent = places.get(origin.parent) if origin is not None else None
+        branch = SavedBranch(strand.number_on_disk, strand.name, messages, strand is current, parent)
+        if origin is not None:
+            branch = replace(branch, position=origin.position, token=origin.token, why=origin.why)
+        found.append(branch)
+    return found
+
+
+def restored(talk: Talk, id: str, branch: SavedBranch) -> Opened:
+    """A branch with its memory; where that was not written, or is another model's, with its messages alone."""
+    problem = "its memory had not been saved yet"
+    growing = talk.sessions.growing(id, branch.number)
+    if growing:
+        branch = replace(branch, messages=(*branch.messages, edgellm.Message("assistant", growing)))
+    path = talk.sessions.path(id, branch.number)
+    if path.exists():
+        try:
+            chat = talk.runtime.open_chat(path, **talk.kept_options())
+        except edgellm.EdgeError as error:
+            problem = error.message
+        else:
+            if _said(chat.messages) == _said(branch.messages):
+                return Opened(chat, branch)
+            chat.close()
+    chat = talk.runtime.chat(**talk.chat_options(), history=branch.messages)
+    note = f"This chat is read again with your next message: {problem}."
+    return Opened(chat, branch, note if branch.is_current else "")
+
+
+def _said(messages: Sequence[Message]) -> list[tuple[str, str, str]]:
+    return [(message.role, message.content, message.reasoning) for message in messages]
