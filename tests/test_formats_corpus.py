@@ -76,7 +76,7 @@ def test_any_cut_gives_the_same_events(name: str) -> None:
 
 @pytest.mark.model
 def test_tokens_give_the_same_events(smollm2_path: Path) -> None:
-    with edgellm.offline.read_vocabulary(smollm2_path) as vocabulary:
+    with edgellm.read_vocabulary(smollm2_path) as vocabulary:
         for name, cases in CASES.items():
             wire_format = thinking(name)
             for case in cases:
