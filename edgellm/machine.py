@@ -142,6 +142,11 @@ def cpu_pressure(root: Path = _ROOT) -> float | None:
     return None
 
 
+def all_cores() -> int:
+    """Cores of the machine, those that this process may not use among them: what `cpu_times` counts."""
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
     """Seconds of all cores since the start: `busy_s` by everybody, `own_s` by this process."""

@@ -71,6 +71,16 @@ def test_a_turn_begins_with_the_threads_there_are_cores_for(
     assert list(governor.take_messages()) == []
 
 
+def test_cores_that_are_not_ours_to_use_may_be_busy(machine: Machine) -> None:
+    # Four threads of a process that may use four of sixteen cores.
+    governor = governor_of(machine)
+    governor.cores = 16
+    machine.others = 9.0
+    machine.passes(2.0)
+    governor.begin_turn()
+    assert machine.n_threads == 4
+
+
 def test_our_own_work_is_no_neighbour(machine: Machine) -> None:
     governor = governor_of(machine)
     machine.own = 4.0
@@ -147,7 +157,7 @@ def test_threads_change_live_and_the_turn_says_so(
 ) -> None:
     monkeypatch.delenv("EDGELLM_GOVERNOR", raising=False)
     monkeypatch.setattr("edgellm.native.context.usable_cores", lambda: 3)
-    monkeypatch.setattr("edgellm.engine.engine.usable_cores", lambda: 3)
+    monkeypatch.setattr("edgellm.engine.engine.all_cores", lambda: 3)
     with edgellm.load(tiny_model("llama")) as runtime:
         governor = runtime.engine.governor
         assert governor.is_active

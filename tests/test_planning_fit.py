@@ -174,6 +174,18 @@ def test_a_plan_has_a_row_for_each_context_and_type(model: Path) -> None:
         edgellm.plan(model, n_ctxx=4)
 
 
+def test_fewer_threads_are_advised_where_they_were_faster(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Calibration(1, 0.0, {"F32": TypeSpeed(1e9, 1e9)})
+    monkeypatch.setattr("edgellm.planning.plan.known_calibration", lambda: known)
+    info = inspect_gguf(model)
+    plan = make_plan(info, LoadOptions(), machine=machine(1 << 30), is_measured=False)
+    assert plan.notes == ("Measured here, 1 thread decodes fastest: consider --threads 1.",)
+    assert plan.speed is not None and all(row.speed is not None for row in plan.rows)
+    assert make_plan(info, LoadOptions(threads=2), machine=machine(1 << 30), is_measured=False).notes == ()
+
+
 def test_a_plan_that_does_not_fit_still_has_its_rows(model: Path) -> None:
     plan = make_plan(inspect_gguf(model), LoadOptions(), machine=machine(1), is_measured=False)
     assert not plan.fits

@@ -11,7 +11,8 @@ from edgellm.engine.governor import Governor
 from edgellm.engine.prefixes import Prefixes, PrefixStore, prefix_limit_bytes
 from edgellm.engine.session import Session
 from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, EdgeError
-from edgellm.native.context import Context, DecodeStatus, settled, usable_cores
+from edgellm.machine import all_cores
+from edgellm.native.context import Context, DecodeStatus, settled
 from edgellm.native.library import captured_log
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Engine:
         limit = prefix_limit_bytes(options)
         self.prefixes = Prefixes(PrefixStore(limit), model, options) if limit > 0 else None
         self.governor = Governor(
-            self.context, is_active=not (options.threads or options.threads_batch), cores=usable_cores()
+            self.context, is_active=not (options.threads or options.threads_batch), cores=all_cores()
         )
 
     def begin_turn(self) -> None:

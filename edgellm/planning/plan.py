@@ -114,14 +114,18 @@ def make_plan(
             fitted = replace(fitted, demand=fitting.demand(fitted.options))
         rows = tuple(_rows(fitting, fitted.options, speeds))
     warning = settings_warning(fitted.options, has_tools=has_tools)
-    notes = (*fitted.notes, *([warning] if warning else ()))
+    notes = [*fitted.notes, *([warning] if warning else ())]
+    if speeds is not None and not options.threads and speeds.threads < machine.cores:
+        # Advice, not a choice: a neighbour that was busy during the measurement would halve every later answer.
+        count = "1 thread decodes" if speeds.threads == 1 else f"{speeds.threads} threads decode"
+        notes.append(f"Measured here, {count} fastest: consider --threads {speeds.threads}.")
     return Plan(
         model=model or info.path.name,
         architecture=info.architecture,
         machine=machine,
         options=fitted.options,
         demand=fitted.demand,
-        notes=notes,
+        notes=tuple(notes),
         refusal=refusal,
         speed=_speed(info, fitted.options, fitted.demand, speeds),
         calibration=speeds,
