@@ -208,10 +208,11 @@ class Step:
 class Leg:
     """One uninterrupted decode: from a prefill to the token that ended it.
 
-    `reused_tokens` were in the KV cache already; `rebuilt_tokens` had to be prefilled again because the
-    memory could not be cut; `forced_tokens` are decode_tokens that nobody drew: the grammar left no choice, or
-    a repair wrote them. `repaired_calls` were broken and written again; `removed_tokens` of earlier turns were
-    taken off the tape. `free_tokens` are decode_tokens that had been guessed and computed along with another one.
+    `reused_tokens` were in the KV cache already, or taken from disk; `rebuilt_tokens` had to be prefilled again
+    because the memory could not be cut; `forced_tokens` are decode_tokens that nobody drew: the grammar left no
+    choice, or a repair wrote them. `repaired_calls` were broken and written again; `removed_tokens` of earlier
+    turns were taken off the tape. `free_tokens` are decode_tokens that had been guessed and computed along with
+    another one.
     """
 
     prefill_tokens: int
@@ -256,7 +257,7 @@ class Usage:
 
     @property
     def reused_tokens(self) -> int:
-        """Tokens of the first leg that were in the KV cache already."""
+        """Tokens of the first leg that were in the KV cache already, or taken from disk."""
         return self.legs[0].reused_tokens if self.legs else 0
 
     @property
