@@ -11,7 +11,7 @@ from edgellm_tui.app import EdgeApp
 from edgellm_tui.branches import tree_of
 from edgellm_tui.drawn import plain
 from edgellm_tui.strand import Origin, Strand
-from edgellm_tui.token_rows import Place, answers_of, marked_rows, span_rows, table_rows
+from edgellm_tui.token_rows import Place, answers_of, marked_rows, real_answers, span_rows, table_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -71,6 +71,11 @@ def test_answers_are_runs_of_what_the_model_wrote() -> None:
     kinds = ["glue", "user", "glue", "reasoning", "text", "tool_call", "glue", "tool_result", "glue", "text"]
     spans = [Span(SpanKind(kind), 2 * i, 2 * i + 2) for i, kind in enumerate(kinds)]
     assert answers_of(spans) == [(6, 12), (18, 20)]
+    # Worked examples in front of the conversation are none of its answers.
+    assert real_answers(spans, 1, None) == [(18, 20)]
+    assert real_answers(spans, 2, None) == [(6, 12), (18, 20)]
+    assert real_answers(spans, 0, None) == []
+    assert real_answers(spans, 0, 18) == [(18, 20)]
 
 
 def test_a_tree_keeps_every_branch_and_puts_children_behind_their_parent() -> None:

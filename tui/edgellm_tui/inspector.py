@@ -17,9 +17,9 @@ from edgellm_tui.race import start_race
 from edgellm_tui.token_rows import (
     Place,
     Rows,
-    answers_of,
     marked_rows,
     places_of,
+    real_answers,
     span_rows,
     table_rows,
 )
@@ -83,6 +83,7 @@ class InspectorPage(PageView, can_focus=True):
         self._strand_key = -1
         self._tape: tuple[int, ...] = ()
         self._spans: list[Span] = []
+        self._answers: list[tuple[int, int]] = []
         self._drawn_for: object = None
         self._shown = Rows([], {})
 
@@ -121,7 +122,7 @@ class InspectorPage(PageView, can_focus=True):
         strand = self.strand
         if strand.key != self._strand_key:
             self._strand_key, self.marked, self.choice = strand.key, set(), 0
-            self._tape, self._spans = (), []
+            self._tape, self._spans, self._answers = (), [], []
             if self.position is not None and self.position not in strand.steps:
                 self.position = None
         self._read_tape(strand)
@@ -144,13 +145,15 @@ class InspectorPage(PageView, can_focus=True):
 
     def _read_tape(self, strand: Strand) -> None:
         if strand.chat is None:
-            self._tape, self._spans = (), []
+            self._tape, self._spans, self._answers = (), [], []
             return
         tape = strand.chat.tape
         if tape == self._tape:
             return
         try:
-            self._spans = list(strand.chat.spans)
+            spans = list(strand.chat.spans)
+            count = sum(message.role == "assistant" for message in strand.chat.messages)
+            self._spans, self._answers = spans, real_answers(spans, count, next(iter(strand.steps), None))
             self._tape = tape
         except IndexError:
             # The tape was cut on the engine's side while it was read: the next frame reads it again.
@@ -161,7 +164,7 @@ class InspectorPage(PageView, can_focus=True):
         """The position under the cursor: the chosen one, else the newest token of an answer."""
         if self.position is not None:
             return self.position
-        answers = answers_of(self._spans)
+        answers = self._answers
         return answers[-1][1] - 1 if answers else None
 
     def _range(self) -> tuple[int, int]:
@@ -169,7 +172,7 @@ class InspectorPage(PageView, can_focus=True):
         if self.view != "answer":
             return 0, len(self._tape)
         place = self._place
-        answers = answers_of(self._spans)
+        answers = self._answers
         # The end token stands behind its answer.
         around = [each for each in answers if place is not None and each[0] <= place <= each[1]]
         start, end = around[-1] if around else answers[-1] if answers else (0, 0)
@@ -210,7 +213,7 @@ class InspectorPage(PageView, can_focus=True):
         where = f"token {place - start + 1}/{end - start}" if place is not None else "no token"
         if self.view != "answer":
             return f"what the model sees: {len(self._tape)} tokens  {where}  (t: {self._next_view})"
-        answers = answers_of(self._spans)
+        answers = self._answers
         return f"answer {self._number(answers) + 1}/{len(answers)}  {where}  {MARKS_LEGEND}  f forced"
 
     @property
@@ -311,7 +314,7 @@ class InspectorPage(PageView, can_focus=True):
 
     def action_answer(self, by: int) -> None:
         """To another answer of this branch."""
-        answers = answers_of(self._spans)
+        answers = self._answers
         if not answers:
             return
         start, _ = answers[max(0, min(len(answers) - 1, self._number(answers) + by))]
@@ -336,7 +339,7 @@ class InspectorPage(PageView, can_focus=True):
         """The answer; the whole tape as text; the whole tape as a table."""
         self.view = self._next_view
         if self.view == "answer":
-            answers = answers_of(self._spans)
+            answers = self._answers
             place = self._place
             if place is None or not any(start <= place <= end for start, end in answers):
                 self.position = None

@@ -75,6 +75,19 @@ def answers_of(spans: Sequence[Span]) -> list[tuple[int, int]]:
     return found
 
 
+def real_answers(spans: Sequence[Span], count: int, first_drawn: int | None) -> list[tuple[int, int]]:
+    """The same without worked examples, which stand in the prompt in front of the conversation.
+
+    `count` is how many answers the conversation has; the one that is being written is not among them, but it is not
+    in front of `first_drawn`, the first position that was seen when it was drawn.
+    """
+    found = answers_of(spans)
+    drawn = next(
+        (i for i, (_, end) in enumerate(found) if first_drawn is not None and end > first_drawn), len(found)
+    )
+    return found[min(drawn, max(0, len(found) - count)) :]
+
+
 def marked_rows(places: Sequence[Place], width: int, selected: int | None) -> Rows:
     """Text that is wrapped between tokens; under each line, its marks: doubt, and `^` under the selected token."""
     rows: list[Row] = []
@@ -135,7 +148,6 @@ def span_rows(places: Sequence[Place], width: int, selected: int | None, glyphs:
         used = 0
         for place in run:
             role = "chosen" if place.position == selected else band(place.p)
-            # Borders between tokens can be seen where neither side has a space.
             for part in _parts(place.text, width - 2):
                 if used + cell_len(part) > width - 2:
                     rows.append([(" ", ""), *line])
