@@ -283,7 +283,7 @@ def test_two_chains_answer_side_by_side_and_one_is_kept() -> None:
         await settled(pilot)
         await shown(pilot, "Warm indeed")
         await shown(pilot, "Cold rather")
-        chains = [str(strand.chat.chain.spec) for strand in page._racers]
+        chains = [str(strand.chat.chain.spec) for strand in page.race.strands]
         assert chains == [
             "top_k(3) | temperature(0.5) | dist(7)",
             "top_k(4) | temperature(0.5) | dist(7)",

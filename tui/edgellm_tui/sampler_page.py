@@ -6,23 +6,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Horizontal, Vertical
 
 import edgellm
 from edgellm import ChainSpec
-from edgellm_tui.answer import ConversationView
 from edgellm_tui.chain_draft import ChainDraft, share
 from edgellm_tui.chain_preview import preview_text
+from edgellm_tui.chain_race import Race
 from edgellm_tui.list_page import ListPage
 from edgellm_tui.plain import one_line, visible
-from edgellm_tui.rows import Rows, Rule
+from edgellm_tui.rows import Rows
 from edgellm_tui.settings import save_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgellm import StageInfo, Step
-    from edgellm_tui.strand import Strand
 
 _PREVIEW_ROWS = 40
 
@@ -56,10 +54,7 @@ class SamplerPage(ListPage):
     DEFAULT_CSS = """
     SamplerPage .left { height: 1fr; }
     SamplerPage .right { height: 1fr; }
-    SamplerPage .race { display: none; height: 1fr; }
-    SamplerPage.-racing .race { display: block; }
     SamplerPage.-racing .body { display: none; }
-    SamplerPage .side { width: 1fr; height: 1fr; }
     """
 
     def __init__(self, id: str) -> None:
@@ -77,18 +72,16 @@ class SamplerPage(ListPage):
         self._asked: tuple[str, int] | None = None
         self._shown_for: tuple[str, int] | None = None
         self._problem = ""
-        self._racers: list[Strand] = []
 
     def compose(self) -> ComposeResult:
         """The list with its preview; in their place, two answers while they race."""
         yield from super().compose()
-        with Horizontal(classes="race"):
-            for side in ("a", "b"):
-                with Vertical(classes="side"):
-                    yield Rule(self.edge.glyphs, id=f"{side}-head")
-                    answer = ConversationView(id=f"{side}-answer", glyphs=self.edge.glyphs)
-                    answer.can_focus = False
-                    yield answer
+        yield Race(self.edge.glyphs)
+
+    @property
+    def race(self) -> Race:
+        """The two answers."""
+        return self.query_one(Race)
 
     # -- the list -------------------------------------------------------------------------------------------
 
@@ -206,7 +199,7 @@ class SamplerPage(ListPage):
             self._choices = []
             self.refill()
             return True
-        if self._racers:
+        if self.race.is_on:
             self._end_race()
             return True
         return False
@@ -215,7 +208,7 @@ class SamplerPage(ListPage):
 
     def _change(self, action: Callable[[ChainDraft], None]) -> None:
         draft = self.draft
-        if draft is not None and not self._choices and not self._racers:
+        if draft is not None and not self._choices and not self.race.is_on:
             self._tried(lambda: action(draft))
 
     def action_nudge(self, by: int) -> None:
@@ -259,7 +252,7 @@ class SamplerPage(ListPage):
 
     def action_add(self) -> None:
         """Offers all stages, those of plugins too."""
-        if self.draft is None or self._racers:
+        if self.draft is None or self.race.is_on:
             return
         stages = edgellm.sampler_stages()
         self._choices = [
@@ -316,7 +309,7 @@ class SamplerPage(ListPage):
 
     def action_presets(self) -> None:
         """Offers the presets and the chains that are there."""
-        if self.draft is None or self._racers:
+        if self.draft is None or self.race.is_on:
             return
         settings = self.edge.settings
         found = {"the chain in use": self._applied, **settings.presets}
@@ -445,7 +438,7 @@ class SamplerPage(ListPage):
     def action_race(self) -> None:
         """The last answer twice from its beginning: with the chain in use and with the draft, in shared batches."""
         app, chat, draft = self.edge, self._chat, self.draft
-        if draft is None or self._choices or self._racers or app.worker.is_busy:
+        if draft is None or self._choices or self.race.is_on or app.worker.is_busy:
             return
         users = [index for index, message in enumerate(chat.messages) if message.role == "user"]
         if not users:
@@ -453,43 +446,26 @@ class SamplerPage(ListPage):
             return
         keep, specs = users[-1] + 1, (ChainSpec.parse(self._applied), draft.spec)
 
-        def forked(strand: Strand) -> None:
-            spec = specs[len(self._racers)]
-            strand.name = ("A: the chain in use", "B: the draft")[len(self._racers)]
-            self._racers.append(strand)
-            app.worker.submit(lambda: strand.chat.set_sampler(spec), None, self._failed)
-            if len(self._racers) < len(specs):
-                app.talk.fork(forked, keep=keep, why="A/B", redraw=True)
-            else:
-                app.worker.submit(lambda: None, lambda _: self._start_race())
+        self.race.start(app.talk, keep, specs, self._race_begun, self._failed)
 
-        app.talk.fork(forked, keep=keep, why="A/B", redraw=True)
-
-    def _start_race(self) -> None:
+    def _race_begun(self) -> None:
         self.add_class("-racing")
         # The list is hidden now: without a focus of its own the page would not hear its keys.
         self.can_focus = True
         self.focus()
-        self.edge.talk.race(self._racers)
-        for view, strand in zip(self.query(ConversationView), self._racers, strict=True):
-            view.show(strand.blocks)
         self.say("1 keeps A, 2 keeps B, esc keeps neither")
         self.frame()
 
     def action_keep(self, which: int) -> None:
         """Goes on with one of the two."""
-        if len(self._racers) == 2 and not self.edge.worker.is_busy:
-            kept = self._racers[which]
-            self.edge.talk.show(kept)
-            self._racers.remove(kept)
+        if len(self.race.strands) == 2 and not self.edge.worker.is_busy:
+            self.race.keep(self.edge.talk, which)
             self._end_race()
             self.draft = None
             self.run_worker(self.edge.action_page("chat"))
 
     def _end_race(self) -> None:
-        for strand in self._racers:
-            self.edge.talk.close_strand(strand)
-        self._racers = []
+        self.race.end(self.edge.talk)
         self.remove_class("-racing")
         self.can_focus = False
         self.say("")
@@ -498,11 +474,8 @@ class SamplerPage(ListPage):
 
     def frame(self) -> None:
         """Answers that race grow; a preview that had to wait is made."""
-        if self._racers:
-            for side, view, strand in zip("ab", self.query(ConversationView), self._racers, strict=False):
-                head = f"{strand.name}  {strand.state} {strand.turn_tokens} tok"
-                self.query_one(f"#{side}-head", Rule).set(head)
-                view.sync()
+        if self.race.is_on:
+            self.race.frame()
         elif self.draft is not None and not self.edge.worker.is_busy and self._asked is None:
             target = self._target()
             if target is not None and self._shown_for != (self.draft.text, target):
