@@ -335,9 +335,9 @@ def test_on_a_real_engine_the_preview_is_what_the_chain_would_draw(tiny_model: C
         page = app.query_one(SamplerPage)
         await pilot.press("e")
         await fill(pilot, "greedy")
-        await wait_until(pilot, lambda: page._shown_for is not None and page._shown_for[0] == "greedy")
-        assert page._steps is not None
-        now, then = page._steps
+        await wait_until(pilot, lambda: (page.preview.shown_for or ("",))[0] == "greedy")
+        assert page.preview.steps is not None
+        now, then = page.preview.steps
         assert then.distribution is not None and then.token == int(then.distribution.raw.ids[0])
         assert now.token == app.talk.current.steps[now.position].token
         await pilot.press("u")

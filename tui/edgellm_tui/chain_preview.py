@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import set_cell_size
 
+from edgellm_tui.plain import one_line
 from edgellm_tui.tokenizer_page import piece_text
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
     from edgellm import Distribution, Rows, Step
     from edgellm_tui.glyphs import Glyphs
+    from edgellm_tui.worker import EngineWorker
+
+_ROWS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +105,40 @@ def _cell(p: float | None, cut: str, bar: int, glyphs: Glyphs) -> str:
     if p is None:
         return f"cut: {cut}" if cut else "not among the first"
     return f"{p:.3f} {glyphs.eighths[-1] * round(p * bar)}"
+
+
+class Preview:
+    """Asks a chat how two chains draw a token, one question at a time; the newest one counts.
+
+    `steps` are the two drawings that `shown_for` (draft, position) asked for, or None; `problem` says why not.
+    """
+
+    def __init__(self) -> None:
+        self.steps: tuple[Step, Step] | None = None
+        self.shown_for: tuple[str, int] | None = None
+        self.problem = ""
+        self.is_asking = False
+
+    def forget(self) -> None:
+        """What was shown is not so any more."""
+        self.steps = None
+
+    def ask(
+        self, worker: EngineWorker, chat: Any, applied: str, wanted: tuple[str, int], over: Callable[[], None]
+    ) -> None:
+        """Both drawings, computed on the engine's side; `over` is called when they are there, or cannot be."""
+        # Any: a Chat, or what plays one in tests.
+        if self.is_asking or worker.is_busy or (self.steps is not None and self.shown_for == wanted):
+            return
+        self.is_asking = True
+        text, at = wanted
+
+        def job() -> tuple[Step, Step]:
+            now = chat.explain(at, sampler=applied, rows=_ROWS)
+            return now, now if text == applied else chat.explain(at, sampler=text, rows=_ROWS)
+
+        def done(steps: tuple[Step, Step] | None, problem: str = "") -> None:
+            self.is_asking, self.steps, self.shown_for, self.problem = False, steps, wanted, problem
+            over()
+
+        worker.submit(job, done, lambda error: done(None, one_line(str(error))))

@@ -10,7 +10,7 @@ from textual.binding import Binding
 import edgellm
 from edgellm import ChainSpec
 from edgellm_tui.chain_draft import ChainDraft, share
-from edgellm_tui.chain_preview import preview_text
+from edgellm_tui.chain_preview import Preview, preview_text
 from edgellm_tui.chain_race import Race
 from edgellm_tui.list_page import ListPage
 from edgellm_tui.plain import one_line, visible
@@ -20,9 +20,7 @@ from edgellm_tui.settings import save_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgellm import StageInfo, Step
-
-_PREVIEW_ROWS = 40
+    from edgellm import StageInfo
 
 
 class SamplerPage(ListPage):
@@ -67,11 +65,7 @@ class SamplerPage(ListPage):
         self._where: list[tuple[int, str]] = []
         self._choices: list[tuple[str, Callable[[], None]]] = []
         self._position: int | None = None
-        self._steps: tuple[Step, Step] | None = None
-        self._wanted: tuple[str, int] | None = None
-        self._asked: tuple[str, int] | None = None
-        self._shown_for: tuple[str, int] | None = None
-        self._problem = ""
+        self.preview = Preview()
 
     def compose(self) -> ComposeResult:
         """The list with its preview; in their place, two answers while they race."""
@@ -92,7 +86,8 @@ class SamplerPage(ListPage):
             self._chat = chat
             self.draft = ChainDraft(chat.chain.spec)
             self._applied = self.draft.text
-            self._position, self._steps, self._at, self._place = None, None, 0, (0, "")
+            self._position, self._at, self._place = None, 0, (0, "")
+            self.preview.forget()
         self._choices.clear()
         self.refill()
         self.rows.focus()
@@ -296,7 +291,7 @@ class SamplerPage(ListPage):
 
         def done(_: object) -> None:
             self._applied = str(spec)
-            self._steps = None
+            self.preview.forget()
             self.say("The chat draws from this chain now.")
             self.refill()
 
@@ -375,42 +370,20 @@ class SamplerPage(ListPage):
         position = self._target()
         if position is None or self.draft is None:
             return
-        try:
-            self._wanted = (self.draft.text, position)
-        except edgellm.EdgeError as error:
-            self._problem = str(error)
-            return
-        app, chat = self.edge, self._chat
-        if self._asked is not None or app.worker.is_busy or (self._steps and self._shown_for == self._wanted):
-            return
-        text, at = self._asked = self._wanted
-        applied = self._applied
-
-        def job() -> tuple[Step, Step]:
-            now = chat.explain(at, sampler=applied, rows=_PREVIEW_ROWS)
-            return now, now if text == applied else chat.explain(at, sampler=text, rows=_PREVIEW_ROWS)
-
-        def done(steps: tuple[Step, Step]) -> None:
-            self._asked, self._steps, self._shown_for, self._problem = None, steps, (text, at), ""
-            self._preview_over()
-
-        def failed(error: Exception) -> None:
-            self._asked, self._steps, self._shown_for = None, None, (text, at)
-            self._problem = one_line(str(error))
-            self._preview_over()
-
-        app.worker.submit(job, done, failed)
+        wanted = (self.draft.text, position)
+        self.preview.ask(self.edge.worker, self._chat, self._applied, wanted, self._preview_over)
 
     def _preview_over(self) -> None:
-        if self.draft is not None and self._wanted != self._shown_for:
+        # The draft may have changed meanwhile.
+        if self.draft is not None and (self.draft.text, self._target()) != self.preview.shown_for:
             self._ask_preview()
         self._show_preview()
 
     def _show_preview(self) -> None:
-        if self._problem:
-            self.pane.set(f"The draft does not work here: {self._problem}")
-        elif self._steps is not None:
-            now, draft = self._steps
+        if self.preview.problem:
+            self.pane.set(f"The draft does not work here: {self.preview.problem}")
+        elif self.preview.steps is not None:
+            now, draft = self.preview.steps
             piece = self.edge.talk.runtime.vocabulary.piece
             size = self.pane.size
             self.pane.set(
@@ -476,7 +449,7 @@ class SamplerPage(ListPage):
         """Answers that race grow; a preview that had to wait is made."""
         if self.race.is_on:
             self.race.frame()
-        elif self.draft is not None and not self.edge.worker.is_busy and self._asked is None:
+        elif self.draft is not None and not self.edge.worker.is_busy and not self.preview.is_asking:
             target = self._target()
-            if target is not None and self._shown_for != (self.draft.text, target):
+            if target is not None and self.preview.shown_for != (self.draft.text, target):
                 self.refill()
