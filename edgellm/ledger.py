@@ -19,7 +19,7 @@ Owner = Literal[
     "system", "tool", "examples", "user", "text", "reasoning", "tool_call", "tool_result", "glue", "prompt"
 ]
 
-_LEAST_MEASURED = 32
+_LEAST_MEASURED = 16
 _MEMORY_TOKENS = 4096
 
 
