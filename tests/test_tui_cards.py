@@ -117,6 +117,20 @@ def test_reasoning_shows_its_last_line_and_folds_when_the_answer_begins() -> Non
     run(play, [[*words("I wonder why that", is_reasoning=True), gate, *words("Because.")]])
 
 
+def test_a_notice_in_the_middle_does_not_cut_the_answer_in_two() -> None:
+    strand = Strand(1, None)
+    strand.begin("x", 0.0)
+    strand.hear(edgellm.TextDelta("one **tw"), 0.0)
+    strand.note("of the user's own asking")
+    strand.hear(edgellm.TextDelta("o** three"), 0.0)
+    strand.end()
+    assert [block.plain() for block in strand.blocks] == [
+        "x",
+        "one **two** three",
+        "of the user's own asking",
+    ]
+
+
 def test_notices_and_what_gave_way_are_told() -> None:
     strand = Strand(1, None)
     strand.hear(edgellm.Notice("half the context"), 0.0)

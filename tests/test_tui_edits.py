@@ -10,12 +10,14 @@ import pytest
 from edgellm_tui.app import EdgeApp
 from edgellm_tui.clipboard import clipboard_program, copy_text
 from edgellm_tui.commands import COMMANDS
+from edgellm_tui.export import exported
 from edgellm_tui.prompt import History
 from textual.pilot import Pilot
 from tui_harness import compare_screen, run, said, say, screen_text, settled, shown, wait_until
-from tui_scripted import Call, Draw, Gate, words
+from tui_scripted import Call, Draw, Gate, ScriptedRuntime, words
 
 import edgellm
+from edgellm import SpanKind
 
 
 def sent(app: EdgeApp) -> list[str | None]:
@@ -248,6 +250,17 @@ def test_exports_hold_all_that_was_said(kind: str, tmp_path: Path, monkeypatch: 
         assert "Is it &lt;b&gt;safe&lt;/b&gt;?" in text
         assert '<span class="p2" title="p 0.300; &#x27; slippery&#x27; 0.400' in text
         assert " &lt;icy&gt;<sup>=</sup></span>" in text and "<sup>*</sup>" in text and "<icy>" not in text
+
+
+def test_worked_examples_for_the_model_are_no_part_of_the_page() -> None:
+    runtime = ScriptedRuntime([words("Cold.")])
+    chat = runtime.chat(trace=5)
+    chat._say("user", "How far is the station?", SpanKind.USER)
+    chat.texts.clear()
+    chat.starts.clear()
+    list(chat.send("How warm is Oslo?"))
+    page = exported("html", "t", "m", chat, chat.steps)
+    assert "Oslo" in page and "Cold." in page and "station" not in page
 
 
 def test_an_export_that_cannot_be_written_says_so(tmp_path: Path) -> None:

@@ -122,6 +122,11 @@ class AnswerBlock(Block):
             self._tail_lines, self._tail_done = [], 0
         self.changed()
 
+    @property
+    def is_over(self) -> bool:
+        """Nothing more comes."""
+        return self._is_over
+
     def reopen(self) -> None:
         """More may come after all."""
         whole, self._parts, self._tail, self._is_over = self.text, [], "", False

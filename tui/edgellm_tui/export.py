@@ -17,7 +17,7 @@ from edgellm_tui.token_text import MARKS_LEGEND, mark, probability
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from edgellm import Message, Step
+    from edgellm import Message, Span, Step
 
 KINDS = {"md": "Markdown", "json": "JSON", "html": "HTML"}
 _TOP_ROWS = 5
@@ -141,9 +141,7 @@ def as_html(title: str, model: str, chat: Any, steps: Mapping[int, Step]) -> str
     """A page: each token the model drew is shaded by its probability, with a mark behind it, and tells its rivals."""
     piece = chat.runtime.vocabulary.piece
     parts: list[str] = []
-    for span in chat.spans:
-        if span.kind == SpanKind.GLUE:
-            continue
+    for span in _spoken(chat, piece):
         tokens = [(at, chat.tape[at]) for at in range(span.start, span.end)]
         if span.kind in _WRITTEN_BY_MODEL:
             body = "".join(_spans(tokens, steps, piece))
@@ -187,6 +185,18 @@ def _spans(tokens: Iterable[tuple[int, int]], steps: Mapping[int, Step], piece: 
         yield f'<span{shade} title="{told}">{shown}{behind}</span>'
     if pending:
         yield html.escape(visible(pending.decode("utf-8", "backslashreplace")))
+
+
+def _spoken(chat: Any, piece: Any) -> list[Span]:
+    """The spans of the conversation: from the first thing that was said, behind any worked examples for the model."""
+    spans = [span for span in chat.spans if span.kind != SpanKind.GLUE]
+    first = next((message.content for message in chat.messages if message.role == "user"), "")
+    for index, span in enumerate(spans):
+        if span.kind == SpanKind.USER:
+            text = b"".join(map(piece, chat.tape[span.start : span.end])).decode("utf-8", "replace")
+            if text.strip() == first.strip():
+                return spans[index:]
+    return spans
 
 
 def _tape(chat: Any) -> Iterator[tuple[int, int, SpanKind]]:

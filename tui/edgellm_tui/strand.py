@@ -270,29 +270,35 @@ class Strand:
             self.blocks.append(card)
         return card
 
+    def _growing(self) -> AnswerBlock | ReasoningBlock | None:
+        """The block that is being written; notices that came meanwhile do not end it."""
+        last = next((block for block in reversed(self.blocks) if not isinstance(block, NoteBlock)), None)
+        return last if isinstance(last, AnswerBlock | ReasoningBlock) and not last.is_over else None
+
     def _answer(self, text: str) -> None:
-        last = self.blocks[-1] if self.blocks else None
-        if not isinstance(last, AnswerBlock):
+        block = self._growing()
+        if not isinstance(block, AnswerBlock):
             if not text.strip():
                 return
             self._close_open()
-            last = AnswerBlock()
-            self.blocks.append(last)
-        last.append(text)
+            block = AnswerBlock()
+            self.blocks.append(block)
+        block.append(text)
 
     def _reasoning(self, text: str) -> None:
-        last = self.blocks[-1] if self.blocks else None
-        if not isinstance(last, ReasoningBlock):
+        block = self._growing()
+        if not isinstance(block, ReasoningBlock):
             if not text.strip():
                 return
-            last = ReasoningBlock()
-            self.blocks.append(last)
-        last.append(text)
+            self._close_open()
+            block = ReasoningBlock()
+            self.blocks.append(block)
+        block.append(text)
 
     def _close_open(self) -> None:
-        last = self.blocks[-1] if self.blocks else None
-        if isinstance(last, AnswerBlock | ReasoningBlock):
-            last.finish()
+        block = self._growing()
+        if block is not None:
+            block.finish()
 
     # -- tokens -------------------------------------------------------------------------------------------
 
