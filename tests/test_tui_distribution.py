@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from edgellm_tui import glyphs
 from edgellm_tui.app import EdgeApp
-from edgellm_tui.distribution import bar_rows, candidates, draw_rows, stage_rows, summary
+from edgellm_tui.distribution import bar_rows, candidates, draw_rows, packed, stage_rows, summary
 from edgellm_tui.drawn import bar, plain, sparkline
 from edgellm_tui.kept import is_thin, thinned
 from edgellm_tui.settings import Settings
@@ -98,6 +98,11 @@ def test_the_stage_that_cut_a_candidate_is_named() -> None:
     text = "\n".join(plain(row) for row in stage_rows(step, piece_of, 90, 8))
     assert text.count("cut") == sum(bool(each.cut_by) for each in found)
     assert "<< drawn" in text
+
+
+def test_words_that_do_not_fit_beside_each_other_go_below() -> None:
+    assert packed(["kept 3", "H 1 bit", "u=.5"], 15) == ["kept 3  H 1 bit", "u=.5"]
+    assert packed(["kept 3"], 3) == ["kept 3"] and packed([], 9) == []
 
 
 def test_the_drawn_token_is_among_the_rows_however_improbable() -> None:

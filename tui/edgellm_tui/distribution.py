@@ -96,6 +96,17 @@ def summary(step: Step, sees_all: bool = True) -> str:
     return words
 
 
+def packed(parts: Sequence[str], width: int) -> list[str]:
+    """Parts side by side, in as few lines of `width` cells as they need."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and cell_len(lines[-1]) + 2 + cell_len(part) <= width:
+            lines[-1] += "  " + part
+        else:
+            lines.append(part)
+    return lines
+
+
 def why_none(step: Step | None) -> str:
     """Why there is no distribution."""
     if step is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.binding import Binding
 
-from edgellm_tui.distribution import bar_rows, draw_rows, short, stage_rows, summary, why_none
+from edgellm_tui.distribution import bar_rows, draw_rows, packed, short, stage_rows, summary, why_none
 from edgellm_tui.drawn import Row, RowsPane, bar, sparkline, titled
 from edgellm_tui.looks import chain_of
 from edgellm_tui.token_text import DOUBT, bits, probability, quoted, token_text
@@ -160,7 +160,7 @@ class DistributionPanel(RowsPane, can_focus=True):
         rows += stage_rows(step, self._piece, width, min(room, 20), cell=7, name_width=14, is_compact=True)
         rows.append([])
         rows += draw_rows(step, self._piece, width)
-        rows.append([(" " + summary(step), "muted")])
+        rows += [[(" " + line, "muted")] for line in packed(summary(step).split("  "), width - 1)]
         rows += [
             [(f" without {one.stage:<12} {self._without(step, one.token, one.is_asked)}", "")]
             for one in withouts
