@@ -3,7 +3,7 @@
 # compiled with the same flags. The binary goes to the user's cache folder, outside the repository.
 set -eu
 PYTHON=${PYTHON:-python3}
-PLACE=${PLACE:-${XDG_CACHE_HOME:-$HOME/.cache}/edgellm/llama-bench}
+PLACE=${PLACE:-$($PYTHON -c 'from edgellm.folders import cache_dir; print(cache_dir())')/llama-bench}
 JOBS=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 version=$($PYTHON -c 'from importlib.metadata import version; print(version("llama-cpp-python"))')
 work=$(mktemp -d)
