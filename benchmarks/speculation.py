@@ -56,31 +56,34 @@ def answered(session: Session, prompt: Sequence[int], count: int) -> tuple[list[
     return found, time.perf_counter() - started
 
 
-def batch_difference(runtime: edgellm.Runtime, prompt: Sequence[int]) -> float:
-    """The largest difference of a logit between rows computed one by one and together, in two sessions.
+def batch_difference(runtime: edgellm.Runtime, prompt: list[int]) -> float:
+    """The largest difference of a logit between rows computed one by one, and together in another session.
 
-    The second one's cells lie elsewhere in the memory: that, too, moves the last bits.
+    The other one's cells lie behind those of a third: how many cells llama.cpp looks at moves the last bits, too, and
+    with quantized activations these grow from layer to layer.
     """
     engine = runtime.engine
-    alone, together = (engine.session(runtime.make_chain("greedy")) for _ in range(2))
+    alone, between, together = (engine.session(runtime.make_chain("greedy")) for _ in range(3))
     start = len(prompt) // 2
-    for session in (alone, together):
-        session.extend([(token, SpanKind.PROMPT) for token in prompt[:start]])
+    beginning = [(token, SpanKind.PROMPT) for token in prompt[:start]]
+    alone.extend(beginning)
+    one: list[NDArray[np.float32]] = []
+    for token in prompt[start:]:
+        alone.extend([(token, SpanKind.PROMPT)])
+        one.append(alone.logits().copy())
+    between.extend([(token, SpanKind.PROMPT) for token in prompt * 4])
+    together.extend(beginning)
     seq = together.own_seq()
     found = 0.0
     for first in range(start, len(prompt), FIXED_GUESSES + 1):
         part = prompt[first : first + FIXED_GUESSES + 1]
-        one: list[NDArray[np.float32]] = []
-        for token in part:
-            alone.extend([(token, SpanKind.PROMPT)])
-            one.append(alone.logits().copy())
         with engine.in_use():
             engine.decode([(token, first + i, seq, True) for i, token in enumerate(part)], (together,))
         together.memory.length = first + len(part)
-        differences = [np.abs(engine.context.logits(i) - row).max() for i, row in enumerate(one)]
-        found = max(found, *map(float, differences))
-    alone.close()
-    together.close()
+        for i in range(len(part)):
+            found = max(found, float(np.abs(engine.context.logits(i) - one[first - start + i]).max()))
+    for session in (alone, between, together):
+        session.close()
     return found
 
 

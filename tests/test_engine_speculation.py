@@ -14,6 +14,7 @@ from test_engine_session import OPERATIONS, OPTIONS, _run
 import edgellm
 from edgellm.engine.engine import Engine
 from edgellm.engine.ngram import NgramIndex
+from edgellm.engine.session import Session
 from edgellm.engine.speculation import Speculation
 from edgellm.errors import ConfigError
 from edgellm.native.model import Model
@@ -48,7 +49,7 @@ def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
         yield opened
 
 
-def _session(runtime: edgellm.Runtime, sampler: object, speculation: Speculation | None = None):
+def _session(runtime: edgellm.Runtime, sampler: str, speculation: Speculation | None = None) -> Session:
     session = runtime.engine.session(runtime.make_chain(sampler, 3))
     session.branch = 7
     session.speculation = speculation
@@ -56,7 +57,7 @@ def _session(runtime: edgellm.Runtime, sampler: object, speculation: Speculation
     return session
 
 
-def _steps(session, count: int) -> list[int]:
+def _steps(session: Session, count: int) -> list[int]:
     return [session.step().token for _ in range(count)]
 
 
