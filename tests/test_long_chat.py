@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -395,6 +396,67 @@ def test_four_times_the_context(tiny_model: Callable[..., Path], arch: str, poli
             fresh.extend(list(zip(chat.tape, session.tape.kinds, strict=True)))
             np.testing.assert_allclose(session.logits(), fresh.logits(), atol=0.05)
             fresh.close()
+        chat.close()
+
+
+# The system text goes into the first message of the user, and nothing ends an answer but the end token.
+JOINED = (
+    "{%- set ns = namespace(system='') -%}{%- for m in messages -%}"
+    "{%- if m.role == 'system' -%}{%- set ns.system = m.content + '\\n\\n' -%}"
+    "{%- elif m.role == 'user' -%}{{ '[INST] ' + ns.system + m.content + ' [/INST]' }}{%- set ns.system = '' -%}"
+    "{%- else -%}{{ ' ' + m.content + eos_token }}{%- endif -%}{%- endfor -%}"
+)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_done_tape_memory_and_messages_agree(
+    tiny_model: Callable[..., Path], tmp_path: Path, seed: int
+) -> None:
+    """Turns, some of them left early, rewinds, pins, forks, saves and tidying, in an order drawn by the seed."""
+    draw = random.Random(seed)
+    policy = ("evict", "summarize", "drop-results")[seed % 3]
+    options: dict[str, Any] = {
+        "context_policy": policy,
+        "sampler": "temperature(1) | dist",
+        "seed": seed,
+        "template": JOINED if seed % 2 else None,
+    }
+    with edgellm.load(tiny_model(ARCHS[seed % len(ARCHS)]), n_ctx=256, n_seq_max=3, threads=1) as runtime:
+        chat = runtime.chat(system="Be brief.", **options)
+        happened = 0
+        for step in range(30):
+            act = draw.choice(
+                ("send", "send", "send", "send", "leave", "rewind", "pin", "tidy", "save", "fork")
+            )
+            if act in ("send", "leave"):
+                turn = chat.send(
+                    f"Q{step}? " + "why " * draw.randint(0, 12), max_tokens=draw.choice((5, 40, 90))
+                )
+                for count, event in enumerate(turn):
+                    happened += isinstance(event, edgellm.ContextEvicted)
+                    if act == "leave" and count > draw.randint(2, 20):
+                        turn.close()
+                        break
+            elif act == "rewind":
+                chat.rewind(draw.randint(len(chat.messages) // 2, len(chat.messages)))
+            elif act == "pin" and chat.messages:
+                place = draw.randrange(len(chat.messages))
+                # One pinned turn at most: pins may fill a context, and then nothing helps.
+                for pinned in chat.pinned:
+                    chat.unpin(pinned)
+                chat.pin(place)
+            elif act == "tidy":
+                happened += len(evictions(list(chat.tidy())))
+            elif act == "save":
+                chat.save(tmp_path / "a.chat")
+                chat.close()
+                chat = runtime.open_chat(tmp_path / "a.chat", **options)
+            elif act == "fork":
+                fork = chat.fork()
+                chat.close()
+                chat = fork
+            assert_sound(chat)
+        assert happened
         chat.close()
 
 
