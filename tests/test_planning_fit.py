@@ -40,6 +40,14 @@ def whole(model: Path, **options: object) -> Demand:
         return fitting.demand(fitting.wanted())
 
 
+@pytest.mark.parametrize(
+    ("room", "total", "kept"),
+    [(4e9, 4e9, 200e6), (20e9, 24e9, 512e6), (600e6, 24e9, 150e6), (100e6, 1e9, KEPT)],
+)
+def test_a_share_of_the_memory_is_left_to_others(room: float, total: float, kept: float) -> None:
+    assert Machine(int(room), int(total), 4).reserve_bytes == kept
+
+
 def test_with_room_enough_nothing_is_given_up(model: Path) -> None:
     fitted = fit_options(inspect_gguf(model), LoadOptions(), machine=machine(1 << 30))
     assert (fitted.options.n_ctx, fitted.options.kv_type_k, fitted.options.n_ubatch) == (8192, "f16", 512)

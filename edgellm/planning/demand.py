@@ -43,7 +43,8 @@ class Machine:
     def reserve_bytes(self) -> int:
         """What a plan leaves free for everybody else."""
         share = int(_RESERVE_SHARE * (self.limit_bytes or self.total_bytes))
-        return min(_RESERVE_MAX, max(_RESERVE_MIN, share))
+        # Of a small room in a large machine (`ulimit -v`), its own size is the measure.
+        return max(_RESERVE_MIN, min(_RESERVE_MAX, share, self.room_bytes // 4))
 
     @property
     def usable_bytes(self) -> int:
