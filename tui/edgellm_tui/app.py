@@ -320,10 +320,10 @@ class EdgeApp(App[int]):
             self.conversation.sync()
             self.panel.frame()
         else:
-            self._guarded(page.frame)
+            self.guarded(page.frame)
         self._show_status()
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def guarded(self, action: Callable[[], None]) -> None:
         """Runs something of a page. Its failure is a message in the chat, which comes to the front."""
         try:
             action()
@@ -522,7 +522,7 @@ class EdgeApp(App[int]):
         if page is None:
             self.prompt.focus()
         else:
-            self._guarded(page.show)
+            self.guarded(page.show)
         self._draw()
 
     def action_new_chat(self) -> None:

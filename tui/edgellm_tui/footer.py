@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from textual.binding import Binding
+from textual.widget import Widget
 
 from edgellm_tui.pages import PAGES, PageView
 from edgellm_tui.prompt import PROMPT_KEYS, Prompt
@@ -16,7 +17,6 @@ from edgellm_tui.prompt import PROMPT_KEYS, Prompt
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from textual.widget import Widget
 
 _NAMES = {
     "left_square_bracket": "[",
@@ -107,7 +107,7 @@ def keys_around(widget: Widget | None, app_class: type[object]) -> list[KeyInfo]
             if owner.__module__.startswith("edgellm_tui.") and owner is not app_class:
                 found += [info for info in keys_of(owner) if info not in found]
         parent = widget.parent
-        widget = parent if parent is not None and hasattr(parent, "BINDINGS") else None  # type: ignore[assignment]
+        widget = parent if isinstance(parent, Widget) else None
     return found
 
 

@@ -48,7 +48,7 @@ class MetersPage(PageView):
     def tick(self) -> None:
         """Redraws while the page is in front."""
         if self.edge.page is self:
-            self.frame()
+            self.edge.guarded(self.frame)
 
     def show(self) -> None:
         """Takes up everything."""
@@ -64,7 +64,7 @@ class MetersPage(PageView):
 
     def on_resize(self) -> None:
         """The bar is as wide as the screen."""
-        self.call_after_refresh(self.frame)
+        self.call_after_refresh(self.edge.guarded, self.frame)
 
 
 def meters_text(app: EdgeApp, machine: Machine, width: int) -> str:
