@@ -244,8 +244,8 @@ def test_a_branch_computes_its_new_token_alone(any_runtime: edgellm.Runtime) -> 
                 assert usage.prefill_tokens <= 1
                 assert branch.conversation.session.rebuilt_tokens == 0
             else:
-                # A recurrent state cannot be cut: it is computed again, and said so.
-                assert branch.conversation.session.rebuilt_tokens == step.position
+                # A recurrent state cannot be cut: from its checkpoint on it is computed again, and said so.
+                assert 0 < branch.conversation.session.rebuilt_tokens <= step.position
             assert_sound(branch)
             assert_sound(chat)
 
