@@ -97,7 +97,9 @@ def take(names: Sequence[str], folder: Path) -> None:
 def main() -> None:
     """All pictures, or those named, in a home of their own: nothing of the user's is shown."""
     with tempfile.TemporaryDirectory() as home:
-        os.environ["EDGELLM_HOME"] = os.environ["EDGELLM_CONFIG_DIR"] = home
+        os.environ["EDGELLM_HOME"] = home
+        # It is on the picture of the settings; nothing is written there.
+        os.environ["EDGELLM_CONFIG_DIR"] = "/home/you/.config/edgellm"
         take(sys.argv[1:] or list(SHOTS), FOLDER)
 
 
