@@ -64,6 +64,7 @@ class Speculation:
         other._drafter = shared or other.index
         other._single_s, other._batch_s = self._single_s, dict(self._batch_s)
         other._holds = dict(self._holds)
+        other._total_s, other._balance_s = self._total_s, self._balance_s
         return other
 
     # -- what to guess ---------------------------------------------------------------------------------
@@ -92,12 +93,10 @@ class Speculation:
             # Of a run of guesses each holds only where those before it did.
             expected = sum(hold**place for place in range(1, size + 1))
             gain = (1 + expected) * self._single_s / self._batch_cost(size)
-            if gain > best_gain:
+            if gain > best_gain and self._may_lose(self._batch_cost(size) - self._single_s):
                 best, best_gain = size, gain
-        if best and self._may_lose(self._batch_cost(best) - self._single_s):
-            return best
         if best:
-            return 0
+            return best
         # Nothing promises to pay. Now and then a short guess is made all the same: a text may begin to repeat itself.
         probe = min(_SIZES[0], most)
         return probe if self._may_lose(2 * (self._batch_cost(probe) - self._single_s)) else 0
