@@ -308,21 +308,6 @@ def test_branches_are_a_tree_to_switch_name_and_delete_in() -> None:
     run(play, [TRAM, words(" and then home.")])
 
 
-@pytest.mark.parametrize(("size", "name"), [(SMALL, "80x24"), (LARGE, "200x50")])
-def test_the_tree_of_branches_is_drawn_whole(size: tuple[int, int], name: str) -> None:
-    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
-        await said(pilot, "How do you travel?")
-        await pilot.press("f3", "left", "1", "enter")
-        await settled(pilot)
-        for strand in app.talk.strands.values():
-            strand.created = 0.0
-        await pilot.press("f6")
-        await pilot.pause()
-        compare_screen(app, f"branches-{name}")
-
-    run(play, [TRAM, words(" and then home.")], size=size)
-
-
 def test_forks_and_open_answers_go_on_from_the_tree() -> None:
     gate = Gate()
 

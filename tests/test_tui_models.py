@@ -14,7 +14,7 @@ from edgellm_tui.app import EdgeApp
 from edgellm_tui.settings import load_settings
 from textual.pilot import Pilot
 from textual.widgets import Input
-from tui_harness import compare_screen, run, said, screen_text, settled, shown, wait_until
+from tui_harness import compare_screen, run, said, screen_text, shown, wait_until
 from tui_scripted import ScriptedRuntime, words
 
 import edgellm
@@ -210,21 +210,6 @@ def test_a_file_is_opened_by_its_path(little: Path, tmp_path: Path) -> None:
         assert runtime.loaded == [str(little)]
 
     run(play, runtime=runtime, waits_for_chat=False)
-
-
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-def test_the_page_is_drawn(little: Path, size: tuple[int, int]) -> None:
-    edgellm.pull("little")
-
-    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("f5")
-        await settled(pilot)
-        await choose(app, pilot, "guarded")
-        text = screen_text(app)
-        assert "A tiny model." not in text and "Wants its licence accepted." in text
-        compare_screen(app, f"models-{size[0]}x{size[1]}")
-
-    run(play, runtime=Shelf(), size=size)
 
 
 @pytest.mark.parametrize(

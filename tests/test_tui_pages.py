@@ -24,11 +24,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 from tui_harness import (
     LARGE,
-    SMALL,
-    compare_screen,
     run,
     said,
-    screen_colours,
     screen_text,
     shown,
     wait_until,
@@ -157,20 +154,6 @@ def test_help_shows_keys_as_they_were_changed() -> None:
 
 
 # -- tokenizer ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("size", "name"), [(SMALL, "80x24"), (LARGE, "200x50")])
-@pytest.mark.parametrize("no_color", [False, True])
-def test_the_tokenizer_shows_ids_bytes_and_pieces(size: tuple[int, int], name: str, no_color: bool) -> None:
-    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
-        await pilot.press("f4")
-        await wait_until(pilot, lambda: isinstance(app.page, TokenizerPage))
-        app.query_one(TokenizerPage).query_one(TextArea).text = "the sea the"
-        await shown(pilot, "tokens: 3 tokens, 11 characters, 11 bytes")
-        compare_screen(app, f"tokenizer-{name}")
-        assert not (no_color and screen_colours(app))
-
-    run(play, size=size, no_color=no_color)
 
 
 def test_the_tokenizer_takes_a_token_apart(tiny_model: Any) -> None:
@@ -372,24 +355,6 @@ def test_quitting_keeps_a_key() -> None:
 
 
 # -- meters -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("size", "name"), [(SMALL, "80x24"), (LARGE, "200x50")])
-@pytest.mark.parametrize("no_color", [False, True])
-def test_meters_show_context_speed_and_machine(size: tuple[int, int], name: str, no_color: bool) -> None:
-    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
-        await said(pilot, "How warm is the sea?")
-        await said(pilot, "And the lake?")
-        await pilot.press("f10")
-        await wait_until(pilot, lambda: isinstance(app.page, MetersPage))
-        page = app.query_one(MetersPage)
-        page.read = lambda: STILL
-        page.tick()
-        await shown(pilot, "412 MiB")
-        compare_screen(app, f"meters-{name}")
-        assert not (no_color and screen_colours(app))
-
-    run(play, [words("It is warm today."), words("Colder.")], size=size, no_color=no_color)
 
 
 def test_the_bar_has_a_letter_for_everyone_and_never_runs_over() -> None:

@@ -18,12 +18,9 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 from tui_harness import (
     LARGE,
-    SMALL,
-    compare_screen,
     run,
     said,
     say,
-    screen_colours,
     screen_text,
     settled,
     shown,
@@ -180,18 +177,6 @@ async def fill(pilot: Pilot[int], text: str) -> None:
 
 
 TURN = words("It is warm today, and the wind is low.", 0.6)
-
-
-@pytest.mark.parametrize(("size", "name"), [(SMALL, "80x24"), (LARGE, "200x50")])
-@pytest.mark.parametrize("no_color", [False, True])
-def test_the_chain_stands_above_its_preview(size: tuple[int, int], name: str, no_color: bool) -> None:
-    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
-        await opened(app, pilot)
-        await settled(pilot)
-        compare_screen(app, f"sampler-{name}")
-        assert not (no_color and screen_colours(app))
-
-    run(play, [TURN], size=size, no_color=no_color)
 
 
 def test_keys_change_the_draft_and_nothing_else_until_it_is_used() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from edgellm_tui.app import EdgeApp
 from edgellm_tui.sessions import SavedBranch, Sessions
 from edgellm_tui.settings import Settings
 from textual.pilot import Pilot
 from textual.widgets import Input
-from tui_harness import compare_screen, run, said, say, screen_text, settled, shown, wait_until
+from tui_harness import run, said, say, screen_text, settled, shown, wait_until
 from tui_scripted import Call, Gate, ScriptedRuntime, words
 
 import edgellm
@@ -174,24 +173,6 @@ def test_escape_gives_up_a_search_or_a_title_before_it_leaves_the_page() -> None
         await wait_until(pilot, lambda: app.page is None)
 
     run(play)
-
-
-@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
-def test_the_page_of_chats_is_drawn(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgellm_tui.chats.when", lambda _stamp: "12:04")
-    sessions = Sessions()
-    for number, title in enumerate(["Oslo by bike", "Fix the pump \x1b[2J", "Poem drafts"]):
-        said_there = (edgellm.Message("user", title), edgellm.Message("assistant", f"Answer {number}."))
-        branch = SavedBranch(0, "main", said_there, is_current=True)
-        sessions.record(f"id{number}", title=title, model="smollm2-135m", branches=[branch], tokens=9)
-
-    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
-        await pilot.press("ctrl+o")
-        await shown(pilot, "3 chats")
-        await settled(pilot)
-        compare_screen(app, f"chats-{size[0]}x{size[1]}")
-
-    run(play, size=size)
 
 
 def test_a_chat_of_another_model_loads_that_model_first() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding
@@ -90,7 +91,8 @@ class ChatsPage(PageView):
         lines: list[str] = []
         for saved in self.chats:
             mark = "*" if saved.id == self.edge.talk.session_id else " "
-            title, model = one_line(saved.title, width), one_line(saved.model, 18)
+            # Of a model that is a file, its name tells more than the folders in front of it.
+            title, model = one_line(saved.title, width), one_line(Path(saved.model).name, 18)
             head = f"{mark} {title:<{width}} {saved.messages:>4} msg"
             lines.append(f"{head}  {model:<18} {when(saved.updated):>6}")
         at = next((i for i, saved in enumerate(self.chats) if kept and saved.id == kept.id), 0)
