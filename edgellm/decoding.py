@@ -748,6 +748,8 @@ class Decoding:
         """After a call: does this token begin something that is not another call?"""
         if not self.calls or self._parser.in_call:
             return False
+        if self._parser.is_hiding:
+            return True
         is_text = any(
             isinstance(event, (TextDelta, ReasoningDelta)) and event.text.strip() for event in events
         )

@@ -9,8 +9,9 @@ white space that belongs to them:
 - all other space is text, as the model wrote it.
 
 What began like a call and is none is given out again, where it stood: as text, or as reasoning if it stood
-inside reasoning. A call in which the output ends is not, nor one that is whole but has no name or no object of
-arguments: it is in the event ToolCallBroken.
+inside reasoning. A call in which the output ends is not, nor one that is whole but has no name, no object of
+arguments, or the name of a tool that was not offered to a family that takes no other: it is in the event
+ToolCallBroken. (`WireFormat.takes_only_offered` and `broken_is_text` say which families differ.)
 A call ends reasoning that was still open.
 """
 
@@ -70,6 +71,7 @@ class OutputParser:
     ) -> None:
         self._format = wire_format
         self._tools = tools
+        self._names = frozenset(tool.name for tool in tools)
         self._in_reasoning = wire_format.opens_reasoning(prefix)
         if self._in_reasoning and not wire_format.is_thinking:
             wire_format = replace(wire_format, is_thinking=True)
@@ -108,6 +110,7 @@ class OutputParser:
         self._raw_start = 0
         self._is_call = False
         self._has_begun = False
+        self._is_hiding = False
         self._index = start_index
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -121,6 +124,11 @@ class OutputParser:
     def in_call(self) -> bool:
         """An opening mark has been read, and the call behind it, or the section of calls, has not ended."""
         return self._reader is not None and (self._is_call or self._has_begun)
+
+    @property
+    def is_hiding(self) -> bool:
+        """Results that the model made up are being read: neither text nor a call."""
+        return self._is_hiding
 
     @property
     def is_quiet(self) -> bool:
@@ -179,13 +187,22 @@ class OutputParser:
             self._at_line = False
             self._put(piece)
             return self._take_events()
+        self._read(piece, is_control)
+        return self._take_events()
+
+    def _read(self, piece: str, is_control: bool) -> None:
         rest = piece
         if is_control and self._reader is None:
             rest = self._control(piece)
+        elif is_control:
+            rest = self._read_call(piece, True)
+            if self._reader is None and rest.endswith(piece):
+                # The reader has given it back, perhaps with text before it: it is a control token still.
+                self._read(rest.removesuffix(piece), False)
+                self._read(piece, True)
+                return
         while rest:
-            # Only the piece as it came is a control token, not what a reader has given back of it.
-            rest = self._read_call(rest, is_control and rest is piece) if self._reader else self._scan(rest)
-        return self._take_events()
+            rest = self._read_call(rest, False) if self._reader else self._scan(rest)
 
     def finish(self) -> list[Event]:
         """The output has ended: what was held back is given out, an open call is complete or broken."""
@@ -291,8 +308,12 @@ class OutputParser:
                     self._end_call(signal, keeps_space=not is_last)
                     if is_last:
                         rest = self._leave() + rest
+                case wire.Hidden():
+                    self._is_hiding = True
                 case wire.Closed(unread):
-                    self._drop_raw(self._unread_space(unread), "end")
+                    kind = "mark" if self._is_hiding else "end"
+                    self._drop_raw(self._unread_space(unread), kind)
+                    self._after_call = self._after_call or self._is_hiding
                     rest = self._leave() + rest
                 case wire.Enter(what, unread):
                     self._drop_raw(unread)
@@ -316,8 +337,12 @@ class OutputParser:
         return len(raw) - len(raw[: len(raw) - unread].rstrip())
 
     def _end_call(self, signal: wire.Complete, *, keeps_space: bool) -> None:
-        self._take_gap()
         raw = self._cut_raw(signal.unread if keeps_space else self._unread_space(signal.unread))
+        if self._format.takes_only_offered and self._tools and signal.name not in self._names:
+            listed = ", ".join(sorted(self._names))
+            self._break(raw, f"{signal.name!r} is not a tool, there is {listed}", is_call=True)
+            return
+        self._take_gap()
         call = ToolCall(self._format.call_id(self._index, signal.name), signal.name, signal.arguments, raw)
         self._calls.append(call)
         self._piece("call", raw)
@@ -337,7 +362,7 @@ class OutputParser:
         """The reader is finished; what it has not read goes on as anything."""
         left = "".join(self._raw)
         self._reader, self._raw = None, []
-        self._is_call = self._has_begun = False
+        self._is_call = self._has_begun = self._is_hiding = False
         return left
 
     def _leave_call(self, error: str, unread: int = 0, *, is_call: bool = False) -> str:
@@ -345,15 +370,7 @@ class OutputParser:
         read again."""
         raw = self._cut_raw(unread)
         if self._has_begun:
-            self._events.append(ToolCallBroken(self._index, raw, error))
-            self._index += 1
-            if is_call:
-                self._take_gap()
-                self._piece("broken", raw)
-                # What follows is told apart from what was before, as behind a call.
-                self._at_start = self._drops_space = self._after_call = True
-            elif raw:
-                self._give(raw)
+            self._break(raw, error, is_call=is_call)
             return self._leave()
         # Never a call: only its mark is certain to be no mark.
         keep = len(self._mark)
@@ -361,6 +378,19 @@ class OutputParser:
         if keep:
             self._give(raw[:keep])
         return self._leave()
+
+    def _break(self, raw: str, error: str, *, is_call: bool) -> None:
+        """The open call is broken. What was written of it is text, unless it `is_call` and nothing else."""
+        self._events.append(ToolCallBroken(self._index, raw, error))
+        self._index += 1
+        self._has_begun = False
+        if is_call and not self._format.broken_is_text:
+            self._take_gap()
+            self._piece("broken", raw)
+            # What follows is told apart from what was before, as behind a call.
+            self._at_start = self._drops_space = self._after_call = True
+        elif raw:
+            self._give(raw)
 
     def _switch(self, *, in_reasoning: bool, mark: str = "") -> None:
         self._take_gap()

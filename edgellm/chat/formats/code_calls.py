@@ -42,6 +42,7 @@ class PythonCalls(WireFormat):
     after: str = ""
     name_suffix: str = ""
     unwraps: str = ""
+    takes_only_offered: bool = True
 
     # -- reading ----------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class JsonCalls(WireFormat):
     `name_key` and `arguments_key` are the keys that are written; others are read too. `name_is_key`: the object's
     one key is the name, its value the arguments. `id_key`: the call's id is written under it. `closes` are further
     spellings of the closing mark. `is_bare`: without marks; a call is what begins like one of a known tool.
+    `needs_arguments`: no arguments are written as an empty object; without any it is no call.
     """
 
     before: str = ""
@@ -70,6 +71,7 @@ class JsonCalls(WireFormat):
     brackets: tuple[str, str] = ("[", "]")
     closes: tuple[str, ...] = ()
     is_bare: bool = False
+    needs_arguments: bool = False
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -175,7 +177,10 @@ class JsonCalls(WireFormat):
         elif not call.has_arguments:
             if not is_certain:
                 raise Fault("it has no arguments")
-            call.parts, call.has_arguments, call.is_object = ["{}"], True, True
+            if self.needs_arguments:
+                call.fault = call.fault or "it has no arguments"
+            else:
+                call.parts, call.has_arguments, call.is_object = ["{}"], True, True
         if call.fault and not is_certain:
             raise Fault(call.fault)
         self._give(source, call)

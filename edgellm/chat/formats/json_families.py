@@ -220,6 +220,7 @@ GIGACHAT_3 = JsonCalls(
     id="gigachat3",
     marks=_marks((_GIGA_CALL, "<|function_call|>"), "", Mark("</s>", "drop")),
     signs=(("<|role_sep|>", "<|message_sep|>", "!<|function_call|>"),),
+    needs_arguments=True,
 )
 GIGACHAT_31 = replace(
     GIGACHAT_3,

@@ -13,13 +13,15 @@ from edgellm.chat.formats.arguments import Arguments
 from edgellm.chat.formats.interpreter import NAMES, PYTHON_TAG, interpreter_of, read_code
 from edgellm.chat.formats.json_calls import JsonCalls
 from edgellm.chat.formats.json_text import loads
-from edgellm.chat.formats.script import SPACE, Fault, Scripted, Source
+from edgellm.chat.formats.script import SPACE, Ended, Fault, Scripted, Source
 from edgellm.chat.formats.wire import (
     Begun,
     CallReader,
+    Closed,
     Complete,
     Enter,
     Fragment,
+    Hidden,
     Mark,
     Named,
     WireFormat,
@@ -29,8 +31,11 @@ from edgellm.types import ToolCall, ToolSpec
 Reading = Generator[None, None, None]
 _NAME_CHARS = 256
 _ID = re.compile(r"[\w.:/-]+")
+_ID_CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:/-"
+_COUNTED = re.compile(r"(?:functions\.)?(\S+):[0-9]+")
 _JUNK_CHARS = 400
 _FENCES = ("```json", "```")
+_BROKEN_CHARS = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +47,8 @@ class NamedCalls(WireFormat):
     what may stand between name and arguments. `sections`: several calls may stand in one section. `id_end` ends an id
     that stands in front of the name, `id_after` one that stands behind it. `kind`: a word that may stand for the name,
     which then follows (`function`). `prefix`: written in front of the name. `counts`: names are ids that end in a
-    count, or even nothing but a count. `skips_junk`: other text in a section is not shown.
+    count, or even nothing but a count. `skips_junk`: other text in a section is not shown; what stands between name
+    and end of a call, and cannot be read, neither.
     """
 
     before: str = ""
@@ -130,13 +136,19 @@ class NamedCalls(WireFormat):
         yield from source.skip_space()
         while (yield from source.one_of((*self.argument_marks, *_FENCES))):
             yield from source.skip_space()
-        following = yield from source.peek(1)
-        if following != "{":
-            raise Fault(f"'{{' was expected, not {following!r}")
-        if is_known:
-            yield from source.json(arguments.give)
-        else:
-            arguments.parts.append((yield from source.json()))
+        try:
+            following = yield from source.peek(1)
+            if following != "{":
+                raise Fault(f"'{{' was expected, not {following!r}")
+            if is_known:
+                yield from source.json(arguments.give)
+            else:
+                arguments.parts.append((yield from source.json()))
+        except Fault as fault:
+            ends = tuple(filter(None, (self.call_end.strip(SPACE + "`"), *self.call_ends, *closes)))
+            if self.skips_junk and (yield from source.skip_to(ends, _BROKEN_CHARS)):
+                raise Fault(str(fault), is_whole=True) from fault
+            raise
         whole: dict[str, Any] = loads("".join(arguments.parts))
         if not is_known:
             name = _by_arguments(whole, tools)
@@ -233,6 +245,31 @@ class NamedCalls(WireFormat):
         return self.marks.between_calls.join(opening + body + closing for body in bodies)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepSeekCalls(NamedCalls):
+    """DeepSeek's models sometimes go on with results that no tool gave: those are not shown."""
+
+    results: tuple[str, str] = ("", "")
+
+    def scan_marks(self) -> tuple[Mark, ...]:
+        # Where no calls are expected the first is none, and the second drops the mark alone.
+        opening = self.results[0]
+        return (*NamedCalls.scan_marks(self), Mark(opening, "maybe"), Mark(opening, "drop"))
+
+    def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
+        if mark != self.results[0]:
+            return NamedCalls.reader(self, tools, mark)
+        return Scripted(self._made_up)
+
+    def _made_up(self, source: Source) -> Reading:
+        source.tell(Hidden())
+        try:
+            yield from source.until(self.results[1:])
+        except Ended:
+            # The output ends inside them; nobody wants to read half of them either.
+            source.tell(Closed(0))
+
+
 def _by_arguments(arguments: Mapping[str, Any], tools: Sequence[ToolSpec]) -> str:
     """The only tool that has all these parameters; "" where no tool, or more than one, does."""
     fits = [tool for tool in tools if arguments.keys() <= (tool.parameters.get("properties") or {}).keys()]
@@ -244,6 +281,32 @@ def _by_arguments(arguments: Mapping[str, Any], tools: Sequence[ToolSpec]) -> st
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KimiCalls(NamedCalls):
     """Kimi K2 knows a call by its id alone: functions.NAME:INDEX."""
+
+    def opening_reader(self, prefix: str, tools: Sequence[ToolSpec] = ()) -> CallReader | None:
+        if not tools or self.opens_reasoning(prefix):
+            return None
+        return Scripted(lambda source: self._bare(source, tools))
+
+    def _bare(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
+        """A call whose opening marks are missing at the very beginning; of an unknown tool it is text, marks and all."""
+        closes = (self.marks.call_close,)
+        head = ""
+        while (char := (yield from source.peek(1))) in _ID_CHARS and char and len(head) < _NAME_CHARS:
+            head += yield from source.take()
+        counted = _COUNTED.fullmatch(head)
+        source.put_back(head)
+        if not counted or not (yield from source.comes((head + self.name_end,))):
+            raise Fault("it is no call")
+        if counted.group(1) in {tool.name for tool in tools}:
+            yield from self._call(source, tools, closes)
+            return
+        source.tell(Begun())
+        if (yield from source.skip_to((self.call_end,), _BROKEN_CHARS)):
+            space = yield from source.skip_space()
+            if not (yield from source.one_of(closes)):
+                source.put_back(space)
+        listed = ", ".join(sorted(tool.name for tool in tools))
+        raise Fault(f"{counted.group(1)!r} is not a tool, there is {listed}")
 
     def call_id(self, index: int, name: str) -> str:
         return f"functions.{name}:{index}"

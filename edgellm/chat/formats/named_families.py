@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from edgellm.chat.formats.interpreter import PYTHON_TAG
 from edgellm.chat.formats.named_calls import (
+    DeepSeekCalls,
     FunctionTags,
     KimiCalls,
     MistralCalls,
@@ -59,11 +60,11 @@ FUNCTIONARY_32 = RecipientCalls(
 _SECTION = ("<｜tool▁calls▁begin｜>", "<|tool▁calls▁begin|>")
 _CALL = ("<｜tool▁call▁begin｜>", "<|tool▁call▁begin|>")
 _SEP = ("<｜tool▁sep｜>", "<|tool▁sep|>")
-DEEPSEEK_V31 = NamedCalls(
+DEEPSEEK_V31 = DeepSeekCalls(
     id="deepseek-v3.1",
     marks=replace(
         _THINK,
-        call_open=_SECTION,
+        call_open=(*_SECTION, *_CALL),
         call_close="<｜tool▁calls▁end｜>",
         result_open="<｜tool▁output▁begin｜>",
         result_close="<｜tool▁output▁end｜>",
@@ -72,7 +73,6 @@ DEEPSEEK_V31 = NamedCalls(
             Mark("<|end▁of▁sentence|>", "drop"),
             Mark("<｜tool▁calls▁end｜>", "drop"),
             Mark("<｜end▁of▁sentence｜>", "drop"),
-            Mark("<｜tool▁outputs▁begin｜>", "drop"),
             Mark("<｜tool▁outputs▁end｜>", "drop"),
             Mark("<｜tool▁output▁begin｜>", "drop"),
             Mark("<｜tool▁output▁end｜>", "drop"),
@@ -86,6 +86,7 @@ DEEPSEEK_V31 = NamedCalls(
     name_ends=_SEP,
     call_end="<｜tool▁call▁end｜>",
     call_ends=("<|tool▁call▁end|>",),
+    results=("<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>"),
     sections=True,
     skips_junk=True,
 )

@@ -48,6 +48,7 @@ class MiniMaxM3(TaggedCalls):
     key_end: str = ">"
     value_end: str = f"{_NS}</"
     sections: bool = True
+    broken_is_text: bool = True
 
     def reader(self, tools: Sequence[ToolSpec] = (), mark: str = "") -> CallReader:
         return Scripted(lambda source: self.section(source, tools))

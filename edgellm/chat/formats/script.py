@@ -33,12 +33,13 @@ class Fault(ValueError):
 class Source:
     """The text that has come and was not taken yet, and the signals told so far."""
 
-    __slots__ = ("_control", "_is_ended", "_signals", "_text")
+    __slots__ = ("_control", "_is_ended", "_recorded", "_signals", "_text")
 
     def __init__(self) -> None:
         self._text = ""
         self._control = ""
         self._is_ended = False
+        self._recorded: list[str] | None = None
         self._signals: list[Signal] = []
 
     def tell(self, signal: Signal) -> None:
@@ -121,6 +122,16 @@ class Source:
             if self._is_ended or len(self._text) >= limit + longest:
                 return ""
             yield from self.more()
+
+    def record(self) -> None:
+        """From here on what is taken is kept for `recorded`."""
+        self._recorded = [self._text]
+
+    def recorded(self) -> str:
+        """What was taken, and not put back, since `record`. Ends the recording."""
+        whole = "".join(self._recorded or ())
+        self._recorded = None
+        return whole[: len(whole) - len(self._text)]
 
     def put_back(self, text: str) -> None:
         """Text that was taken comes next again."""
@@ -222,6 +233,8 @@ class Source:
         """More text has come; `control` is its spelling where it is a control token."""
         self._text += text
         self._control = control
+        if self._recorded is not None:
+            self._recorded.append(text)
 
     def end(self) -> None:
         """The output has ended."""

@@ -12,7 +12,7 @@ from edgellm.chat.formats.arguments import Arguments
 from edgellm.chat.formats.json_calls import JsonCalls
 from edgellm.chat.formats.json_text import loads
 from edgellm.chat.formats.script import SPACE, Ended, Fault, Scripted, Source
-from edgellm.chat.formats.typed_value import guessed, is_text, properties, typed, types_of
+from edgellm.chat.formats.typed_value import closed_parameters, guessed, is_text, properties, typed, types_of
 from edgellm.chat.formats.wire import Begun, CallReader, Complete, Mark, Named, WireFormat
 from edgellm.types import ToolCall, ToolSpec
 
@@ -34,6 +34,8 @@ class TaggedCalls(WireFormat):
     `guesses`: what no schema types is read as JSON if it is that. `unquotes`: quotes around a string are taken off.
     `kind_marks`: tags in which an argument may say its type, between key and value. `skips_junk`: other text in a
     section is not shown. `core`: the part of `head` that is always there, where what stands before it varies.
+    `is_strict`: a parameter that is written twice, or that the tool does not have, makes it no call.
+    `joins_repeats`: a call that is not closed, but opened again and written once more to the letter, is one call.
     """
 
     before: str = ""
@@ -57,6 +59,8 @@ class TaggedCalls(WireFormat):
     kind_marks: tuple[str, str] = ("", "")
     skips_junk: bool = False
     core: str = ""
+    is_strict: bool = False
+    joins_repeats: bool = False
     # Marks that some outputs have instead of the call's own; a call only with the name of a known tool.
     alias: tuple[str, str] = ("", "")
 
@@ -143,6 +147,8 @@ class TaggedCalls(WireFormat):
 
     def _call(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
         source.tell(Begun())
+        if self.joins_repeats:
+            source.record()
         name, stop = yield from source.until(self._name_stops(), limit=_NAME_CHARS)
         name = self.call_name(name.strip(), tools)
         if not name:
@@ -161,11 +167,15 @@ class TaggedCalls(WireFormat):
         if stop == "{" or (yield from self._is_json(source)):
             whole = yield from self._json_body(source, arguments, "{" if stop == "{" else "")
         else:
+            arguments.allowed = closed_parameters(tools, name) if self.is_strict else None
             yield from self._arguments(source, arguments, schemas, is_open=stop == self.argument)
             whole = arguments.end()
         space = ""
         if not self.sections and self._closes():
+            written = source.recorded().strip(SPACE) if self.joins_repeats else ""
             space = yield from source.skip_space()
+            while written and (yield from source.one_of((self.marks.call_open[0] + written,))):
+                space = yield from source.skip_space()
             if (yield from source.one_of(self._closes())):
                 space = ""
         source.tell(Complete(name, whole, source.rest + len(space)))
@@ -237,6 +247,8 @@ class TaggedCalls(WireFormat):
                 if (yield from source.comes(ends)):
                     return False
         is_said_text = bool(self.text_key_end) and stop == self.text_key_end.strip(SPACE)
+        if self.is_strict:
+            arguments.check(key)
         schema = (schemas or {}).get(key, {"type": kind.strip()} if kind else None)
         if self.text_key_end:
             read: Callable[[str], Any] | None = None if is_said_text else guessed

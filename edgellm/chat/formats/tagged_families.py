@@ -74,6 +74,7 @@ GLM_45 = TaggedCalls(
     is_lenient=True,
     unquotes=True,
     may_hold_json=True,
+    takes_only_offered=True,
 )
 GLM_47 = replace(
     GLM_45,
@@ -90,6 +91,7 @@ LAGUNA = replace(
     marks=replace(GLM_45.marks, more=(Mark("</assistant>", "drop", "anywhere", "text"),)),
     signs=(("<tool_call>", "<arg_key>", "</assistant>"),),
     alias=("<user>", "</user>"),
+    joins_repeats=True,
 )
 _OPEN_WEIGHTS = ":opensource>"
 
@@ -126,6 +128,7 @@ HUNYUAN = Hunyuan(
     between="\n",
     after="\n",
     sections=True,
+    takes_only_offered=True,
 )
 HUNYUAN_OPEN = replace(
     HUNYUAN,
@@ -222,6 +225,10 @@ MINICPM5 = TaggedCalls(
     value_end="</param>",
     call_end="</function>",
     cdata=True,
+    is_strict=True,
+    takes_only_offered=True,
+    # A tag of the same shape stands in source code too.
+    broken_is_text=True,
 )
 DOTS = replace(
     MINIMAX_M2,
@@ -278,6 +285,7 @@ K2_HORIZON = K2Horizon(
     after="\n",
     sections=True,
     may_hold_json=True,
+    takes_only_offered=True,
 )
 
 # The same formats as some templates spell them.

@@ -23,6 +23,14 @@ def properties(tools: Sequence[ToolSpec], name: str) -> Mapping[str, Any] | None
     return None
 
 
+def closed_parameters(tools: Sequence[ToolSpec], name: str) -> frozenset[str] | None:
+    """The only parameters that a tool takes; None where it takes others too, names none, or is not known."""
+    for tool in tools:
+        if tool.name == name and not tool.parameters.get("additionalProperties"):
+            return frozenset(tool.parameters.get("properties") or ()) or None
+    return None
+
+
 def types_of(schema: Any) -> tuple[str, ...]:
     """The JSON types that a schema allows, in the order it names them; () where it does not say."""
     if not isinstance(schema, Mapping):

@@ -101,6 +101,11 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Hidden:
+    """All that this reader reads is no call, and is not shown: results that no tool gave."""
+
+
+@dataclass(frozen=True, slots=True)
 class Enter:
     """It was the header of a message: it is not shown, and what follows it is text or reasoning."""
 
@@ -108,7 +113,7 @@ class Enter:
     unread: int = 0
 
 
-Signal = Begun | Named | Fragment | Complete | NotACall | Closed | Enter
+Signal = Begun | Named | Fragment | Complete | NotACall | Closed | Hidden | Enter
 
 
 class CallReader(Protocol):
@@ -137,7 +142,9 @@ class WireFormat(ABC):
     `signs` recognise a template: each is a tuple of texts that must all stand in its source, "!" before one that
     must not. `vocabulary_sign` is a special token that tells as much. `is_thinking`: the model may open reasoning
     by itself. `template_takes_tools`: the template describes the tools, and writes calls and results, when it is
-    given them; else `describe_tools` and `to_template` do that here.
+    given them; else `describe_tools` and `to_template` do that here. `takes_only_offered`: where tools are offered, a
+    call of another one is broken; for families whose calls are a bare name in tags or code, which is easily no call
+    at all. `broken_is_text`: what is written of a broken call is shown all the same.
     """
 
     id: str
@@ -146,6 +153,8 @@ class WireFormat(ABC):
     vocabulary_sign: str = ""
     template_takes_tools: bool = True
     is_thinking: bool = False
+    takes_only_offered: bool = False
+    broken_is_text: bool = False
     reason: str = ""
 
     # -- reading ----------------------------------------------------------------------------------------
@@ -261,14 +270,14 @@ class WireFormat(ABC):
         """
         return None
 
-    def parse_call(self, raw: str) -> tuple[str, dict[str, Any]]:
-        """(name, arguments) of one call, with or without its marks. Raises FormatError."""
+    def parse_call(self, raw: str, tools: Sequence[ToolSpec] = ()) -> tuple[str, dict[str, Any]]:
+        """(name, arguments) of one call, with or without its marks; `tools` type its values. Raises FormatError."""
         text = raw.strip()
         marks = (*self.marks.call_open, *(m.text for m in self.scan_marks() if m.does in ("call", "maybe")))
         opening = next((mark for mark in marks if text.startswith(mark)), self.marks.call_open[:1] or "")
         if not isinstance(opening, str):
             text, opening = opening[0] + text, opening[0]
-        reader = self.reader((), opening)
+        reader = self.reader(tools, opening)
         _, signals = reader.feed(text[len(opening) :])
         for signal in (*signals, *reader.finish()):
             if isinstance(signal, Complete):
