@@ -597,7 +597,8 @@ class Decoding:
             return None
         for event in events:
             if isinstance(event, ToolCallBroken):
-                return event.error
+                # Not behind a call of its section that was given out: repair would take that back as well.
+                return event.error if len(self.calls) == self._section_calls else None
             if isinstance(event, ToolCallReady):
                 # Where the grammar was on, drawing once more would give the same again.
                 return (self._fault_of(event.call) or None) if self._session.constraint is None else None

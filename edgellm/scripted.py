@@ -38,7 +38,18 @@ class Scripted:
             # Something that was not drawn here lies between, a prompt or a tool's result: the next answer.
             self._answer = self._waiting.pop(0).encode() if self._waiting else b""
             self._start, written = len(tokens), b""
-        rest = self._answer[len(written) :].decode()
-        wanted = self._vocabulary.tokenize(rest)[0] if rest else self._end
+        rest = self._answer[len(written) :]
+        wanted = self._next(rest, candidates.ids.tolist()) if rest else self._end
         found = np.flatnonzero(candidates.ids == wanted)
         candidates.choose(int(found[0]) if len(found) else int(candidates.logits.argmax()))
+
+    def _next(self, rest: bytes, ids: list[int]) -> int:
+        """The first token of what is left to write."""
+        try:
+            return self._vocabulary.tokenize(rest.decode())[0]
+        except UnicodeDecodeError:
+            # The token before has ended inside a character.
+            pieces = {token: self._vocabulary.piece(token) for token in ids}
+            return max(
+                (token for token in ids if rest.startswith(pieces[token])), key=lambda t: len(pieces[t])
+            )

@@ -64,6 +64,19 @@ def test_nothing_stays_that_stood_behind_the_last_call(
     assert "<tool_response>\n5\n</tool_response>" in text
 
 
+@pytest.mark.parametrize("end", ["<｜tool▁outputs▁end｜>It is 6.", ""], ids=["whole", "cut off"])
+def test_results_that_no_tool_gave_end_the_leg(runtime: edgellm.Runtime, end: str) -> None:
+    call = (
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{"a": 2, "b": 3}'
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    )
+    made_up = "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>6<｜tool▁output▁end｜>" + end
+    text, chat = tape_after(runtime, call + made_up, constraint="off", chat_format="deepseek-v3.1")
+    assert text.startswith(call)
+    assert "6" not in text
+    assert chat.messages[-1].content == "It is 5."
+
+
 @pytest.mark.parametrize("between", ["\n", "", "\n\n"])
 def test_all_calls_of_a_turn_are_taken(runtime: edgellm.Runtime, between: str) -> None:
     text, chat = tape_after(runtime, CALL + between + CALL, constraint="off")

@@ -120,3 +120,41 @@ def test_limit_inside_a_repair_emits_no_call(runtime: edgellm.Runtime) -> None:
     events = list(chat.send("What is 2 + 3?", max_tokens=25))
     assert not any(isinstance(event, (edgellm.ToolCallReady, edgellm.CallRepaired)) for event in events)
     assert events[-1].finish_reason == "length"
+
+
+WRONG_NAMES = {
+    "glm-4.5": "<tool_call>addd\n<arg_key>a</arg_key>\n<arg_value>2</arg_value>\n"
+    "<arg_key>b</arg_key>\n<arg_value>3</arg_value>\n</tool_call>",
+    "lfm2": "<|tool_call_start|>[addd(a=2, b=3)]<|tool_call_end|>",
+    "minicpm5": '<function name="addd"><param name="a">2</param><param name="b">3</param></function>',
+    "hunyuan": "<tool_calls>\n<tool_call>addd<tool_sep>\n<arg_key>a</arg_key>\n<arg_value>2</arg_value>\n"
+    "<arg_key>b</arg_key>\n<arg_value>3</arg_value>\n</tool_call>\n</tool_calls>",
+    "kimi-k2": 'functions.addd:0<|tool_call_argument_begin|>{"a": 2, "b": 3}<|tool_call_end|>'
+    "<|tool_calls_section_end|>",
+}
+
+
+@pytest.mark.parametrize("name", WRONG_NAMES)
+def test_call_of_a_tool_that_is_not_there_is_written_again(runtime: edgellm.Runtime, name: str) -> None:
+    chat = make_chat(runtime, WRONG_NAMES[name], "", "It is 5.", chat_format=name)
+    events = list(chat.send("What is 2 + 3?"))
+    (repaired,) = (event for event in events if isinstance(event, edgellm.CallRepaired))
+    assert "'addd' is not a tool, there is add, shout" in repaired.error
+    (finished,) = (event for event in events if isinstance(event, edgellm.ToolFinished))
+    assert finished.call.name == "add"
+    assert finished.result.text == "5"
+    assert "addd" not in tape_text(chat)
+    assert events[-1].text == "It is 5."
+
+
+def test_unknown_tool_behind_a_good_call_leaves_that_alone(runtime: edgellm.Runtime) -> None:
+    listed = "<|tool_call_start|>[add(a=2, b=3), subtract(a=2)]<|tool_call_end|>"
+    chat = make_chat(runtime, listed, "It is 5.", chat_format="lfm2")
+    events = list(chat.send("What is 2 + 3?"))
+    ready = [event.call.name for event in events if isinstance(event, edgellm.ToolCallReady)]
+    assert ready == ["add"]
+    assert chat.usage.repaired_calls == 0
+    assert [event.error for event in events if isinstance(event, edgellm.ToolCallBroken)] == [
+        "'subtract' is not a tool, there is add, shout"
+    ]
+    assert events[-1].text == "It is 5."

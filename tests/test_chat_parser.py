@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgellm.chat.formats import Generic, Hermes
+from edgellm.chat.formats import FORMATS, Generic, Hermes
 from edgellm.chat.formats.json_text import JsonText
 from edgellm.chat.parser import OutputParser
 from edgellm.events import (
@@ -23,7 +23,7 @@ from edgellm.events import (
     ToolCallReady,
     ToolCallStarted,
 )
-from edgellm.types import ToolCall
+from edgellm.types import ToolCall, ToolSpec
 
 PLAIN = Hermes()
 THINKING = Hermes(is_thinking=True)
@@ -365,6 +365,36 @@ def test_closing_mark_may_be_a_control_token() -> None:
     parser.feed("<tool_call>", is_control=True)
     parser.feed('{"name": "f"}\n')
     assert isinstance(parser.feed("</tool_call>", is_control=True)[0], ToolCallReady)
+
+
+@pytest.mark.parametrize("before", ["", "Hello"], ids=["first of all", "behind a word"])
+def test_control_token_that_a_reader_gives_back_is_one_still(before: str) -> None:
+    marks = {"<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>"}
+    tools = (ToolSpec("f", "", {"type": "object", "properties": {}}),)
+    parser = OutputParser(FORMATS["kimi-k2"], tools=tools, control_marks=marks)
+    for piece in (before, "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "functions.f:0"):
+        parser.feed(piece, is_control=piece in marks)
+    parser.feed("<|tool_call_argument_begin|>", is_control=True)
+    parser.feed("{}<|tool_call_end|>")
+    assert parser.text == before
+    assert [call.name for call in parser.calls] == ["f"]
+
+
+def test_results_of_its_own_end_a_leg_and_are_no_text() -> None:
+    parser = OutputParser(FORMATS["deepseek-v3.1"])
+    parser.feed("So: <｜tool▁outputs▁begin｜>")
+    parser.feed("<｜tool▁output▁begin｜>cold")
+    assert parser.is_hiding
+    assert not parser.in_call
+    parser.feed("<｜tool▁output▁end｜><｜tool▁outputs▁end｜> Fine.")
+    assert not parser.is_hiding
+    parser.finish()
+    assert parser.text == "So:  Fine."
+    # Where no calls are expected, nothing but the marks goes.
+    plain = OutputParser(FORMATS["deepseek-v3.1"], expects_calls=False)
+    plain.feed("<｜tool▁outputs▁begin｜>cold<｜tool▁outputs▁end｜>")
+    plain.finish()
+    assert plain.text == "cold"
 
 
 def test_without_tools_marks_are_text() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgellm.chat.formats import FORMATS, WireFormat
 from edgellm.chat.formats.tagged_families import DEEPSEEK_DSML_32, HUNYUAN_OPEN
+from edgellm.chat.parser import OutputParser
 from edgellm.events import ToolCallReady, ToolCallStarted
 from edgellm.types import ToolCall, ToolSpec
 
@@ -96,6 +97,15 @@ def test_several_calls_read_back_however_they_are_cut(wire_format: WireFormat) -
         parser, events = read(wire_format, pieces, tools=TOOLS)
         assert events == whole
         assert "".join(piece.text for piece in parser.pieces) == raw
+
+
+@ALL
+def test_a_whole_call_waits_for_nothing(wire_format: WireFormat) -> None:
+    """Whoever writes a call under its grammar, and draws until it is whole, has to see that it is."""
+    for name, arguments in (("get_weather", PLAIN), ("clock", {})):
+        parser = OutputParser(wire_format, tools=TOOLS)
+        parser.feed(wire_format.render_call(ToolCall("", name, arguments)))
+        assert names_of(parser) == [(name, arguments)]
 
 
 @ALL

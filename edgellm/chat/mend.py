@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from edgellm.chat.formats.wire import WireFormat
+from edgellm.errors import FormatError
 from edgellm.types import ToolSpec
 
 _NAME_KEYS = ("name", "tool_name", "function", "tool", "function_name")
@@ -45,7 +46,7 @@ def mend(raw: str, specs: Sequence[ToolSpec], wire_format: WireFormat) -> Mended
     Forgives missing, doubled and wrong quotes, raw newlines, trailing commas, missing brackets, Python's words,
     other key names, text around the call, and a tool's name that is slightly wrong.
     """
-    found = _find(_without_marks(raw, wire_format), specs)
+    found = _renamed(raw, specs, wire_format) or _find(_without_marks(raw, wire_format), specs)
     if found is None:
         return None
     name, arguments, is_whole = found
@@ -59,6 +60,21 @@ def mend(raw: str, specs: Sequence[ToolSpec], wire_format: WireFormat) -> Mended
         known = dict(list(arguments.items())[:-1])
         text += json.dumps(known, ensure_ascii=False)[:-1] if known else "{"
     return Mended(name, arguments, text, False)
+
+
+def _renamed(
+    raw: str, specs: Sequence[ToolSpec], wire_format: WireFormat
+) -> tuple[str, dict[str, Any], bool] | None:
+    """A call in which nothing but the tool's name is wrong."""
+    try:
+        written, _ = wire_format.parse_call(raw)
+        name = _nearest(written, specs)
+        if name is None or name == written:
+            return None
+        # Read again: the tool's schema types the values.
+        return *wire_format.parse_call(raw.replace(written, name, 1), specs), True
+    except FormatError:
+        return None
 
 
 def _without_marks(raw: str, wire_format: WireFormat) -> str:

@@ -13,7 +13,7 @@ from edgellm.chat.formats.wire import Fragment
 
 @dataclass(slots=True)
 class Arguments:
-    """Collects one object. All fragments joined are its JSON text. `allowed`: the keys that `check` lets pass, or all."""
+    """Collects one object. All fragments joined are its JSON text. `allowed`: the keys that `check` lets pass."""
 
     source: Source
     parts: list[str] = field(default_factory=list[str])

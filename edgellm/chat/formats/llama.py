@@ -41,6 +41,8 @@ class LlamaBuiltin(PythonCalls):
     is_list: bool = False
     item_separator: str = "; "
     name_suffix: str = ".call"
+    # Its built-in tools are named by the template, not by who offers tools.
+    takes_only_offered: bool = False
 
     def scan_marks(self) -> tuple[Mark, ...]:
         bare = [mark for mark in LLAMA3_JSON.scan_marks() if mark.text in ("{", "[")]

@@ -134,7 +134,9 @@ class NamedCalls(WireFormat):
         elif not self.counts:
             raise Fault("it has no name")
         yield from source.skip_space()
-        while (yield from source.one_of((*self.argument_marks, *_FENCES))):
+        is_fenced = False
+        while found := (yield from source.one_of((*self.argument_marks, *_FENCES))):
+            is_fenced = is_fenced or found in _FENCES
             yield from source.skip_space()
         try:
             following = yield from source.peek(1)
@@ -155,11 +157,15 @@ class NamedCalls(WireFormat):
         if name and not is_known:
             source.tell(Named(name))
             source.tell(Fragment("".join(arguments.parts)))
+        call_end = self.call_end.strip(SPACE + "`")
+        call_ends = tuple(filter(None, (call_end, *self.call_ends)))
+        if name and not (is_fenced or call_ends or closes):
+            # Nothing closes it: it is whole, and waiting for what follows would keep it from who runs it.
+            source.tell(Complete(name, whole, source.rest))
+            return
         space = yield from source.skip_space()
         if (yield from source.one_of(("```",))):
             space = yield from source.skip_space()
-        call_end = self.call_end.strip(SPACE + "`")
-        call_ends = tuple(filter(None, (call_end, *self.call_ends)))
         while found := (yield from source.one_of(call_ends)):
             space = ""
             if found == call_end or not call_end.startswith(found):
@@ -288,7 +294,7 @@ class KimiCalls(NamedCalls):
         return Scripted(lambda source: self._bare(source, tools))
 
     def _bare(self, source: Source, tools: Sequence[ToolSpec]) -> Reading:
-        """A call whose opening marks are missing at the very beginning; of an unknown tool it is text, marks and all."""
+        """A call at the very beginning, its opening marks missing. Of an unknown tool it is text, with its marks."""
         closes = (self.marks.call_close,)
         head = ""
         while (char := (yield from source.peek(1))) in _ID_CHARS and char and len(head) < _NAME_CHARS:

@@ -55,11 +55,11 @@ class MiniMaxM3(TaggedCalls):
 
     def _arguments(
         self, source: Source, arguments: Arguments, schemas: Mapping[str, Any] | None, *, is_open: bool
-    ) -> Reading:
+    ) -> Generator[None, None, str]:
         while True:
             yield from source.skip_space()
             if (yield from source.one_of((self.call_end,))):
-                return
+                return self.call_end
             yield from source.expect(self.argument)
             key, _ = yield from source.until((">",), limit=200)
             if key.startswith("/"):

@@ -164,14 +164,16 @@ class TaggedCalls(WireFormat):
             source.tell(Complete(name, arguments.end(), source.rest))
             return
         schemas = properties(tools, name)
+        end = ""
         if stop == "{" or (yield from self._is_json(source)):
             whole = yield from self._json_body(source, arguments, "{" if stop == "{" else "")
         else:
             arguments.allowed = closed_parameters(tools, name) if self.is_strict else None
-            yield from self._arguments(source, arguments, schemas, is_open=stop == self.argument)
+            end = yield from self._arguments(source, arguments, schemas, is_open=stop == self.argument)
             whole = arguments.end()
         space = ""
-        if not self.sections and self._closes():
+        # Behind its closing mark a call is whole: waiting for what follows would keep it from who runs it.
+        if not self.sections and self._closes() and end not in self._closes():
             written = source.recorded().strip(SPACE) if self.joins_repeats else ""
             space = yield from source.skip_space()
             while written and (yield from source.one_of((self.marks.call_open[0] + written,))):
@@ -202,7 +204,8 @@ class TaggedCalls(WireFormat):
 
     def _arguments(
         self, source: Source, arguments: Arguments, schemas: Mapping[str, Any] | None, *, is_open: bool
-    ) -> Reading:
+    ) -> Generator[None, None, str]:
+        """All arguments, and the mark that ends them, which it gives."""
         ends = tuple(filter(None, (self.call_end.strip(SPACE),)))
         closes = self._closes() if not self.sections or not ends else ()
         while True:
@@ -215,7 +218,7 @@ class TaggedCalls(WireFormat):
                 found = yield from source.one_of((self.argument, *ends, *closes))
                 if found != self.argument:
                     if found:
-                        return
+                        return found
                     if source.is_ended and not source.rest:
                         raise Ended
                     following = yield from source.peek(1)
