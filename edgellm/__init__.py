@@ -72,6 +72,8 @@ _HOME_OF = {
         "Distribution",
         "Leg",
         "LoadOptions",
+        "AdapterSet",
+        "ControlVector",
         "LoraAdapter",
         "Message",
         "Resumed",
@@ -246,6 +248,8 @@ if TYPE_CHECKING:
     from edgellm.toolbox.toolset import Toolset
     from edgellm.trust import config_dir
     from edgellm.types import (
+        AdapterSet,
+        ControlVector,
         Distribution,
         Leg,
         LoadOptions,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edgellm.engine.engine import Engine
     from edgellm.events import Event
+    from edgellm.native.overlay import Overlay
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
     from edgellm.types import FinishReason, SpanKind
@@ -28,6 +29,7 @@ def complete(
     max_tokens: int,
     trace: int,
     constraint: Constraint | None,
+    overlay: Overlay | None = None,
 ) -> Iterator[Event]:
     """Events of one completion, ending with TurnFinished, on a session of its own that is closed at the end."""
     finish: FinishReason = "length"
@@ -35,7 +37,7 @@ def complete(
     parts: list[str] = []
     decoded = forced = 0
     # Made here: of a generator that nobody starts, nothing is left over.
-    session = engine.session(chain)
+    session = engine.session(chain, overlay)
     session.trace = trace
     try:
         started = time.perf_counter()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgellm.conversation import OpenAnswer
     from edgellm.engine.session import Session
     from edgellm.events import Event
+    from edgellm.native.overlay import Overlay
     from edgellm.response_format import ResponseFormat
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
@@ -147,6 +148,11 @@ class Decoding:
         self.fault = ""
         if resumed is not None:
             self._resume(resumed)
+
+    @property
+    def overlay(self) -> Overlay:
+        """The adapters of the chat that is answering."""
+        return self._session.overlay
 
     @property
     def calls(self) -> Sequence[ToolCall]:

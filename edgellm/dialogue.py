@@ -13,6 +13,7 @@ from edgellm.decoding import Waiting
 from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
 from edgellm.ledger import head_cost, make_ledger
+from edgellm.native.overlay import set_of
 from edgellm.response_format import ResponseFormat
 from edgellm.types import Leg, Message, Usage
 
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.spec import ChainLike
     from edgellm.toolbox.permission import Approve
-    from edgellm.types import ConstraintMode, Permission, ReasoningPolicy, Resumed, Span, Step
+    from edgellm.types import (
+        AdapterSet,
+        ConstraintMode,
+        Permission,
+        ReasoningPolicy,
+        Resumed,
+        Span,
+        Step,
+    )
 
 _WAIT_S = 0.05
 
@@ -60,6 +69,8 @@ class ChatOptions:
     "ngram": always, by what the tape has said before; "draft": always, by the draft model; "auto": by the draft model
     where there is one, else by the tape, while measurements say that it pays; None is "auto" with a draft model, else
     "off". `speculate_from`: texts that are likely to be quoted.
+    `adapters`: LoRA adapters and control vectors for this chat alone; None are those the model was loaded with (of an
+    opened chat, those it was saved with), AdapterSet() is none. `Chat.set_adapters` changes them.
     """
 
     system: str = ""
@@ -84,6 +95,7 @@ class ChatOptions:
     history: Sequence[Message] = ()
     speculate: SpeculateMode | None = None
     speculate_from: Sequence[str] = ()
+    adapters: AdapterSet | None = None
 
 
 class Chat:
@@ -102,6 +114,7 @@ class Chat:
         self._usage = Usage()
         self._resumed: Resumed | None = None
         self._has_news = False
+        self._has_new_adapters = False
         self._head: HeadCost | None = None
         self._open = threading.Lock()
 
@@ -181,6 +194,10 @@ class Chat:
                     f"The saved memory of this chat is not used: {self._resumed.reason}. "
                     f"{self._resumed.rebuilt_tokens} tokens are computed again."
                 )
+            if self._has_new_adapters:
+                self._has_new_adapters = False
+                if lost := session.memory.lost_tokens:
+                    yield Notice(f"The adapters of this chat were changed: {self._price(lost)}.")
             # Of this turn only: a cancel that came when the turn before was as good as over is for nothing.
             session.is_cancelled = False
             if text is not None and not text.strip():
@@ -219,6 +236,11 @@ class Chat:
         finally:
             session.is_cancelled = False
             self._open.release()
+
+    def _price(self, tokens: int) -> str:
+        speed = self.runtime.pace.prefill_tok_s
+        price = f" (about {tokens / speed:.1f} s)" if speed else ""
+        return f"{tokens} {'token is' if tokens == 1 else 'tokens are'} computed again{price}"
 
     def cancel(self) -> None:
         """Ends the open turn in whatever phase it is; safe from any thread. Without an open turn: nothing."""
@@ -293,6 +315,25 @@ class Chat:
         chain.replay(session.tape.tokens)
         session.chain.close()
         session.chain = chain
+
+    @property
+    def adapters(self) -> AdapterSet:
+        """The LoRA adapters and control vectors that this chat decodes with; those of scale 0 are left out."""
+        return set_of(self.conversation.session.overlay.parts)
+
+    def set_adapters(self, adapters: AdapterSet | None) -> int:
+        """Decodes with other adapters from here on, without loading the weights again. Gives how many tokens the next
+        turn computes again: all that is held, for it was computed with the old ones. That turn's Notice and
+        `Usage.rebuilt_tokens` say so too. None are those that the model was loaded with, AdapterSet() is none.
+
+        Raises ConfigError for files that are missing or do not fit the model, and in an open turn.
+        """
+        self._check_closed("change the adapters")
+        overlay = self.runtime.overlay(adapters)
+        session = self.conversation.session
+        self.runtime.in_turn(lambda: session.use_adapters(overlay))
+        self._has_new_adapters = True
+        return session.memory.lost_tokens
 
     def set_trace(self, rows: int) -> None:
         """How many rows a point TokenDrawn events carry; 0 sends none."""

@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from edgellm.models.catalogue import ModelEntry
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.native.model import Model
+    from edgellm.native.overlay import Overlay
     from edgellm.native.vocabulary import Vocabulary
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
     from edgellm.sampling.spec import ChainLike, ChainSpec
-    from edgellm.types import ToolSpec
+    from edgellm.types import AdapterSet, ToolSpec
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -126,7 +127,8 @@ class Runtime:
         """
         self._check_open()
         chosen = _chat_options(options)
-        return self._open(chosen, self.engine.session(self._chain_for(chosen)))
+        overlay = self.overlay(chosen.adapters)
+        return self._open(chosen, self.engine.session(self._chain_for(chosen), overlay))
 
     def open_chat(self, path: str | Path, **options: Any) -> Chat:
         """A saved chat, continued where it was; options as for `chat`, its own system turn and sampler stay.
@@ -160,7 +162,9 @@ class Runtime:
                 chosen = _chat_options(own)
                 chain = self._chain_for(chosen)
                 session, resumed = self.in_turn(
-                    partial(restore_session, self.engine, chain, saved.record, branch)
+                    partial(
+                        restore_session, self.engine, chain, saved.record, branch, adapters=chosen.adapters
+                    )
                 )
                 chats.append(self._open(chosen, session))
                 chats[-1].restore(branch.record.extra, resumed)
@@ -355,6 +359,7 @@ class Runtime:
         seed: int | None = None,
         trace: int = 0,
         schema: Mapping[str, Any] | None = None,
+        adapters: AdapterSet | None = None,
     ) -> Iterator[Event]:
         """Continues a text as it stands: no template, no tools. Events as of `Chat.send`.
 
@@ -365,13 +370,20 @@ class Runtime:
         self._check_open()
         if not text:
             raise ConfigError("there is no text to continue.", hint="Give some.")
+        overlay = self.overlay(adapters)
         chain = self.make_chain(sampler, seed)
         constraint = self.json_constraint(schema) if schema is not None else None
         tokens = self.vocabulary.tokenize(text, add_special=True)
         entries = [(token, SpanKind.PROMPT) for token in tokens]
         self.in_turn(self.engine.begin_turn)
         return complete(
-            self.engine, chain, entries, max_tokens=max_tokens, trace=trace, constraint=constraint
+            self.engine,
+            chain,
+            entries,
+            overlay=overlay,
+            max_tokens=max_tokens,
+            trace=trace,
+            constraint=constraint,
         )
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -382,7 +394,7 @@ class Runtime:
             raise ConfigError("embed takes a list of texts.", hint="Write embed([text]).")
         self._check_open()
         if self._embedder is None:
-            self._embedder = Embedder(self.model, self.options)
+            self._embedder = Embedder(self.model, self.options, self.engine.adapters.default)
         return self._embedder.embed(texts)
 
     def tokenize(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> list[int]:
@@ -433,6 +445,11 @@ class Runtime:
             catalogue=(self.entry.sampler or None) if self.entry is not None else None,
             metadata=self.model.metadata,
         )
+
+    def overlay(self, adapters: AdapterSet | None) -> Overlay:
+        """A set of adapters, ready to decode with; their files are read where that was not done yet. None: those that
+        the model was loaded with. Raises ConfigError."""
+        return self.in_turn(lambda: self.engine.adapters.overlay(adapters))
 
     def _chain_for(self, options: ChatOptions) -> Chain:
         return self.make_chain(options.sampler, options.seed)

@@ -313,6 +313,25 @@ class LoraAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlVector:
+    """A control vector file and its scale. It is added behind layers `first_layer` to `last_layer`, counted from 0 (the
+    first layer has none); `last_layer` 0 is the model's last."""
+
+    path: str
+    scale: float = 1.0
+    first_layer: int = 1
+    last_layer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSet:
+    """What is laid over a model's weights for a chat: any number of LoRA adapters and control vectors, added up."""
+
+    lora: tuple[LoraAdapter, ...] = ()
+    control: tuple[ControlVector, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How a model is loaded. A default is written here and nowhere else.
 
@@ -332,6 +351,7 @@ class LoadOptions:
     `prefix_cache_mb`: how many megabytes of computed system prompts and tools are kept on disk; 0 keeps
     none, and EDGELLM_PREFIX_CACHE=off neither.
     `draft_model` is a small model of the same vocabulary (a catalogue name or a file) that guesses what comes next.
+    `lora` are the adapters of chats that name none of their own (ChatOptions.adapters).
     """
 
     n_ctx: int = 0

@@ -345,3 +345,47 @@ def _add_mamba_layer(weights: _Weights, prefix: str, sizes: Shape) -> None:
     weights.array(f"{prefix}.ssm_a", -np.tile(np.arange(1.0, state + 1.0), (inner, 1)))
     weights.vector(f"{prefix}.ssm_d", inner)
     weights.matrix(f"{prefix}.ssm_out", sizes.n_embd, inner)
+
+
+def build_lora(
+    path: str | Path, *, seed: int = 1, rank: int = 2, arch: str = "llama", strength: float = 0.5
+) -> Path:
+    """A LoRA adapter for the tiny model of architecture llama: it changes queries and the feed-forward's end."""
+    path = Path(path)
+    sizes, random = _SHAPES["llama"], np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(rank))
+    for layer in range(sizes.n_layer):
+        for name, rows, columns in (
+            ("attn_q", sizes.n_head * sizes.head_dim, sizes.n_embd),
+            ("ffn_down", sizes.n_embd, sizes.n_ff),
+        ):
+            a = random.normal(0.0, strength, (rank, columns)).astype(np.float32)
+            b = random.normal(0.0, strength, (rows, rank)).astype(np.float32)
+            writer.add_tensor(f"blk.{layer}.{name}.weight.lora_a", a)
+            writer.add_tensor(f"blk.{layer}.{name}.weight.lora_b", b)
+    return _write(writer, path)
+
+
+def build_control_vector(
+    path: str | Path, *, seed: int = 1, layers: int = 2, n_embd: int = 64, hint: str = "llama"
+) -> Path:
+    """A control vector for the tiny model of architecture llama: one direction for each layer but the first."""
+    path = Path(path)
+    random = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", hint)
+    for layer in range(1, layers):
+        writer.add_tensor(f"direction.{layer}", random.normal(0.0, 1.0, n_embd).astype(np.float32))
+    return _write(writer, path)
+
+
+def _write(writer: gguf.GGUFWriter, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellm.native.model import Model
+    from edgellm.native.overlay import Overlay
     from edgellm.types import LoadOptions
 
 
 class Embedder:
-    """Pooled embeddings of a model: pooling as the GGUF says, else the mean."""
+    """Pooled embeddings of a model with the adapters it was loaded with: pooling as the GGUF says, else the mean."""
 
-    def __init__(self, model: Model, options: LoadOptions) -> None:
+    def __init__(self, model: Model, options: LoadOptions, overlay: Overlay) -> None:
         n_ctx = options.n_ctx or min(model.n_ctx_train, 2048)
         # A text is one batch: pooling runs over the tokens that are decoded together.
         options = replace(options, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=n_ctx)
         self.context = Context(model, options, embeddings=True)
+        self.context.use(overlay)
         self.model = model
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:

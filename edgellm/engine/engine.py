@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from edgellm.engine.adapters import Adapters
 from edgellm.engine.governor import Governor
 from edgellm.engine.prefixes import Prefixes, PrefixStore, prefix_limit_bytes
 from edgellm.engine.session import Session
@@ -14,12 +15,14 @@ from edgellm.errors import Cancelled, ConfigError, ContextFull, DecodeError, Edg
 from edgellm.machine import all_cores
 from edgellm.native.context import Context, DecodeStatus, settled
 from edgellm.native.library import captured_log
+from edgellm.types import AdapterSet
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from edgellm.engine.memory import Memory
     from edgellm.native.model import Model
+    from edgellm.native.overlay import Overlay
     from edgellm.sampling.chain import Chain
     from edgellm.types import LoadOptions
 
@@ -39,6 +42,7 @@ class Engine:
         self.model = model
         self.options = settled(options)
         self.vocabulary = model.vocabulary
+        self.adapters = Adapters(model, AdapterSet(lora=options.lora))
         self.context = Context(model, self.options)
         self._free_seqs = list(range(self.context.n_seq_max - 1, -1, -1))
         self._sessions: list[Session] = []
@@ -66,9 +70,12 @@ class Engine:
 
     # -- sessions ---------------------------------------------------------------------------------
 
-    def session(self, chain: Chain) -> Session:
-        """A new session with an empty tape. It takes a sequence of the context when it first decodes."""
-        session = Session(self, chain, branch=self.next_branch())
+    def session(self, chain: Chain, overlay: Overlay | None = None) -> Session:
+        """A new session with an empty tape. It takes a sequence of the context when it first decodes.
+
+        `overlay` are its adapters; None: those that the model was loaded with.
+        """
+        session = Session(self, chain, branch=self.next_branch(), overlay=overlay)
         self._sessions.append(session)
         return session
 
@@ -220,7 +227,8 @@ class Engine:
                     self._brief -= 1
 
     def step(self) -> None:
-        """Decodes one batch for every session that waits for a token and samples all of them.
+        """Decodes one batch for every session that waits for a token and samples all of them; one batch for each set
+        of adapters among them.
 
         A failure is stored in its own session, and raised by that session's `step`.
         """
@@ -231,11 +239,20 @@ class Engine:
             waiting = [session for session in self._sessions if session.is_waiting]
             waiting.sort(key=lambda session: session.memory.last_use)
             batch = waiting[: self.context.n_seq_max]
+            crowded: list[Session] = []
             with self.kept(*(session.memory for session in batch)):
-                crowded = self._step(batch)
+                for group in self._by_adapters(batch):
+                    crowded += self._step(group, is_alone=len(batch) == 1)
             for session in crowded:
                 with self.kept(session.memory):
-                    self._step((session,))
+                    self._step((session,), is_alone=True)
+
+    def _by_adapters(self, sessions: Sequence[Session]) -> list[list[Session]]:
+        """The sessions, each set of adapters for itself. First those whose set is in use: to change it takes time."""
+        groups: dict[Overlay, list[Session]] = {}
+        for session in sessions:
+            groups.setdefault(session.overlay, []).append(session)
+        return sorted(groups.values(), key=lambda group: group[0].overlay is not self.context.overlay)
 
     def _step_alone(self, session: Session) -> bool:
         """One token for the only session that waits, with as little around the decode as can be.
@@ -278,15 +295,18 @@ class Engine:
             self._user = 0
             self._use.release()
 
-    def _step(self, batch: Sequence[Session]) -> list[Session]:
-        """Gives those that found no room in the context beside the others: each has to step alone."""
+    def _step(self, batch: Sequence[Session], *, is_alone: bool) -> list[Session]:
+        """Gives those that found no room in the context beside the others: each has to step alone.
+
+        All of them have the same adapters. `is_alone`: nobody else waits, with other adapters neither.
+        """
         ready: list[Session] = []
         crowded: list[Session] = []
         for session in batch:
             try:
-                session.prepare_step(is_alone=len(batch) == 1)
+                session.prepare_step(is_alone=is_alone)
             except ContextFull as error:
-                if len(batch) > 1:
+                if not is_alone:
                     crowded.append(session)
                 else:
                     session.fail_step(error)
@@ -298,7 +318,7 @@ class Engine:
         pending = [session for session in ready if not session.has_logits]
         try:
             if pending:
-                crowded += self._decode_pending(pending, is_alone=len(batch) == 1)
+                crowded += self._decode_pending(pending, is_alone=is_alone)
             for session in ready:
                 if session.has_logits:
                     session.finish_step()
@@ -338,11 +358,15 @@ class Engine:
         return []
 
     def decode(self, rows: Sequence[tuple[int, int, int, bool]], sessions: Sequence[Session]) -> None:
-        """Decodes rows of (token, position, sequence, wants_logits) on behalf of sessions.
+        """Decodes rows of (token, position, sequence, wants_logits) on behalf of sessions, with their adapters: all of
+        them have the same.
 
         On failure their memory is cut back to what it held before. Raises ContextFull, Cancelled, DecodeError.
         """
         try:
+            overlay = sessions[0].overlay
+            assert all(session.overlay is overlay for session in sessions)
+            self.context.use(overlay)
             with self._abort_lock:
                 # In this order a cancel is heard wherever it comes between.
                 self._running = (*sessions, *self._served)

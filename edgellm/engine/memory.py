@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from edgellm.engine.checkpoints import Checkpoint, Checkpoints
 from edgellm.errors import ContextFull, SessionError
+from edgellm.native.overlay import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
     from edgellm.engine.engine import Engine
     from edgellm.engine.tape import Tape
+    from edgellm.native.overlay import Overlay
 
 
 class Memory:
@@ -24,9 +26,11 @@ class Memory:
     `is_unsure`: it was being changed, and nobody has seen yet that it went well.
     """
 
-    def __init__(self, engine: Engine, tape: Tape) -> None:
+    def __init__(self, engine: Engine, tape: Tape, overlay: Overlay) -> None:
         self.engine = engine
         self.tape = tape
+        # The adapters it is computed with: under others it would be another memory.
+        self.overlay = overlay
         self.seq: int | None = None
         self.last_use = 0
         self.length = 0
@@ -190,6 +194,17 @@ class Memory:
             self.engine.context.remove(self.seq, -1)
         self.is_unsure = False
 
+    def use(self, overlay: Overlay) -> None:
+        """Is computed with these adapters from here on: what it holds is of no use any more."""
+        self._parked = None
+        self.forget()
+        self.overlay = overlay
+
+    @property
+    def lost_tokens(self) -> int:
+        """How many tokens that it held once the next decode computes again."""
+        return max(0, self._rebuild_until - self.length)
+
     def tape_was_cut(self, length: int) -> None:
         """The tape has `length` tokens left: what is beyond is not there to be computed again."""
         self._rebuild_until = min(self._rebuild_until, length)
@@ -273,7 +288,7 @@ class Memory:
     def begin_with(self, tokens: Sequence[int]) -> bool:
         """Takes the state behind the first tokens of the tape from disk, where it was kept; nothing is held yet."""
         prefixes = self.engine.prefixes
-        state = prefixes.get(tokens) if prefixes is not None else None
+        state = prefixes.get(tokens, key_of(self.overlay.parts)) if prefixes is not None else None
         if state is None:
             return False
         self.load(len(tokens), state)
@@ -289,7 +304,8 @@ class Memory:
     def keep_beginning(self) -> None:
         """Puts on disk what it holds, for other chats that begin with the same tokens."""
         if self.engine.prefixes is not None:
-            self.engine.prefixes.put(self.tape.tokens[: self.length], self.state())
+            tokens = self.tape.tokens[: self.length]
+            self.engine.prefixes.put(tokens, key_of(self.overlay.parts), self.state())
             self.keep()
 
     def take_checkpoints(self, points: Iterable[tuple[int, bytes]]) -> None:

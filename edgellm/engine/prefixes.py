@@ -126,7 +126,7 @@ class PrefixStore:
 
 
 class Prefixes:
-    """The store as one engine sees it: keys are made from model, options, build and tokens."""
+    """The store as one engine sees it: keys are made from model, options, build, adapters (`key_of`) and tokens."""
 
     def __init__(self, store: PrefixStore, model: Model, options: LoadOptions) -> None:
         self._store = store
@@ -134,18 +134,19 @@ class Prefixes:
         self._options = options
         self._seed = b""
 
-    def get(self, tokens: Sequence[int]) -> bytes | None:
-        """The state behind these tokens."""
-        return self._store.get(self._key(tokens))
+    def get(self, tokens: Sequence[int], adapters: str) -> bytes | None:
+        """The state behind these tokens, as it is under these adapters."""
+        return self._store.get(self._key(tokens, adapters))
 
-    def put(self, tokens: Sequence[int], state: bytes) -> None:
-        """Keeps the state behind these tokens."""
-        self._store.put(self._key(tokens), state, model=self._model.path.name, tokens=len(tokens))
+    def put(self, tokens: Sequence[int], adapters: str, state: bytes) -> None:
+        """Keeps the state behind these tokens, computed with these adapters."""
+        key = self._key(tokens, adapters)
+        self._store.put(key, state, model=self._model.path.name, tokens=len(tokens))
 
-    def _key(self, tokens: Sequence[int]) -> str:
+    def _key(self, tokens: Sequence[int], adapters: str) -> str:
         if not self._seed:
             self._seed = self._configuration().encode()
-        digest = hashlib.blake2b(self._seed, digest_size=_DIGEST_BYTES)
+        digest = hashlib.blake2b(self._seed + adapters.encode(), digest_size=_DIGEST_BYTES)
         digest.update(b"".join(token.to_bytes(4, "little") for token in tokens))
         return digest.hexdigest()
 
@@ -155,13 +156,11 @@ class Prefixes:
         from edgellm.native.library import build_info
 
         options, path = self._options, self._model.path
-        loras = [(str(one.path), one.scale, os.stat(one.path).st_mtime_ns) for one in options.lora]
         return repr(
             (
                 model_fingerprint(self._model),
                 path.stat().st_mtime_ns,
                 computed_with(options),
-                loras,
                 (options.kv_type_k, options.kv_type_v, options.flash_attention, options.swa_full),
                 build_info(),
             )

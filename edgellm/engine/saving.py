@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,14 +20,16 @@ from edgellm.engine.session_file import (
 from edgellm.engine.tape import Tape
 from edgellm.errors import ContextFull, SessionError
 from edgellm.native.library import build_info
+from edgellm.native.overlay import key_of, set_of
 from edgellm.types import Resumed, SpanKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from edgellm.engine.engine import Engine
+    from edgellm.native.overlay import Overlay
     from edgellm.sampling.chain import Chain
+    from edgellm.types import AdapterSet
 
 TOLERANCE = 1.5
 """Logits may differ by so much on another build or with other threads: docs/decisions/saved-memory.md."""
@@ -69,6 +72,7 @@ def _saved(session: Session, extra: Mapping[str, Any]) -> SavedBranch:
         seed=session.chain.seed,
         extra=dict(extra),
         probe=probe,
+        adapters=session.overlay.parts,
     )
     points = tuple((point.length, point.state) for point in memory.checkpoints)
     logits = session.held_logits
@@ -95,10 +99,16 @@ def _probe(session: Session) -> Probe | None:
 
 
 def restore_session(
-    engine: Engine, chain: Chain, record: SessionRecord, saved: SavedBranch
+    engine: Engine,
+    chain: Chain,
+    record: SessionRecord,
+    saved: SavedBranch,
+    *,
+    adapters: AdapterSet | None = None,
 ) -> tuple[Session, Resumed]:
     """A session as it was saved, and what has become of its memory.
 
+    `adapters` take the place of those it was saved with, which must be where they were (else SessionError).
     One token is decoded and compared: memory that gives other logits, or that does not fit this context, is
     computed again from the tape. Raises SessionError for another model, ContextFull for a tape longer than the
     context or where other chats leave no room.
@@ -109,8 +119,9 @@ def restore_session(
             hint=f"Load that model; this one is {engine.model.path.name}.",
         )
     branch = saved.record
+    overlay = _overlay(engine, branch, adapters)
     tape = Tape(branch.tokens, [SpanKind(kind) for kind in branch.kinds])
-    session = Session(engine, chain, branch=branch.branch, tape=tape)
+    session = Session(engine, chain, branch=branch.branch, tape=tape, overlay=overlay)
     session.check_room(0)
     chain.replay(tape.tokens)
     engine.adopt(session)
@@ -121,6 +132,18 @@ def restore_session(
         raise
 
 
+def _overlay(engine: Engine, branch: BranchRecord, wanted: AdapterSet | None) -> Overlay:
+    if wanted is not None or branch.adapters is None:
+        return engine.adapters.overlay(wanted)
+    for part in branch.adapters:
+        if not Path(part.path).is_file():
+            raise SessionError(
+                f"the chat was saved with the {part.kind} {part.path}, which is not there.",
+                hint="Put it back, or open the chat with others: adapters=AdapterSet(...), AdapterSet() for none.",
+            )
+    return engine.adapters.overlay(set_of(branch.adapters))
+
+
 def _take_up(session: Session, record: SessionRecord, saved: SavedBranch) -> Resumed:
     engine, memory, branch = session.engine, session.memory, saved.record
     stale = ""
@@ -128,6 +151,8 @@ def _take_up(session: Session, record: SessionRecord, saved: SavedBranch) -> Res
         stale = f"its KV memory is of type {'/'.join(record.kv_types)}"
     elif record.setup != computed_with(engine.options):
         stale = "it was computed with other RoPE settings or adapters"
+    elif key_of(branch.adapters or ()) != key_of(session.overlay.parts):
+        stale = "it was computed with other adapters"
     elif branch.kv_length and (branch.probe is None or not saved.memory):
         stale = "the file holds no memory that can be checked"
     memory.load(branch.kv_length, b"" if stale else saved.memory)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from edgellm.engine.engine import Engine
     from edgellm.engine.speculation import Speculation
+    from edgellm.native.overlay import Overlay
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
 
@@ -32,10 +33,18 @@ class Session:
     mirror, `drawing` the chain and what it has drawn ahead of the reader; a session moves both in step.
     """
 
-    def __init__(self, engine: Engine, chain: Chain, *, branch: int, tape: Tape | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        chain: Chain,
+        *,
+        branch: int,
+        tape: Tape | None = None,
+        overlay: Overlay | None = None,
+    ) -> None:
         self.engine = engine
         self.tape = tape or Tape()
-        self.memory = Memory(engine, self.tape)
+        self.memory = Memory(engine, self.tape, overlay or engine.adapters.default)
         self.drawing = Drawing(chain, self.tape, engine.vocabulary, branch)
         self.guesses = Guesses(engine, self.tape, self.memory)
         self.is_waiting = False
@@ -50,6 +59,23 @@ class Session:
     def seq(self) -> int | None:
         """The sequence of the context that holds the memory; None while it holds nothing or is parked."""
         return self.memory.seq
+
+    @property
+    def overlay(self) -> Overlay:
+        """The adapters that the tape is computed with."""
+        return self.memory.overlay
+
+    def use_adapters(self, overlay: Overlay) -> None:
+        """Goes on with other adapters. The memory was computed with the old ones: the next prefill or step computes
+        the tape again, and `rebuilt_tokens` counts that.
+        """
+        self.check_open()
+        if overlay is self.memory.overlay:
+            return
+        self.settle()
+        self._logits = None
+        self.guesses.drop()
+        self.memory.use(overlay)
 
     @property
     def kv_length(self) -> int:
@@ -328,6 +354,7 @@ class Session:
             and self.seq is not None
             and self.memory.length == len(self.tape.tokens) - 1
             and self.memory.length + 1 < self.engine.context.n_ctx
+            and self.memory.overlay is self.engine.context.overlay
             and not self._is_closed
             and (self.guesses.speculation is None or not self.guesses.plan())
         )
@@ -495,7 +522,7 @@ class Session:
         tape.cut(len(tape) - unseen)
         chain = self.drawing.fork_chain(tape)
         branch = self.engine.next_branch() if branch is None else branch
-        other = Session(self.engine, chain, branch=branch, tape=tape)
+        other = Session(self.engine, chain, branch=branch, tape=tape, overlay=self.overlay)
         other.trace = self.trace
         other.speculation = self.speculation.fork() if self.speculation is not None else None
         self.engine.adopt(other)

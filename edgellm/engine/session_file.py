@@ -14,6 +14,7 @@ import msgspec
 
 from edgellm.atomic import replacing
 from edgellm.errors import ConfigError, SessionError
+from edgellm.native.overlay import AdapterPart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,8 @@ class BranchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One session: `kinds` are span kinds by name, one a token; `extra` belongs to the caller.
 
     `kv_length` tokens of the tape are in its memory. `checkpoints` are the lengths of its partial states. `blobs` are
-    the sizes in bytes of memory, logits and partial states, as they follow in the file.
+    the sizes in bytes of memory, logits and partial states, as they follow in the file. `adapters` are the files that
+    the memory was computed with; None where an older version wrote it.
     """
 
     branch: int
@@ -53,6 +55,7 @@ class BranchRecord(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: list[int] = []
     blobs: list[int] = []
     probe: Probe | None = None
+    adapters: tuple[AdapterPart, ...] | None = None
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +124,8 @@ def model_fingerprint(model: Model) -> str:
 def computed_with(options: LoadOptions) -> str:
     """The load options that change the values in the KV memory, as text to compare."""
     rope = (options.rope_scaling, options.rope_freq_base, options.rope_freq_scale, options.yarn_orig_ctx)
-    return repr((rope, [(Path(lora.path).name, lora.scale) for lora in options.lora]))
+    # Behind it stood the adapters, before each branch had its own: files of then are still read.
+    return repr((rope, []))
 
 
 def write_sessions(path: Path, record: SessionRecord, branches: Sequence[SavedBranch]) -> None:

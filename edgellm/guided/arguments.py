@@ -13,6 +13,7 @@ from edgellm.engine.scoring import score_continuations
 from edgellm.errors import ConstraintError, TemplateError
 from edgellm.guided.copy_bias import CopyBias
 from edgellm.guided.grounding import NOTHING, Unused, is_stated, stated_choice, stated_flag
+from edgellm.guided.sessions import SessionsByAdapters
 from edgellm.sampling.schema_relax import relax
 from edgellm.types import Message, SpanKind, ToolCall, ToolExample, ToolSpec
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgellm.decoding import Waiting
     from edgellm.engine.engine import Engine
     from edgellm.engine.session import Session
+    from edgellm.native.overlay import Overlay
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
 
@@ -78,6 +80,7 @@ class _Writing:
 
     spec: ToolSpec
     request: str
+    overlay: Overlay
     arguments: dict[str, Any]
     examples: tuple[str, ...]
 
@@ -99,17 +102,20 @@ class ArgumentWriter:
         self._format = wire_format
         self._make_chain = make_chain
         self._make_constraint = make_constraint
-        self._sessions: dict[str, Session] = {}
+        self.sessions = SessionsByAdapters()
         self._bias: CopyBias | None = None
 
-    def write(self, spec: ToolSpec, request: str) -> Generator[Waiting, None, dict[str, Any] | None]:
+    def write(
+        self, spec: ToolSpec, request: str, overlay: Overlay
+    ) -> Generator[Waiting, None, dict[str, Any] | None]:
         """Arguments for a call of the tool: all required properties, and the optional ones the request states.
+        The model has the adapters of `overlay`.
 
         None where a required value did not come to its end. Raises Cancelled, ContextFull, DecodeError.
         """
         properties: dict[str, Any] = spec.parameters.get("properties", {})
         required = [name for name in properties if name in spec.parameters.get("required", ())]
-        writing = _Writing(spec, request, {}, _example_texts((*_MADE_UP, spec)))
+        writing = _Writing(spec, request, overlay, {}, _example_texts((*_MADE_UP, spec)))
         unused = Unused(request)
         for name in required:
             value = yield from self._required(writing, name, properties[name])
@@ -211,7 +217,8 @@ class ArgumentWriter:
         vocabulary = self._engine.vocabulary
         entries = vocabulary.encode(self._prompt(spec, request))
         entries += [(token, SpanKind.TOOL_CALL) for token in vocabulary.tokenize(head)]
-        session = self._session(f"{request == NULL_REQUEST} {spec.name} {spec.parameters} {spec.examples}")
+        key = f"{request == NULL_REQUEST} {spec.name} {spec.parameters} {spec.examples}"
+        session = self._session(writing.overlay, key)
         shared = 0
         for (token, _), known in zip(entries[:-1], session.tape.tokens, strict=False):
             if token != known:
@@ -221,13 +228,18 @@ class ArgumentWriter:
         session.extend(entries[shared:])
         return session
 
-    def _session(self, key: str) -> Session:
+    def _session(self, overlay: Overlay, key: str) -> Session:
         """Tools share what their prompts have in common: a new one forks the first, and rewinds to that."""
-        session = self._sessions.get(key)
+        known = self.sessions.of(overlay)
+        session = known.get(key)
         if session is None:
-            first = next(iter(self._sessions.values()), None)
-            session = first.fork() if first is not None else self._engine.session(self._make_chain("greedy"))
-            self._sessions[key] = session
+            first = next(iter(known.values()), None)
+            session = (
+                first.fork()
+                if first is not None
+                else self._engine.session(self._make_chain("greedy"), overlay)
+            )
+            known[key] = session
         return session
 
     def _prompt(self, spec: ToolSpec, request: str) -> Sequence[Any]:

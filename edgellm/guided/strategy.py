@@ -18,6 +18,7 @@ from edgellm.errors import Cancelled, ContextFull
 from edgellm.events import ToolChoiceScored
 from edgellm.guided.arguments import ArgumentWriter
 from edgellm.guided.parameters import standing_alone
+from edgellm.guided.sessions import SessionsByAdapters
 from edgellm.types import Message, SpanKind, ToolCall
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgellm.engine.engine import Engine
     from edgellm.engine.session import Session
     from edgellm.events import Event
+    from edgellm.native.overlay import Overlay
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
     from edgellm.types import ToolSpec
@@ -116,19 +118,25 @@ class Guided:
             engine, template, wire_format, make_chain=make_chain, make_constraint=make_constraint
         )
         self._threshold = threshold
-        self._channels: dict[str, Session] = {}
+        self._channels = SessionsByAdapters()
 
     def decide(
         self, decoding: Decoding, request: str, specs: Sequence[ToolSpec], *, is_required: bool
     ) -> Generator[Event | Waiting, None, bool]:
         """Chooses a tool and writes its call, or leaves the answer to the model. True where a call was written."""
+        with self._channels.held(decoding.overlay), self._writer.sessions.held(decoding.overlay):
+            return (yield from self._decide(decoding, request, specs, is_required=is_required))
+
+    def _decide(
+        self, decoding: Decoding, request: str, specs: Sequence[ToolSpec], *, is_required: bool
+    ) -> Generator[Event | Waiting, None, bool]:
         specs = [standing_alone(spec) for spec in specs]
         try:
             if is_required and len(specs) == 1:
                 chosen = specs[0]
             else:
                 yield NEXT_TOKEN
-                scores = self.scores(request, specs)
+                scores = self.scores(request, specs, decoding.overlay)
                 best = int(np.argmax(scores))
                 chosen = specs[best] if is_required or scores[best] >= self._threshold else None
                 yield ToolChoiceScored(
@@ -138,7 +146,7 @@ class Guided:
                 )
             if chosen is None:
                 return False
-            arguments = yield from self._writer.write(chosen, request)
+            arguments = yield from self._writer.write(chosen, request, decoding.overlay)
             if arguments is None:
                 yield from self._draw_call(decoding, chosen)
             else:
@@ -151,13 +159,17 @@ class Guided:
 
     # -- which tool -----------------------------------------------------------------------------------------
 
-    def scores(self, request: str, specs: Sequence[ToolSpec]) -> list[float]:
-        """For each tool, in nats: log P(request | its requests) − log P(request | requests that want words)."""
+    def scores(self, request: str, specs: Sequence[ToolSpec], overlay: Overlay) -> list[float]:
+        """For each tool, in nats: log P(request | its requests) − log P(request | requests that want words), with the
+        adapters of `overlay`."""
         channels = [
-            self._channel(f"words {i}", words.head, words.requests) for i, words in enumerate(_IN_WORDS)
+            self._channel(overlay, f"words {i}", words.head, words.requests)
+            for i, words in enumerate(_IN_WORDS)
         ]
         channels += [
-            self._channel(f"tool {spec.name} {spec.parameters} {spec.examples}", *_requests_for(spec))
+            self._channel(
+                overlay, f"tool {spec.name} {spec.parameters} {spec.examples}", *_requests_for(spec)
+            )
             for spec in specs
         ]
         tokens = self._request_tokens(request)
@@ -166,19 +178,20 @@ class Guided:
         base = float(words.max() + np.log(np.exp(words - words.max()).mean()))
         return [total - base for total in totals[len(_IN_WORDS) :]]
 
-    def _channel(self, key: str, head: str, requests: Sequence[str]) -> Session:
-        session = self._channels.get(key)
+    def _channel(self, overlay: Overlay, key: str, head: str, requests: Sequence[str]) -> Session:
+        known = self._channels.of(overlay)
+        session = known.get(key)
         if session is None:
             lines = "".join(f"- {request}\n" for request in requests)
             entries, _ = self._split(f"{head}\nRequests for this tool:\n{lines}", "Hello!")
-            session = self._engine.session(self._make_chain("greedy"))
+            session = self._engine.session(self._make_chain("greedy"), overlay)
             try:
                 # All but the last token, which each scoring decodes again.
                 session.extend(entries, head=len(entries) - 1)
             except BaseException:
                 session.close()
                 raise
-            self._channels[key] = session
+            known[key] = session
         return session
 
     def _request_tokens(self, request: str) -> list[int]:

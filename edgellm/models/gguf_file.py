@@ -111,7 +111,8 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """One file's header. `array_lengths` also has the arrays that `metadata` leaves out as too long."""
+    """One file's header. `array_lengths` also has the arrays that `metadata` leaves out as too long; the tensors'
+    values begin `data_start` bytes into the file."""
 
     path: Path
     version: int
@@ -119,6 +120,7 @@ class GGUFFile:
     metadata: dict[str, Value]
     array_lengths: dict[str, int]
     tensors: tuple[TensorEntry, ...]
+    data_start: int
 
 
 class _Cut(Exception):
@@ -269,7 +271,7 @@ def _parse(path: Path, reader: _Reader, keep: str) -> GGUFFile:
     tensors = tuple(_read_tensor(path, reader) for _ in range(n_tensors))
     start = _aligned(reader.at, alignment)
     _check_extents(path, tensors, start, alignment, reader.size)
-    return GGUFFile(path, version, reader.size, metadata, lengths, tensors)
+    return GGUFFile(path, version, reader.size, metadata, lengths, tensors, start)
 
 
 def _aligned(offset: int, alignment: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from edgellm.errors import ConfigError, DecodeError, OutOfMemory, SessionError
 from edgellm.native.devices import devices
 from edgellm.native.library import captured_log, lib
+from edgellm.native.overlay import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellm.native.model import Model
+    from edgellm.native.overlay import Overlay
     from edgellm.types import LoadOptions
 
 DEFAULT_CTX_LIMIT = 8192
@@ -132,11 +134,8 @@ class Context:
         # A sliding window counts too: what was parked or saved comes back without the cells that had left it.
         self.can_always_cut = not (self._window or model.is_recurrent or model.is_hybrid)
         self._batch = _Batch(llama, self.n_batch, self.n_seq_max)
-        try:
-            self._apply_adapters(model)
-        except BaseException:
-            self.close()
-            raise
+        # None while it is being changed: what the context has then is not known.
+        self.overlay: Overlay | None = PLAIN
 
     def _live(self) -> Any:
         # Any: an opaque llama_context pointer. llama.cpp would crash the process over one that is gone.
@@ -144,15 +143,42 @@ class Context:
             raise ConfigError("the context is closed.", hint="Load the model again.")
         return self.pointer
 
-    def _apply_adapters(self, model: Model) -> None:
-        adapters = model.adapters
-        if not adapters:
+    def use(self, overlay: Overlay) -> None:
+        """Lays these adapters over the weights from the next decode on. Not while one runs.
+
+        What the memory holds stays as it was computed. The next decode plans its graph anew: nothing is done where
+        they are in use already. Raises ConfigError.
+        """
+        if overlay is self.overlay:
             return
-        pointers = (self._llama.llama_adapter_lora_p_ctypes * len(adapters))(*(a for a, _ in adapters))
-        scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
-        if self._llama.llama_set_adapters_lora(self.pointer, pointers, len(adapters), scales) != 0:
+        before, self.overlay = self.overlay, None
+        pointer = self._live()
+        count = len(overlay.lora)
+        pointers = (self._llama.llama_adapter_lora_p_ctypes * count)(*(one for one, _ in overlay.lora))
+        scales = (ctypes.c_float * count)(*(scale for _, scale in overlay.lora))
+        if self._llama.llama_set_adapters_lora(pointer, pointers, count, scales) != 0:
             raise ConfigError(
                 "llama.cpp refused the LoRA adapters.", hint="Load them one by one to find which."
+            )
+        if before is None or overlay.directions is not before.directions:
+            self._steer(overlay.directions)
+        self.overlay = overlay
+
+    def _steer(self, directions: NDArray[np.float32] | None) -> None:
+        """Sets the control vector (n_layer, n_embd), whose first row is not used; None: there is none."""
+        data, size, n_embd, last = None, 0, 0, 0
+        if directions is not None:
+            # llama.cpp has no place for layer 0.
+            rows = np.ascontiguousarray(directions[1:], dtype=np.float32)
+            data = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            size, n_embd, last = rows.size, rows.shape[1], len(rows)
+        with captured_log() as log:
+            status: int = self._llama.llama_set_adapter_cvec(self._live(), data, size, n_embd, 1, last)
+        if status != 0:
+            raise ConfigError(
+                f"llama.cpp refused the control vector: {log.reason or 'no reason given'}.",
+                hint="Use one made for this model.",
+                log=log.text,
             )
 
     def set_threads(self, count: int) -> None:

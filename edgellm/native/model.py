@@ -37,7 +37,6 @@ class Model:
         self.pointer = pointer
         self.path = path
         self._keep_alive = keep_alive
-        self._adapters: list[tuple[Any, float]] = []
         self.vocabulary = Vocabulary(self._llama.llama_model_get_vocab(pointer))
         self.metadata = self._read_metadata()
         self.n_ctx_train: int = self._llama.llama_model_n_ctx_train(pointer)
@@ -100,33 +99,10 @@ class Model:
                 raise Cancelled(f"loading {path.name} was cancelled.")
             raise _load_error(path, log.reason, text)
         try:
-            model = cls(pointer, path, (*keep_alive, callback))
-            model._load_adapters(options)
+            return cls(pointer, path, (*keep_alive, callback))
         except BaseException:
             llama.llama_model_free(pointer)
             raise
-        return model
-
-    def _load_adapters(self, options: LoadOptions) -> None:
-        for lora in options.lora:
-            if not Path(lora.path).is_file():
-                raise ConfigError(
-                    f"no LoRA adapter at {lora.path}.", hint="Check the path given for the adapter."
-                )
-            with captured_log() as log:
-                adapter = self._llama.llama_adapter_lora_init(self.pointer, str(lora.path).encode())
-            if not adapter:
-                raise ConfigError(
-                    f"the LoRA adapter {lora.path} does not fit this model: {log.reason}.",
-                    hint="Use an adapter made for this architecture, converted to GGUF.",
-                    log=log.text,
-                )
-            self._adapters.append((adapter, lora.scale))
-
-    @property
-    def adapters(self) -> list[tuple[Any, float]]:
-        """Loaded LoRA adapters and their scales. Any: opaque llama_adapter_lora pointers."""
-        return self._adapters
 
     def _read_metadata(self) -> dict[str, str]:
         found: dict[str, str] = {}

@@ -1,0 +1,110 @@
+"""Files that are laid over a model's weights: LoRA adapters and control vectors, as llama.cpp writes them in GGUF."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgellm.errors import ConfigError, EdgeError
+from edgellm.models.gguf_file import GGUFFile, read_gguf
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+AdapterKind = Literal["LoRA adapter", "control vector"]
+
+_DIRECTION = "direction."
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """The header of one, checked. `architecture` is the model's that it was made for, "" where it does not say."""
+
+    kind: AdapterKind
+    path: Path
+    architecture: str
+    header: GGUFFile
+
+    def digest(self) -> str:
+        """Tells one file's content from another's."""
+        found = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        with self.path.open("rb") as file:
+            while part := file.read(1 << 20):
+                found.update(part)
+        return found.hexdigest()
+
+    def check_architecture(self, architecture: str) -> None:
+        """Raises ConfigError where it was made for a model of another architecture."""
+        if self.architecture and self.architecture != architecture:
+            raise ConfigError(
+                f"the {self.kind} {self.path.name} was made for a {self.architecture} model, "
+                f"this one is {architecture}.",
+                hint=f"Use a {self.kind} made for this model.",
+            )
+
+
+def read_adapter(path: str | Path, kind: AdapterKind) -> AdapterFile:
+    """The header of an adapter file. Raises ConfigError where it is missing, damaged or something else."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"there is no {kind} at {path}.", hint="Check the path.")
+    path = path.absolute()
+    try:
+        header = read_gguf(path)
+    except EdgeError as error:
+        raise _no_adapter(path, kind, str(error)) from error
+    metadata = header.metadata
+    if kind == "control vector":
+        if not any(tensor.name.startswith(_DIRECTION) for tensor in header.tensors):
+            raise _no_adapter(path, kind, "it has no direction tensors")
+        architecture = metadata.get("controlvector.model_hint", "")
+    else:
+        # llama.cpp ends the process over keys of another type than it expects.
+        if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
+            raise _no_adapter(path, kind, 'general.type "adapter" and adapter.type "lora" are not there')
+        if not isinstance(metadata.get("adapter.lora.alpha", 0.0), float):
+            raise _no_adapter(path, kind, "adapter.lora.alpha is not a number with a fraction")
+        if "adapter.alora.invocation_tokens" in header.array_lengths:
+            raise ConfigError(
+                f"{path.name} is an activated LoRA: it holds from its invocation tokens on only.",
+                hint="Use a plain LoRA adapter; those hold for all of a chat.",
+            )
+        architecture = metadata.get("general.architecture", "")
+    return AdapterFile(kind, path, str(architecture), header)
+
+
+def read_directions(file: AdapterFile, n_layer: int, n_embd: int) -> NDArray[np.float32]:
+    """What a control vector adds, float32 (n_layer, n_embd): row N is added behind layer N, counted from 0.
+
+    Layer 0 has none. Raises ConfigError where it was made for a model of other sizes.
+    """
+    import numpy as np
+
+    directions = np.zeros((n_layer, n_embd), dtype=np.float32)
+    for tensor in file.header.tensors:
+        layer = tensor.name.removeprefix(_DIRECTION)
+        if not tensor.name.startswith(_DIRECTION) or not layer.isdecimal():
+            raise _no_adapter(file.path, file.kind, f"the tensor {tensor.name!r} is no direction")
+        if tensor.type != "F32" or len([size for size in tensor.shape if size != 1]) > 1:
+            raise _no_adapter(file.path, file.kind, f"{tensor.name!r} is not one row of F32 values")
+        if not 1 <= int(layer) < n_layer or tensor.parameters != n_embd:
+            raise ConfigError(
+                f"the control vector {file.path.name} does not fit this model: {tensor.name} has {tensor.parameters} "
+                f"values; the model has layers 1 to {n_layer - 1} of {n_embd}.",
+                hint="Use a control vector made for this model.",
+            )
+        offset = file.header.data_start + tensor.offset
+        directions[int(layer)] = np.fromfile(file.path, dtype="<f4", count=n_embd, offset=offset)
+    return directions
+
+
+def _no_adapter(path: Path, kind: AdapterKind, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path} is no {kind}: {why.rstrip('.')}.",
+        hint=f"Give a {kind} in GGUF"
+        + (" (llama.cpp's convert_lora_to_gguf.py makes one)." if kind == "LoRA adapter" else "."),
+    )
