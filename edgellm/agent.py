@@ -373,7 +373,9 @@ class Agent:
                 # A call without a result would stand there for good, and some templates refuse that.
                 self.conversation.postpone([_result_message(call, _NOT_RUN) for call in decoding.calls])
         turn.finish_reason = decoding.finish_reason
-        turn.fault = "" if is_left or decoding.calls else decoding.fault
+        # Where the budget is spent there is nothing left to write it better with.
+        is_over = is_left or bool(decoding.calls) or decoding.finish_reason == "length"
+        turn.fault = "" if is_over else decoding.fault
         return is_left or not decoding.calls
 
     def _past_training(self) -> str:

@@ -467,7 +467,7 @@ class Decoding:
         if events is None:
             return [], False
         if self._fault is None:
-            self._fault = self._fault_in(events, was_in_call)
+            self._fault = self._fault_in(step, events, was_in_call)
         if self._fault is not None or not self._is_past_calls(events):
             return events, False
         self._unfeed_behind_calls()
@@ -597,7 +597,7 @@ class Decoding:
         is_first = len(self.calls) <= self._section_calls + 1
         return self._repairs_left > 0 and self._make_constraint is not None and is_first
 
-    def _fault_in(self, events: Sequence[Event], was_in_call: bool) -> str | None:
+    def _fault_in(self, step: Step, events: Sequence[Event], was_in_call: bool) -> str | None:
         """What is wrong with the call that ended with this token; None where all is well."""
         if not self._can_repair():
             return None
@@ -607,7 +607,7 @@ class Decoding:
                 return event.error if len(self.calls) == self._section_calls else None
             if isinstance(event, ToolCallReady):
                 # Where the grammar was on, drawing once more would give the same again.
-                return (self._fault_of(event.call) or None) if self._session.constraint is None else None
+                return None if step.is_constrained else (self._fault_of(event.call) or None)
         if was_in_call and not self._parser.in_call and len(self.calls) == self._section_calls:
             return "it holds no call"
         return None

@@ -8,6 +8,7 @@ import pytest
 
 import edgellm
 from edgellm.scripted import Scripted
+from edgellm.toolbox.tool import ToolOptions, raw_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,6 +121,8 @@ def test_limit_inside_a_repair_emits_no_call(runtime: edgellm.Runtime) -> None:
     events = list(chat.send("What is 2 + 3?", max_tokens=25))
     assert not any(isinstance(event, (edgellm.ToolCallReady, edgellm.CallRepaired)) for event in events)
     assert events[-1].finish_reason == "length"
+    # Nothing is left to write it better with: the model is not told of it.
+    assert [message.role for message in chat.messages].count("user") == 1
 
 
 WRONG_NAMES = {
@@ -158,3 +161,20 @@ def test_unknown_tool_behind_a_good_call_leaves_that_alone(runtime: edgellm.Runt
         "'subtract' is not a tool, there is add, shout"
     ]
     assert events[-1].text == "It is 5."
+
+
+def test_a_call_written_under_the_grammar_is_refused_not_written_again(runtime: edgellm.Runtime) -> None:
+    # What llguidance cannot enforce: the same draw once more would break it again.
+    number = {"type": "integer", "not": {"const": 3}}
+    parameters = {"type": "object", "properties": {"number": number}, "required": ["number"]}
+    description = {"name": "halve", "description": "Halves a number.", "parameters": parameters}
+    seen: list[int] = []
+    tool = raw_tool(description, lambda number: seen.append(number), ToolOptions(permission="auto"))
+    call = '<tool_call>\n{"name": "halve", "arguments": {"number": 3}}\n</tool_call>'
+    chat = make_chat(runtime, call, "It is odd.", tools=[tool], constraint="check")
+    events = list(chat.send("Half of 3?"))
+    (finished,) = (event for event in events if isinstance(event, edgellm.ToolFinished))
+    assert not finished.result.is_ok
+    assert seen == []
+    assert chat.usage.repaired_calls == 0
+    assert events[-1].text == "It is odd."

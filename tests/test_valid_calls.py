@@ -57,7 +57,7 @@ def test_calls_of_the_default_model_are_valid(smollm2_path: Path) -> None:
             runtime,
             (random_tool(2, index) for index in range(12)),
             seed=2,
-            max_tokens=100,
+            max_tokens=200,
             say=problems.append,
         )
     assert_good(figures, problems)
