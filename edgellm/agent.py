@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from edgellm.decoding import NEXT_TOKEN, Decoding, Waiting
-from edgellm.errors import Cancelled, ConfigError, ToolError
+from edgellm.errors import Cancelled, ConfigError, ContextFull, TemplateError, ToolError
 from edgellm.events import (
     ApprovalRequested,
     ExactnessChecked,
@@ -272,7 +272,7 @@ class Agent:
         """Prefill and decode. True where the turn is over, false where calls wait for their tools."""
         session = self.conversation.session
         reused, prefilled, rebuilt = 0, session.prefilled_tokens, session.rebuilt_tokens
-        taken = session.snapshot_tokens
+        taken, ahead = session.snapshot_tokens, session.ahead_tokens
         started = time.perf_counter()
         is_on_tape = False
         try:
@@ -331,6 +331,7 @@ class Agent:
             removed_tokens=plan.removed_tokens + self.upkeep.taken().removed_tokens,
             reused_tokens=reused + session.snapshot_tokens - taken,
             decode_tokens=0,
+            ahead_tokens=session.ahead_tokens - ahead,
             rebuilt_tokens=session.rebuilt_tokens - rebuilt,
             prefill_s=time.perf_counter() - started,
         )
@@ -461,6 +462,8 @@ class Agent:
                 call, outcome = yield from self._start(turn, call)
                 approved.append(call)
                 results.append(outcome)
+            if self._running:
+                yield from self._compute_ahead(approved, results)
             for call, outcome in zip(approved, results, strict=True):
                 if isinstance(outcome, ToolResult):
                     result = outcome
@@ -481,6 +484,26 @@ class Agent:
             self.conversation.postpone(messages)
             raise
         return messages
+
+    def _compute_ahead(
+        self, calls: Sequence[ToolCall], outcomes: Sequence[ToolResult | Running]
+    ) -> Generator[Waiting, None, None]:
+        """While the tools run: the template's text in front of the first result that is not there yet.
+
+        Also where a tool is quick: the same batches, the same text, however long it takes.
+        """
+
+        def results(stand_in: str) -> list[Message]:
+            return [
+                _result_message(call, outcome if isinstance(outcome, ToolResult) else ToolResult(stand_in))
+                for call, outcome in zip(calls, outcomes, strict=True)
+            ]
+
+        # A cancel, or a full context, is met where the results are appended.
+        with contextlib.suppress(Cancelled, ContextFull, TemplateError):
+            tokens, _ = self.conversation.foresee(results("?"), results("1x"))
+            for _ in self.conversation.session.prefill_ahead(tokens):
+                yield NEXT_TOKEN
 
     def _start(
         self, turn: _Turn, call: ToolCall

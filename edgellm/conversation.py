@@ -202,18 +202,54 @@ class Conversation:
         session = self.session
         if not messages:
             return ()
-        had_calls = bool(self.messages and self.messages[-1].tool_calls)
-        segments = self.continuation.suffix(messages, had_calls=had_calls, tools=self._template_tools())
-        last = session.tape.tokens[-1]
-        vocabulary = session.engine.vocabulary
-        if vocabulary.is_eog(last):
-            drawn = vocabulary.piece(last).decode("utf-8", "replace")
-            stripped = strip_leading(segments, drawn)
-            if stripped is not None:
-                return stripped
-            # The model ended its turn by another token than the template does: the template's is written.
+        segments, has_other_end = self._behind_answer(messages)
+        if has_other_end:
             session.rewind(len(session.tape) - 1)
         return segments
+
+    def _behind_answer(self, messages: Sequence[Message]) -> tuple[tuple[Segment, ...], bool]:
+        """What `messages` append; true where the model ended its turn by another token than the template does: the
+        template's is written in its place."""
+        had_calls = bool(self.messages and self.messages[-1].tool_calls)
+        segments = self.continuation.suffix(messages, had_calls=had_calls, tools=self._template_tools())
+        last = self.session.tape.tokens[-1]
+        vocabulary = self.session.engine.vocabulary
+        if not vocabulary.is_eog(last):
+            return segments, False
+        drawn = vocabulary.piece(last).decode("utf-8", "replace")
+        stripped = strip_leading(segments, drawn)
+        return (segments, True) if stripped is None else (stripped, False)
+
+    # -- what is to come --------------------------------------------------------------------------------
+
+    def foresee(self, texts: Sequence[Message], others: Sequence[Message]) -> tuple[list[int], int]:
+        """What the tape will begin with, whether it goes on with `texts` or with `others`: (tokens, head as in Plan).
+
+        Nothing changes. No tokens where earlier ones would change. Raises TemplateError.
+        """
+        one, head = self._tape_with(texts)
+        other, _ = self._tape_with(others)
+        count = 0
+        for token, same in zip(one, other, strict=False):
+            if token != same:
+                break
+            count += 1
+        return one[:count], head if head <= count else 0
+
+    def _tape_with(self, messages: Sequence[Message]) -> tuple[list[int], int]:
+        messages = (*self._postponed, *messages)
+        tape, encode = self.session.tape, self.session.engine.vocabulary.encode
+        if not self._is_begun:
+            entries = self._with_bos(encode(self._start(messages)))
+            head = 0 if len(tape) else self._head_of(entries)
+            return [token for token, _ in entries], head
+        if any(message.role == "user" for message in messages):
+            is_thought = self.reasoning_policy == "excise" and SpanKind.REASONING in tape.kinds
+            if is_thought or self.reasoning_policy == "render":
+                return [], 0
+        segments, has_other_end = self._behind_answer(messages)
+        kept = tape.tokens[:-1] if has_other_end else tape.tokens
+        return [*kept, *(token for token, _ in encode(segments))], 0
 
     def _with_bos(self, entries: list[tuple[int, SpanKind]]) -> list[tuple[int, SpanKind]]:
         vocabulary = self.session.engine.vocabulary

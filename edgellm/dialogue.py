@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.agent import Agent, AgentLimits
 from edgellm.decoding import Waiting
+from edgellm.draft import Draft
 from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
 from edgellm.ledger import head_cost, make_ledger
@@ -117,6 +118,7 @@ class Chat:
         self._has_new_adapters = False
         self._head: HeadCost | None = None
         self._open = threading.Lock()
+        self._draft = Draft(conversation, agent.upkeep)
 
     # -- talking ----------------------------------------------------------------------------------------
 
@@ -171,6 +173,29 @@ class Chat:
                 answer = event.text
         return answer
 
+    def prefill_draft(self, text: str) -> int:
+        """Computes what is settled of a message that is still being typed; gives how many tokens are ahead.
+
+        Nothing of it is on the tape. A turn that begins so does not compute it again (`Leg.ahead_tokens`); whatever
+        else is done cuts it away. A `send` from another thread ends it at once, and has what is done. Nothing is done
+        where memory cannot be cut, in an open turn, or where older turns have to give way first. Batches differ from
+        those of a message that is computed whole: near-ties may be drawn otherwise. Raises DecodeError.
+        """
+        self.conversation.session.check_open()
+        return self.runtime.run_turn(self._draft.compute(text, self._open))
+
+    async def aprefill_draft(self, text: str) -> int:
+        """`prefill_draft` for asyncio, beside other chats' turns. Cancelling the task ends it."""
+        import asyncio
+
+        self.conversation.session.check_open()
+        draft = self.runtime.thread.result_of(self._draft.compute(text, self._open))
+        try:
+            return await asyncio.wrap_future(draft)
+        except asyncio.CancelledError:
+            self._draft.stop()
+            raise
+
     def _turn(
         self,
         text: str | None,
@@ -181,6 +206,9 @@ class Chat:
     ) -> Generator[Event | Waiting, None, None]:
         session = self.conversation.session
         session.check_open()
+        while self._draft.is_running:
+            self._draft.stop()
+            yield Waiting(self._draft.is_over)
         if not self._open.acquire(blocking=False):
             raise ConfigError(
                 "a turn of this chat is still open.",
@@ -487,6 +515,9 @@ class Chat:
 
     def _check_closed(self, what: str) -> None:
         self.conversation.session.check_open()
+        self._draft.stop()
+        while not self._draft.is_over(_WAIT_S):
+            self._draft.stop()
         if self._open.locked():
             raise ConfigError(f"cannot {what} while a turn is open.", hint="Read it to its end, or close it.")
 

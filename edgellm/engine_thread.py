@@ -13,7 +13,7 @@ from edgellm.decoding import Waiting
 from edgellm.errors import Cancelled, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 T = TypeVar("T")
 _IDLE_WAIT_S = 0.02
@@ -74,6 +74,29 @@ class EngineThread:
     def stream(self, turn: Iterator[T | Waiting]) -> Stream[T]:
         """Starts a turn for the asyncio loop that is running, and gives its items. Close it when it is left early."""
         return Stream(self, turn)
+
+    def result_of(self, turn: Generator[Waiting, None, T]) -> Future[T]:
+        """Starts a turn that gives no items; the future has what it returns."""
+        future: Future[T] = Future()
+        # It cannot be cancelled by its future: what it has begun, it ends itself.
+        future.set_running_or_notify_cancel()
+
+        def whole() -> Iterator[Waiting]:
+            try:
+                future.set_result((yield from turn))
+            except GeneratorExit:
+                future.set_exception(Cancelled("the runtime was closed."))
+                raise
+            except BaseException as error:
+                future.set_exception(error)
+
+        def forget(end: object) -> None:
+            if not future.done():
+                # The thread was closed before it began.
+                future.set_exception(getattr(end, "error", None) or Cancelled("the runtime was closed."))
+
+        self._put(_Turn(whole(), forget))
+        return future
 
     def _run(self) -> None:
         while True:

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from edgellm.errors import ConfigError
 from edgellm.machine import memory, resident_bytes
@@ -15,7 +15,7 @@ from edgellm.offline import catalog, discover_samplers, merged_options
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.template import ChatTemplate
     from edgellm.conversation import Conversation
+    from edgellm.decoding import Waiting
     from edgellm.dialogue import Chat, ChatOptions
     from edgellm.engine.draft_model import DraftModel
     from edgellm.engine.embedder import Embedder
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from edgellm.types import AdapterSet, ToolSpec
 
 DEFAULT_MODEL = "smollm2-135m"
+_WAIT_S = 0.05
 
 T = TypeVar("T")
 
@@ -494,6 +496,18 @@ class Runtime:
         if self._thread is None or self._thread.is_current:
             return function()
         return self._thread.call(function).result()
+
+    def run_turn(self, turn: Generator[Waiting, None, T]) -> T:
+        """Runs a turn that gives no events to its end: beside the other turns on the thread, if there is one."""
+        if self._thread is not None and not self._thread.is_current:
+            return self._thread.result_of(turn).result()
+        while True:
+            try:
+                item = next(turn)
+            except StopIteration as end:
+                return cast("T", end.value)
+            while not item.wait(_WAIT_S):
+                pass
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -212,7 +212,8 @@ class Leg:
     because the memory could not be cut; `forced_tokens` are decode_tokens that nobody drew: the grammar left no
     choice, or a repair wrote them. `repaired_calls` were broken and written again; `removed_tokens` of earlier
     turns were taken off the tape. `free_tokens` are decode_tokens that had been guessed and computed along with
-    another one.
+    another one. `ahead_tokens` of the prompt had been computed before it was there: while the user typed, or a tool
+    ran; they are in none of the other numbers.
     """
 
     prefill_tokens: int
@@ -224,6 +225,7 @@ class Leg:
     repaired_calls: int = 0
     removed_tokens: int = 0
     free_tokens: int = 0
+    ahead_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     finish_reason: str = ""
@@ -279,6 +281,11 @@ class Usage:
     def free_tokens(self) -> int:
         """Decoded tokens that needed no decode of their own: they had been guessed."""
         return sum(leg.free_tokens for leg in self.legs)
+
+    @property
+    def ahead_tokens(self) -> int:
+        """Tokens of prompts that had been computed before the prompts were there."""
+        return sum(leg.ahead_tokens for leg in self.legs)
 
     @property
     def repaired_calls(self) -> int:

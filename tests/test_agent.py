@@ -106,10 +106,12 @@ def test_nothing_on_the_tape_is_prefilled_twice(runtime: edgellm.Runtime) -> Non
     first, second = chat.usage.legs
     glue = "\n<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     new = len(runtime.tokenize(glue, parse_special=True))
-    assert second.prefill_tokens == new + 1  # the pending end token, the result and its glue
+    assert (
+        second.prefill_tokens + second.ahead_tokens == new + 1
+    )  # the pending end token, the result and its glue
     assert second.reused_tokens == first.prefill_tokens + first.decode_tokens - 1
     list(chat.send("Thanks."))
-    total = sum(leg.prefill_tokens + leg.decode_tokens for leg in chat.usage.legs)
+    total = sum(leg.prefill_tokens + leg.ahead_tokens + leg.decode_tokens for leg in chat.usage.legs)
     # Each leg but the last leaves one drawn token pending, which the next prefill computes.
     assert total - (len(chat.usage.legs) - 1) == len(chat.tape)
     assert chat.usage.rebuilt_tokens == 0

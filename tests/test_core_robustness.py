@@ -193,7 +193,7 @@ def test_usage_counts_turns_whose_reader_left(runtime: edgellm.Runtime) -> None:
             break
     turn.close()
     chat.ask("More.")
-    total = sum(leg.prefill_tokens + leg.decode_tokens for leg in chat.usage.legs)
+    total = sum(leg.prefill_tokens + leg.ahead_tokens + leg.decode_tokens for leg in chat.usage.legs)
     assert total - (len(chat.usage.legs) - 1) == len(chat.tape)
 
 

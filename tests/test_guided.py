@@ -111,7 +111,7 @@ def test_guided_call_leaves_one_token_pending_and_prefills_nothing_twice(runtime
     glue = (
         f"\n<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
-    assert second.prefill_tokens == 1 + len(runtime.tokenize(glue, parse_special=True))
+    assert second.prefill_tokens + second.ahead_tokens == 1 + len(runtime.tokenize(glue, parse_special=True))
     assert chat.conversation.session.check_memory()
     (span, *_) = [s for s in chat.spans if s.kind == "tool_call" and s.start >= first.prefill_tokens]
     text = runtime.vocabulary.text_of(chat.tape[span.start : span.end]).decode()
@@ -297,7 +297,7 @@ def test_first_question_of_the_readme_is_a_call_a_result_and_an_appended_leg(
     assert "395" in events[-1].text
     first, second = chat.usage.legs
     glue = "\n<|im_start|>user\n<tool_response>\n395\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
-    assert second.prefill_tokens == 1 + len(smollm2.tokenize(glue, parse_special=True))
+    assert second.prefill_tokens + second.ahead_tokens == 1 + len(smollm2.tokenize(glue, parse_special=True))
     assert second.reused_tokens == first.prefill_tokens + first.decode_tokens - 1
     assert [
         e for e in chat.send("Who was Napoleon?", max_tokens=5) if isinstance(e, edgellm.ToolCallStarted)

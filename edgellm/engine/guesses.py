@@ -41,7 +41,7 @@ class Guesses:
     def take(self) -> NDArray[np.float32] | None:
         """The logits after the tape, where its last token was guessed: then no decode is needed."""
         memory, tape = self._memory, self._tape
-        if not memory.ahead or memory.length != len(tape) - 1:
+        if not memory.ahead or memory.expected or memory.length != len(tape) - 1:
             return None
         token, logits = self._held.popleft()
         if tape.tokens[-1] != token:

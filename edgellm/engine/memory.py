@@ -37,6 +37,9 @@ class Memory:
         self.is_unsure = False
         # Positions behind those, of tokens that were guessed: whoever asks for the sequence has them cut away first.
         self.ahead = 0
+        # Of tokens that were put there in the expectation that the tape will go on with them: which ones they are.
+        self.expected: list[int] = []
+        self.ahead_tokens = 0
         self.prefilled_tokens = 0
         self.rebuilt_tokens = 0
         self.snapshot_tokens = 0
@@ -56,7 +59,7 @@ class Memory:
                 self._unpark()
                 self.is_unsure = False
         elif self.is_unsure:
-            self.restore()
+            self.drop_ahead()
         assert self.seq is not None
         return self.seq
 
@@ -64,7 +67,7 @@ class Memory:
         """Takes the memory out of the context into ours; returns the sequence that is free now."""
         assert self.seq is not None
         if self.is_unsure:
-            self.restore()
+            self.drop_ahead()
         seq = self.seq
         self._parked = self.engine.context.state(seq) if self.length else None
         self.engine.context.remove(seq, -1)
@@ -128,6 +131,67 @@ class Memory:
         self.decoded(self.length + 1)
         self.guessed(left)
 
+    # -- ahead of the tape -------------------------------------------------------------------------------
+
+    @property
+    def can_expect(self) -> bool:
+        """What turns out to be wrong can be cut away again, at no cost."""
+        return self.engine.context.can_always_cut
+
+    def expect(self, tokens: Sequence[int]) -> int:
+        """The sequence, made ready to compute what `tokens`, which follow those held, have beyond what is expected
+        already. What was expected otherwise is cut away."""
+        if not self.expected:
+            return self.own_seq()
+        del self.expected[_common(self.expected, tokens) :]
+        self.restore()
+        return self.own_seq() if self.seq is None else self.seq
+
+    def expects(self, tokens: Sequence[int]) -> None:
+        """These tokens are computed as well, behind what was expected before."""
+        self.expected += tokens
+        self.ahead = len(self.expected)
+        self.is_unsure = True
+
+    def expect_beginning(self, tokens: Sequence[int]) -> bool:
+        """Takes the state behind the first tokens of a tape to come from disk, where it was kept."""
+        prefixes = self.engine.prefixes
+        state = prefixes.get(tokens) if prefixes is not None else None
+        if state is None:
+            return False
+        seq = self.own_seq()
+        self.is_unsure = True
+        try:
+            self.engine.context.set_state(seq, state)
+        except SessionError:
+            self.restore()
+            return False
+        self.expects(tokens)
+        if self.check():
+            return True
+        self.drop_ahead()
+        return False
+
+    def keep_expected(self) -> None:
+        """Puts on disk what is expected of an empty tape, for other chats that begin with the same tokens."""
+        if self.engine.prefixes is not None and self.seq is not None and not self.length:
+            self.engine.prefixes.put(self.expected, self.engine.context.state(self.seq))
+
+    def take_expected(self) -> None:
+        """What was expected and is on the tape now is held without a decode, but for the tape's last token, whose
+        logits are wanted; the rest is cut away."""
+        if not self.expected:
+            return
+        same = _common(self.expected, self.tape.tokens[self.length : len(self.tape) - 1])
+        del self.expected[same:]
+        self.restore()
+        # Where it could not be cut there, nothing is left of it.
+        same = len(self.expected)
+        self.expected.clear()
+        self.ahead = 0
+        if same:
+            self.ahead_tokens += same - self.decoded(self.length + same)
+
     def keep(self) -> None:
         """Takes a checkpoint, where the memory cannot be cut and there is none at this place yet."""
         if self._is_kept and self.length and not self.checkpoints.has(self.length):
@@ -149,10 +213,18 @@ class Memory:
 
     def restore(self) -> None:
         """Cuts away what it holds beyond what it should, such as the rest of a failed decode."""
-        self.ahead = 0
-        if self.seq is not None and not (self.engine.context.remove(self.seq, self.length) and self.check()):
+        self.ahead = len(self.expected)
+        end = self.length + self.ahead
+        if self.seq is not None and not (self.engine.context.remove(self.seq, end) and self.check()):
+            self.expected.clear()
+            self.ahead = 0
             self._go_back()
-        self.is_unsure = False
+        self.is_unsure = self.ahead > 0
+
+    def drop_ahead(self) -> None:
+        """Cuts away what stands behind the tape's tokens."""
+        self.expected.clear()
+        self.restore()
 
     def _go_back(self) -> None:
         """To the nearest checkpoint; without one, to nothing."""
@@ -188,6 +260,7 @@ class Memory:
         """Empties it; the next decode computes the tape again."""
         self._rebuild_until = max(self._rebuild_until, self.length)
         self.length = self.ahead = 0
+        self.expected.clear()
         # They are no more than a part: what they stand on is gone.
         self.checkpoints.clear()
         if self.seq is not None:
@@ -291,6 +364,8 @@ class Memory:
         state = prefixes.get(tokens, key_of(self.overlay.parts)) if prefixes is not None else None
         if state is None:
             return False
+        if self.seq is not None:
+            self.engine.give_back(self)
         self.load(len(tokens), state)
         self.own_seq()
         if not self.length:
@@ -318,4 +393,15 @@ class Memory:
         """Called once the engine has its sequence back: nothing is held any more."""
         self._parked = None
         self.checkpoints.clear()
-        self.length = 0
+        self.expected.clear()
+        self.length = self.ahead = 0
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count

@@ -98,6 +98,11 @@ class Session:
         return self.memory.snapshot_tokens
 
     @property
+    def ahead_tokens(self) -> int:
+        """How many tokens had been computed before they were put on the tape."""
+        return self.memory.ahead_tokens
+
+    @property
     def speculation(self) -> Speculation | None:
         """What decides on guessing ahead; None: tokens are computed one at a time."""
         return self.guesses.speculation
@@ -203,7 +208,13 @@ class Session:
         self._logits = logits_before if not entries else None
         is_complete = False
         try:
-            is_kept = length_before > 0 or head < MIN_TOKENS or self._begin(head)
+            if self.memory.expected:
+                with self.engine.in_use():
+                    self.memory.take_expected()
+            held = self.memory.length
+            is_kept = (
+                length_before > 0 or head < MIN_TOKENS or held >= head or (not held and self._begin(head))
+            )
             start, total = self.memory.length, len(self.tape) - self.memory.length
             if total == 0:
                 self.drawing.tell_prompt(length_before)
@@ -239,6 +250,44 @@ class Session:
         """`prefill` without progress."""
         for _ in self.prefill(entries, head=head):
             pass
+
+    def prefill_ahead(self, tokens: Sequence[int], *, head: int = 0) -> Iterator[int]:
+        """Computes what a tape to come, `tokens`, has beyond this one; yields how many tokens are ahead, after each
+        chunk.
+
+        Tape and draws stay as they are. A prefill that then appends these tokens has them without computing them
+        (`ahead_tokens` counts those); whatever else is done cuts them away. A cancel, or a failure, keeps the chunks
+        that are done. Where memory cannot be cut, or the tape to come differs from what is held, nothing is done.
+        `head` as for `prefill`. Raises ContextFull, Cancelled, DecodeError.
+        """
+        from edgellm.engine.engine import PREFILL_CHUNK
+
+        self.check_open()
+        self.settle()
+        memory, start = self.memory, self.memory.length
+        is_agreed = tuple(tokens[:start]) == tuple(self.tape.tokens[:start])
+        if not memory.can_expect or not is_agreed or not start < len(tokens) <= self.engine.context.n_ctx:
+            return
+        with self.engine.in_use():
+            # Memory that was parked may turn out to be lost.
+            seq = memory.expect(tokens[start:])
+            start = memory.length
+            can_begin = head >= MIN_TOKENS and not start and not memory.expected
+            is_kept = start > 0 or head < MIN_TOKENS or len(memory.expected) >= head
+            is_kept = is_kept or (can_begin and memory.expect_beginning(tokens[:head]))
+        while (at := start + memory.ahead) < len(tokens):
+            with self.engine.in_use(), self.engine.kept(memory):
+                if memory.seq != seq or memory.length != start:
+                    return
+                self.engine.touch(memory)
+                end = min(at + min(PREFILL_CHUNK, self.engine.context.n_batch), len(tokens))
+                end = head if at < head < end and head >= MIN_TOKENS else end
+                memory.is_unsure = True
+                self.engine.decode([(tokens[i], i, seq, False) for i in range(at, end)], (self,))
+                memory.expects(tokens[at:end])
+                if not is_kept and end == head:
+                    memory.keep_expected()
+            yield memory.ahead
 
     def _decode_chunk(self, size: int, limit: int | None = None) -> None:
         seq = self.own_seq()
