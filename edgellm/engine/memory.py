@@ -156,7 +156,7 @@ class Memory:
     def expect_beginning(self, tokens: Sequence[int]) -> bool:
         """Takes the state behind the first tokens of a tape to come from disk, where it was kept."""
         prefixes = self.engine.prefixes
-        state = prefixes.get(tokens) if prefixes is not None else None
+        state = prefixes.get(tokens, key_of(self.overlay.parts)) if prefixes is not None else None
         if state is None:
             return False
         seq = self.own_seq()
@@ -175,7 +175,9 @@ class Memory:
     def keep_expected(self) -> None:
         """Puts on disk what is expected of an empty tape, for other chats that begin with the same tokens."""
         if self.engine.prefixes is not None and self.seq is not None and not self.length:
-            self.engine.prefixes.put(self.expected, self.engine.context.state(self.seq))
+            self.engine.prefixes.put(
+                self.expected, key_of(self.overlay.parts), self.engine.context.state(self.seq)
+            )
 
     def take_expected(self) -> None:
         """What was expected and is on the tape now is held without a decode, but for the tape's last token, whose
@@ -304,7 +306,7 @@ class Memory:
         self.checkpoints.cut(start)
         self.tape.remove(start, end)
         self._rebuild_until = min(self._rebuild_until, start)
-        self.is_unsure = False
+        self.is_unsure = self.ahead > 0
         if can_move and not self.check():
             self.forget()
             can_move = False
