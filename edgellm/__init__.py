@@ -65,6 +65,7 @@ _HOME_OF = {
         "Summarize",
     ),
     "edgellm.ledger": ("Ledger", "LedgerEntry"),
+    "edgellm.outlook": ("ContextOutlook",),
     "edgellm.sampling.spec": ("ChainSpec", "StageSpec"),
     "edgellm.sampling.registry": ("StageInfo", "Param"),
     "edgellm.models.merges": ("Merges", "MergeStep"),
@@ -237,6 +238,7 @@ if TYPE_CHECKING:
         sampler_stages,
         stored_models,
     )
+    from edgellm.outlook import ContextOutlook
     from edgellm.planning.plan import Plan
     from edgellm.runtime import Runtime, load
     from edgellm.sampling.candidates import Candidates

@@ -15,6 +15,7 @@ from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
 from edgellm.ledger import head_cost, make_ledger
 from edgellm.native.overlay import set_of
+from edgellm.outlook import outlook
 from edgellm.response_format import ResponseFormat
 from edgellm.types import Leg, Message, Usage
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from edgellm.engine.speculation import SpeculateMode
     from edgellm.events import Event
     from edgellm.ledger import HeadCost, Ledger
+    from edgellm.outlook import ContextOutlook
     from edgellm.runtime import Runtime
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.spec import ChainLike
@@ -307,6 +309,10 @@ class Chat:
         if self._head is None:
             self._head = head_cost(self.conversation)
         return make_ledger(self.conversation, self._head, self.runtime.pace)
+
+    def outlook(self) -> ContextOutlook:
+        """What the context policy lets go next, and what that will cost. Nothing is done. Raises PluginError."""
+        return outlook(self._agent.upkeep, self.runtime.pace)
 
     @property
     def format(self) -> WireFormat:

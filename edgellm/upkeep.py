@@ -74,6 +74,26 @@ class Upkeep:
         """Nothing ever gives way."""
         return self._policy is stop
 
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that the context holds."""
+        return self.conversation.session.engine.context.n_ctx
+
+    @property
+    def limit_tokens(self) -> int:
+        """From this length of the tape on something gives way before an answer begins."""
+        return self.n_ctx if self.is_off else self.n_ctx - self.n_ctx // _RESERVE
+
+    @property
+    def wanted_tokens(self) -> int:
+        """How many tokens should give way when the tape has that length."""
+        return self.n_ctx // _AIM - self.n_ctx // _RESERVE
+
+    @property
+    def is_movable(self) -> bool:
+        """What stands behind a cut is moved up in the memory, and not computed again."""
+        return self.conversation.session.memory.is_movable
+
     def fork(self, conversation: Conversation) -> Upkeep:
         """The same policy for a fork of the conversation."""
         return Upkeep(conversation, self.given, make_chain=self.make_chain)
@@ -87,7 +107,7 @@ class Upkeep:
 
     def excess(self, new: int, answer: int) -> int:
         """How many tokens should give way before `new` ones are appended and an answer of at most `answer` begins."""
-        n_ctx = self._n_ctx
+        n_ctx = self.n_ctx
         needed = len(self.conversation.session.tape) + new
         if self.is_off or needed + min(answer, n_ctx // _RESERVE) <= n_ctx:
             return 0
@@ -103,10 +123,10 @@ class Upkeep:
         session.settle()
         before = len(session.tape)
         # The context may be full of other chats: this one's turns would go for nothing.
-        is_own = before > self._n_ctx - self._n_ctx // _AIM
+        is_own = before > self.n_ctx - self.n_ctx // _AIM
         if self.is_off or not is_own or self.conversation.reasoning_policy == "render":
             return 0
-        yield from self.make_room(self._n_ctx // _AIM, current)
+        yield from self.make_room(self.n_ctx // _AIM, current)
         if len(session.tape) == before:
             return 0
         yield from self._compute()
@@ -116,7 +136,7 @@ class Upkeep:
         """Ahead of time, between turns: where more than half of the context is taken, lets the oldest quarter go (or
         more, down to half), and computes what that costs, so that the next turn need not."""
         conversation = self.conversation
-        n_ctx, used = self._n_ctx, len(conversation.session.tape)
+        n_ctx, used = self.n_ctx, len(conversation.session.tape)
         if self.is_off or used <= n_ctx // _TIDY or not conversation.is_begun:
             return
         current = len(conversation.messages)
@@ -149,8 +169,8 @@ class Upkeep:
     def make_room(self, wanted: int, current: int) -> Generator[Event | Waiting, None, None]:
         """Lets give way what the policy names, for `wanted` tokens; turns from message `current` on stay."""
         turns = self._turns(current)
-        crowding = Crowding(turns, self._n_ctx, len(self.conversation.session.tape), wanted)
-        remedies = self._asked(crowding)
+        crowding = Crowding(turns, self.n_ctx, len(self.conversation.session.tape), wanted)
+        remedies = self.asked(crowding)
         for remedy in remedies:
             if isinstance(remedy, Summarize):
                 yield from self._summarize([turns[place] for place in sorted(remedy.turns)])
@@ -161,11 +181,8 @@ class Upkeep:
         if dropped or texts:
             yield self._let_go(dropped, texts, name="drop-results" if texts else "evict")
 
-    @property
-    def _n_ctx(self) -> int:
-        return self.conversation.session.engine.context.n_ctx
-
-    def _asked(self, crowding: Crowding) -> Sequence[Remedy]:
+    def asked(self, crowding: Crowding) -> Sequence[Remedy]:
+        """What the policy answers, once it is sure that it can be done. Raises PluginError, ConfigError."""
         try:
             remedies = list(self._policy(crowding))
         except EdgeError:
@@ -277,10 +294,10 @@ class Upkeep:
                 specs=(),
                 prefix=plan.prefix,
                 start_index=0,
-                max_tokens=min(_SUMMARY_TOKENS, self._n_ctx // _RESERVE),
+                max_tokens=min(_SUMMARY_TOKENS, self.n_ctx // _RESERVE),
                 max_calls=1,
                 make_constraint=None,
-                reasoning_budget=min(_SUMMARY_REASONING, self._n_ctx // _RESERVE // 2),
+                reasoning_budget=min(_SUMMARY_REASONING, self.n_ctx // _RESERVE // 2),
                 is_shared=True,
             )
             cost = Leg(
@@ -316,6 +333,10 @@ class Upkeep:
             and (index == 0 or starts[index] == 0 or starts[index] != starts[index - 1])
         ]
         return [0, *bounds[1:]] if bounds else [0] * bool(messages)
+
+    def turns(self) -> tuple[ContextTurn, ...]:
+        """The turns as they stand between two of them: the newest may go too, once there is another one."""
+        return self._turns(len(self.conversation.messages))
 
     def _turns(self, current: int) -> tuple[ContextTurn, ...]:
         conversation = self.conversation

@@ -249,6 +249,37 @@ def test_tidy_makes_room_ahead_of_time(runtime: edgellm.Runtime, policy: str) ->
     chat.close()
 
 
+@pytest.mark.parametrize("policy", ["stop", "evict", "summarize", "drop-results"])
+def test_the_outlook_names_what_goes_then(tiny_model: Callable[..., Path], policy: str) -> None:
+    with edgellm.load(tiny_model("llama"), n_ctx=1024, n_seq_max=4, threads=1) as runtime:
+        looked_up = [call("moss"), "A plant.", call("fern"), "A plant."]
+        answers = [*looked_up, *("It is. " + "so " * 30 for _ in range(30))]
+        chat = scripted(runtime, answers, context_policy=policy, tools=[look_up], constraint="off")
+        before = chat.outlook()
+        assert before.policy == policy and before.turns == () and before.removed_tokens == 0
+        list(chat.send("What is moss?"))
+        happened: list[edgellm.ContextEvicted] = []
+        while not happened:
+            ahead, tape = chat.outlook(), chat.tape
+            assert chat.tape == tape
+            assert sum(turn.tokens for turn in ahead.turns) <= len(tape)
+            if policy == "stop":
+                break
+            happened = evictions(list(chat.send("And then?")))
+        if policy == "stop":
+            assert (ahead.limit_tokens, ahead.leaving, ahead.removed_tokens) == (1024, (), 0)
+        elif policy == "drop-results":
+            assert ahead.limit_tokens == 896 and ahead.shortened == (2, 6) and not ahead.leaving
+            assert ahead.removed_tokens > 0 < ahead.behind_tokens and not ahead.is_moved
+            assert [message.role for message in happened[0].messages][:2] == ["tool", "tool"]
+        else:
+            gone = [message for place in ahead.leaving for message in ahead.turns[place].messages]
+            assert gone and list(happened[0].messages)[: len(gone)] == gone
+            assert ahead.is_moved == (policy == "evict") and ahead.is_summarized == (policy == "summarize")
+            assert ahead.removed_tokens > 0
+        chat.close()
+
+
 def test_a_policy_of_ones_own(runtime: edgellm.Runtime) -> None:
     asked: list[edgellm.Crowding] = []
 

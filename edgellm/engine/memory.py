@@ -284,14 +284,19 @@ class Memory:
         """The tape has `length` tokens left: what is beyond is not there to be computed again."""
         self._rebuild_until = min(self._rebuild_until, length)
 
+    @property
+    def is_movable(self) -> bool:
+        """The memory has cells with positions, which can be moved up behind a cut."""
+        model = self.engine.model
+        # A recurrent state has no positions to cut: llama.cpp says it did, and what was read stays in the state.
+        return self.engine.context.can_shift and not (model.is_recurrent or model.is_hybrid)
+
     def excise(self, start: int, end: int) -> bool:
         """Takes tokens [start, end) out of tape and memory. True where the memory behind them was moved up, false
         where it will be computed anew."""
-        context, model = self.engine.context, self.engine.model
-        # A recurrent state has no positions to cut: llama.cpp says it did, and what was read stays in the state.
+        context = self.engine.context
         # Cells that other sessions share have one position for all of them.
-        has_cells = context.can_shift and not (model.is_recurrent or model.is_hybrid)
-        can_move = self.length > start and has_cells and not self.engine.holds_others(self)
+        can_move = self.length > start and self.is_movable and not self.engine.holds_others(self)
         if can_move:
             seq = self.own_seq()
             gone = min(end, self.length) - start
