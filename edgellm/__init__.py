@@ -57,6 +57,7 @@ _HOME_OF = {
     "edgellm.sampling.stage": ("Rewind", "StageVocabulary", "sampler"),
     "edgellm.sampling.candidates": ("Candidates",),
     "edgellm.context_policy": (
+        "CONTEXT_POLICIES",
         "ContextPolicy",
         "ContextTurn",
         "Crowding",
@@ -156,6 +157,7 @@ if TYPE_CHECKING:
     from edgellm.agent import AgentLimits, ToolChoice
     from edgellm.chat_index import ChatIndex, IndexedChat
     from edgellm.context_policy import (
+        CONTEXT_POLICIES,
         ContextPolicy,
         ContextTurn,
         Crowding,

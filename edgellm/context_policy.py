@@ -121,6 +121,10 @@ POLICIES: dict[str, ContextPolicy] = {
 }
 
 
+CONTEXT_POLICIES = tuple(POLICIES)
+"""The names of the built-in policies."""
+
+
 def find_policy(given: str | ContextPolicy) -> tuple[str, ContextPolicy]:
     """(name, policy) of a built-in policy's name, or of a function. Raises ConfigError."""
     if callable(given):

@@ -55,9 +55,6 @@ def page(name: str, *keys: str) -> Shot:
         await pilot.press(PAGES[name].key.split(",")[0])
         await wait_until(pilot, lambda: app.page is not None and app.page.id == name)
         await settled(pilot)
-        if name == "meters":
-            app.page.read = lambda: STILL  # pyright: ignore
-            app.page.frame()  # pyright: ignore
         if name == "tokenizer":
             app.query_one("#tokenizer TextArea", TextArea).text = QUESTION
         for key in keys:
@@ -90,7 +87,7 @@ def take(names: Sequence[str], folder: Path) -> None:
             picture = app.export_screenshot(title=f"edgellm: {name}")
             (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
 
-        run(play, [[WEATHER, *ANSWER]], size=size, settings=Settings(glyphs="box"))
+        run(play, [[WEATHER, *ANSWER]], size=size, settings=Settings(glyphs="box"), machine=STILL)
         print(folder / f"{name}.svg")
 
 

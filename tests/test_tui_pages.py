@@ -11,39 +11,22 @@ from edgellm_tui.app import EdgeApp
 from edgellm_tui.footer import all_keys, fitted, key_word, keys_words
 from edgellm_tui.log_page import LogPage
 from edgellm_tui.machine import Machine, read_machine
-from edgellm_tui.meters import Share, context_bar, oldest_turn, shares_text, warnings_of
+from edgellm_tui.meters import Share, context_bar, outlook_lines, shares_text, warnings_of
 from edgellm_tui.meters_page import MetersPage
 from edgellm_tui.pages import PAGES
 from edgellm_tui.rows import Rows
 from edgellm_tui.settings import Settings, load_settings
 from edgellm_tui.settings_page import SettingsPage, key_problem, parsed
+from edgellm_tui.status import Status, status_line
 from edgellm_tui.tokenizer_page import TokenizerPage, merge_text, piece_text
 from edgellm_tui.tools_page import ToolsPage, example_arguments
 from textual.binding import Binding
 from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
-from tui_harness import (
-    LARGE,
-    run,
-    said,
-    screen_text,
-    shown,
-    wait_until,
-)
-from tui_scripted import words
+from tui_harness import LARGE, STILL, run, said, say, screen_text, settled, shown, wait_until
+from tui_scripted import Gate, words
 
 import edgellm
-
-STILL = Machine(
-    rss_bytes=412 << 20,
-    available_bytes=3 << 30,
-    swap_used_bytes=0,
-    cores=4,
-    load=1.5,
-    clock_hz=2_400_000_000,
-    clock_most_hz=2_400_000_000,
-    heat_c=61.2,
-)
 
 
 async def fill(pilot: Pilot[int], text: str) -> None:
@@ -288,6 +271,7 @@ def test_a_theme_is_shown_at_once_and_kept() -> None:
         ("sampler", "top_k(", ""),
         ("theme", "pink", "no theme"),
         ("glyphs", "emoji", "no glyphs"),
+        ("context_policy", "forget", "no policy"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_in_place(name: str, text: str, problem: str) -> None:
@@ -364,24 +348,86 @@ def test_the_bar_has_a_letter_for_everyone_and_never_runs_over() -> None:
     assert shares_text(shares, 200) == "S system 1  U user 50  A answers 49  . free 100"
 
 
-def test_the_oldest_turn_is_what_would_go_first() -> None:
-    kinds = edgellm.SpanKind
-    spans = [
-        edgellm.Span(kinds.SYSTEM, 0, 10),
-        edgellm.Span(kinds.USER, 10, 14),
-        edgellm.Span(kinds.TEXT, 14, 30),
-        edgellm.Span(kinds.USER, 30, 33),
-        edgellm.Span(kinds.TEXT, 33, 40),
+def turn(first: int, tokens: int) -> edgellm.ContextTurn:
+    return edgellm.ContextTurn(first, (), tokens)
+
+
+def test_what_gives_way_next_is_said_with_its_cost() -> None:
+    turns = (turn(0, 40), turn(2, 60), turn(4, 100))
+    told = edgellm.ContextOutlook("stop", 4096, turns)
+    edit = "an edit of the oldest turn computes the 160 tokens behind it again: 3.2 s"
+    assert outlook_lines(told, 50.0) == [
+        "nothing gives way: at 4096 tokens the answer ends (context_policy, F9)",
+        edit,
     ]
-    turn = oldest_turn(spans)
-    assert turn is not None and (turn.start, turn.end, turn.behind) == (10, 30, 10)
-    assert oldest_turn(spans[:3]) is None
+    told = edgellm.ContextOutlook("evict", 3584, turns, (0, 1), (), False, 100, 100, True, 0.0)
+    assert outlook_lines(told, 50.0)[:2] == [
+        "next to go, at 3584 tokens (evict): the oldest 2 turns, 100 tokens",
+        "the memory behind them is moved up: nothing is computed again",
+    ]
+    told = edgellm.ContextOutlook("drop-results", 3584, turns, (0,), (4,), False, 90, 160, False, 3.2)
+    assert outlook_lines(told, None)[:2] == [
+        "next to go, at 3584 tokens (drop-results): 1 old result and the oldest turn, 90 tokens",
+        "the 160 tokens behind that are computed again: not measured yet",
+    ]
+    told = edgellm.ContextOutlook("summarize", 3584, turns, (0,), (), True, 40, 160, False, 3.2)
+    assert outlook_lines(told, 50.0)[0].endswith("the oldest turn, 40 tokens, summed up first")
+    assert len(outlook_lines(edgellm.ContextOutlook("evict", 3584, turns[:1]), 50.0)) == 1
+
+
+@pytest.mark.parametrize("policy", ["stop", "evict", "summarize", "drop-results"])
+def test_chats_get_the_context_policy_of_the_settings(policy: str) -> None:
+    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
+        assert app.talk.current.chat.options["context_policy"] == policy
+        await said(pilot, "one")
+        await said(pilot, "two")
+        await pilot.press("f10")
+        what = "nothing gives way" if policy == "stop" else f"tokens ({policy}): the oldest turn"
+        await shown(pilot, what)
+
+    run(play, [words("I"), words("II")], settings=Settings(glyphs="box", context_policy=policy))
+
+
+def test_the_status_line_has_a_bar_where_there_is_room_and_says_what_is_wrong() -> None:
+    shares = [Share("S", "system", 20), Share("U", "user", 40)]
+    status = Status("little", "READY", 60, 100, 0.0, "", shares, ["throttled", "full"])
+    assert status_line(status, 80).endswith(" READY  ctx 60/100 60%  ! throttled +1 ")
+    wide = status_line(status, 110)
+    assert wide.endswith(" READY  [SSSSUUUUUUUUU.........]  ctx 60/100 60%  ! throttled +1 ")
+    assert (len(status_line(status, 80)), len(wide)) == (80, 110)
+
+
+def test_the_bar_grows_with_the_turn_and_is_exact_behind_it() -> None:
+    gate = Gate()
+
+    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
+        await said(pilot, "one")
+        await say(pilot, "two")
+        await wait_until(pilot, gate.reached.is_set)
+        await shown(pilot, "[UA-+")
+        gate.open()
+        await settled(pilot)
+        assert "+" not in screen_text(app).split("\n")[0]
+        await pilot.press("ctrl+n")
+        await wait_until(pilot, lambda: not app.talk.current.blocks)
+        assert "[" not in screen_text(app).split("\n")[0]
+
+    run(play, [words("I"), [*words("so far"), gate]], size=LARGE)
+
+
+def test_a_machine_that_is_held_back_says_so_in_every_page() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
+        assert "! throttled" in screen_text(app).split("\n")[0]
+        await pilot.press("f10")
+        await shown(pilot, "! the board holds back: under-voltage")
+
+    run(play, machine=Machine(cores=4, throttled=("under-voltage",)))
 
 
 def test_warnings_say_what_may_go_wrong() -> None:
     def told(machine: Machine = STILL, **changes: Any) -> str:
         options = {"kv_types": ("f16", "f16"), "tools": ("clock",), "threads": 2, "used": 10, "n_ctx": 100}
-        return " | ".join(warnings_of(machine, **{**options, **changes}))
+        return " | ".join(each.text for each in warnings_of(machine, **{**options, **changes}))
 
     assert told() == ""
     assert "KV cache is q4_0" in told(kv_types=("q4_0", "q4_0"))

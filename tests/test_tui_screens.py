@@ -13,7 +13,6 @@ import pytest
 from edgellm_tui import model_page
 from edgellm_tui.app import EdgeApp
 from edgellm_tui.applog import LogLine
-from edgellm_tui.machine import Machine
 from edgellm_tui.pages import PAGES
 from edgellm_tui.sessions import SavedBranch, Sessions
 from textual.pilot import Pilot
@@ -34,7 +33,6 @@ from tui_scripted import Call, Draw, words
 
 import edgellm
 
-STILL = Machine(412 << 20, 3 << 30, 0, 4, 1.5, 2_400_000_000, 2_400_000_000, 61.2)
 TURNS = [
     [
         *words("Let me look that up."),
@@ -71,7 +69,6 @@ def stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
         "edgellm_tui.log_page.time", SimpleNamespace(strftime=time.strftime, localtime=time.gmtime)
     )
     monkeypatch.setattr(edgellm, "native_log", lambda **_: "print_info: file type = Q8_0\n")
-    monkeypatch.setattr("edgellm_tui.meters_page.read_machine", lambda: STILL)
     monkeypatch.setattr(model_page, "model_rows", lambda: MODELS)
     monkeypatch.setattr(model_page, "available_bytes", lambda: 4_000_000_000)
     sessions = Sessions()

@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from edgellm_tui.app import EdgeApp
+from edgellm_tui.machine import Machine
 from edgellm_tui.settings import Settings
 from rich.segment import Segment
 from textual.pilot import Pilot
@@ -26,6 +27,8 @@ _ENVIRONMENT = {
     "LC_ALL": "C.UTF-8",
 }
 
+STILL = Machine(412 << 20, 3 << 30, 0, 4, 1.5, 2_400_000_000, 2_400_000_000, 61.2)
+
 Play = Callable[[EdgeApp, Pilot[int]], Awaitable[None]]
 
 
@@ -39,6 +42,7 @@ def run(
     no_color: bool = False,
     environment: dict[str, str] | None = None,
     waits_for_chat: bool = True,
+    machine: Machine = STILL,
     **options: Any,
 ) -> None:
     """Opens the app on a scripted runtime of these turns, and plays with it once a chat is open.
@@ -61,7 +65,8 @@ def run(
         finally:
             app.worker.close()
 
-    with patch.dict(os.environ, environ):
+    # A machine under load would say so in the status line.
+    with patch.dict(os.environ, environ), patch("edgellm_tui.accounts.read_machine", lambda: machine):
         if not no_color:
             os.environ.pop("NO_COLOR", None)
         asyncio.run(whole())
@@ -81,7 +86,11 @@ async def settled(pilot: Pilot[Any]) -> None:
     """Waits until no turn is open and all that came is on the screen."""
     app = pilot.app
     assert isinstance(app, EdgeApp)
-    await wait_until(pilot, lambda: not app.worker.is_busy and app.is_quiet, "the end of the turn")
+    await wait_until(
+        pilot,
+        lambda: not app.worker.is_busy and app.is_quiet and app.accounts.is_current,
+        "the end of the turn",
+    )
     await pilot.pause()
 
 

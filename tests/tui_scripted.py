@@ -236,6 +236,30 @@ class ScriptedChat:
         entries = [edgellm.LedgerEntry(span.kind.value, span.end - span.start) for span in self.spans]
         return edgellm.Ledger(self.runtime.n_ctx, tuple(entries), 50.0)
 
+    def outlook(self) -> edgellm.ContextOutlook:
+        policy = self.options.get("context_policy", "stop")
+        firsts = [index for index, message in enumerate(self.texts) if message.role == "user"]
+        ends = [*firsts[1:], len(self.texts)]
+        at = [*self.starts, len(self.tokens)]
+        turns = tuple(
+            edgellm.ContextTurn(first, tuple(self.texts[first:end]), at[end] - at[first])
+            for first, end in zip(firsts, ends, strict=True)
+        )
+        if policy == "stop" or len(turns) < 2:
+            return edgellm.ContextOutlook(policy, self.runtime.n_ctx, turns)
+        behind = sum(turn.tokens for turn in turns[1:])
+        return edgellm.ContextOutlook(
+            policy,
+            self.runtime.n_ctx - self.runtime.n_ctx // 8,
+            turns,
+            (0,),
+            removed_tokens=turns[0].tokens,
+            behind_tokens=behind,
+            is_summarized=policy == "summarize",
+            is_moved=policy == "evict",
+            price_s=0.0 if policy == "evict" else behind / 50,
+        )
+
     @property
     def is_answer_open(self) -> bool:
         is_last = bool(self.texts) and self.texts[-1].role == "assistant"

@@ -21,6 +21,7 @@ from textual.widgets import ContentSwitcher
 
 import edgellm
 from edgellm_tui import edits, glyphs
+from edgellm_tui.accounts import Accounts
 from edgellm_tui.answer import ConversationView
 from edgellm_tui.applog import AppLog
 from edgellm_tui.approval import ApprovalModal
@@ -37,7 +38,7 @@ from edgellm_tui.panel import DistributionPanel
 from edgellm_tui.prompt import History, Prompt, with_attachments
 from edgellm_tui.settings import Settings, load_settings
 from edgellm_tui.slow_link import Pacer, paced_driver
-from edgellm_tui.status import Line, state_words, status_line
+from edgellm_tui.status import Line, Status, state_words, status_line
 from edgellm_tui.strand import told
 from edgellm_tui.talk import Talk
 from edgellm_tui.worker import Called, Ended, EngineWorker, Heard, Question
@@ -122,6 +123,7 @@ class EdgeApp(App[int]):
             sessions=sessions,
         )
         self.looks = Looks(self.talk)
+        self.accounts = Accounts(self.talk, clock)
         # Where the inspector begins; None is the newest token.
         self.inspect_at: int | None = None
         # Keys of the branches that run side by side.
@@ -345,9 +347,18 @@ class EdgeApp(App[int]):
         name = runtime.name if runtime is not None else talk.model or self.wanted_model
         page = self.page
         title = PAGES[page.id].title.upper() if page is not None and page.id in PAGES else ""
-        n_ctx = runtime.n_ctx if runtime else 0
-        line = status_line(name, state, used, n_ctx, strand.tok_s, self.size.width, title)
-        self.query_one("#status", Line).set(line)
+        self.accounts.look(used)
+        status = Status(
+            name,
+            state,
+            used,
+            runtime.n_ctx if runtime else 0,
+            strand.tok_s,
+            title,
+            self.accounts.shares(used),
+            [worry.word for worry in self.accounts.worries(used)],
+        )
+        self.query_one("#status", Line).set(status_line(status, self.size.width))
 
     @property
     def used_tokens(self) -> int:

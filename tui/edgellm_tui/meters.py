@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgellm import SpanKind
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from edgellm import Ledger, Span, Usage
+    from edgellm import ContextOutlook, Ledger, Usage
     from edgellm_tui.machine import Machine
 
 _MIB = 1 << 20
@@ -71,53 +69,84 @@ def prefill_rate(usage: Usage, ledger: Ledger) -> float | None:
     return usage.prefill_tokens / usage.prefill_s if usage.prefill_s > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class OldestTurn:
-    """The first exchange behind the system's part: tokens `[start, end)`; `behind` tokens stand after it."""
-
-    start: int
-    end: int
-    behind: int
-
-
-def oldest_turn(spans: Sequence[Span]) -> OldestTurn | None:
-    """What would have to go first to make room: from the first user's text to the second's; None with one turn."""
-    starts = [span.start for span in spans if span.kind is SpanKind.USER]
-    if len(starts) < 2:
-        return None
-    return OldestTurn(starts[0], starts[1], spans[-1].end - starts[1])
-
-
 def cost_words(tokens: int, rate: float | None) -> str:
     """What computing so many tokens again costs."""
     return f"{tokens / rate:.1f} s" if rate else "not measured yet"
 
 
+def outlook_lines(outlook: ContextOutlook, rate: float | None) -> list[str]:
+    """What gives way when the context fills, and what it costs; what an edit of the oldest turn costs."""
+    if outlook.policy == "stop":
+        lines = [
+            f"nothing gives way: at {outlook.limit_tokens} tokens the answer ends (context_policy, F9)",
+        ]
+    elif not outlook.leaving and not outlook.shortened:
+        lines = [
+            f"at {outlook.limit_tokens} tokens {outlook.policy} makes room; nothing of this could go yet"
+        ]
+    else:
+        lines = [f"next to go, at {outlook.limit_tokens} tokens ({outlook.policy}): {_leaving(outlook)}"]
+        if outlook.is_moved:
+            lines.append("the memory behind them is moved up: nothing is computed again")
+        else:
+            cost = cost_words(outlook.behind_tokens, rate)
+            lines.append(f"the {outlook.behind_tokens} tokens behind that are computed again: {cost}")
+    if len(outlook.turns) > 1:
+        behind = sum(turn.tokens for turn in outlook.turns[1:])
+        cost = cost_words(behind, rate)
+        lines.append(f"an edit of the oldest turn computes the {behind} tokens behind it again: {cost}")
+    return lines
+
+
+def _leaving(outlook: ContextOutlook) -> str:
+    parts: list[str] = []
+    if outlook.shortened:
+        count = len(outlook.shortened)
+        parts.append(f"{count} old result{'s' * (count > 1)}")
+    if outlook.leaving:
+        count = len(outlook.leaving)
+        parts.append(f"the oldest {f'{count} turns' if count > 1 else 'turn'}")
+    summed = ", summed up first" if outlook.is_summarized else ""
+    return f"{' and '.join(parts)}, {outlook.removed_tokens} tokens{summed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Worry:
+    """Something that may go wrong: in a word for the status line, and in a sentence."""
+
+    word: str
+    text: str
+
+
 def warnings_of(
     machine: Machine, *, kv_types: Iterable[str], tools: Sequence[str], threads: int, used: int, n_ctx: int
-) -> list[str]:
-    """What may make answers slow or calls wrong, in words."""
-    found: list[str] = []
+) -> list[Worry]:
+    """What may make answers slow or calls wrong, the worst first."""
+    found: list[Worry] = []
+
+    def worry(word: str, text: str) -> None:
+        found.append(Worry(word, text))
+
+    if machine.throttled:
+        worry("throttled", f"the board holds back: {', '.join(machine.throttled)}")
+    if n_ctx and used > 0.9 * n_ctx:
+        worry("full", f"the context is {100 * used // n_ctx} % full")
+    if machine.swap_used_bytes and machine.available_bytes and machine.available_bytes < 200 * _MIB:
+        worry("swaps", "memory is short and the system swaps")
     quantized = [kind for kind in kv_types if kind.startswith(("q", "iq"))]
     if quantized and tools:
-        found.append(
-            f"the KV cache is {'/'.join(dict.fromkeys(quantized))} and tools are offered: "
-            "small models write worse calls with it"
-        )
-    if machine.throttled:
-        found.append(f"the board holds back: {', '.join(machine.throttled)}")
-    if machine.clock_hz and machine.clock_most_hz and machine.clock_hz < 0.8 * machine.clock_most_hz:
-        found.append(f"the clock is at {100 * machine.clock_hz // machine.clock_most_hz} % of its most")
+        kinds = "/".join(dict.fromkeys(quantized))
+        text = f"the KV cache is {kinds} and tools are offered: small models write worse calls with it"
+        worry("KV quantized", text)
     if machine.load is not None and machine.load > machine.cores + 0.5:
-        found.append(
+        text = (
             f"contention: load {machine.load:.1f} on {machine.cores} cores; other programs take turns with it"
         )
+        worry("contention", text)
     if threads > machine.cores:
-        found.append(f"{threads} threads on {machine.cores} cores wait for each other")
-    if machine.swap_used_bytes and machine.available_bytes and machine.available_bytes < 200 * _MIB:
-        found.append("memory is short and the system swaps")
-    if n_ctx and used > 0.9 * n_ctx:
-        found.append(f"the context is {100 * used // n_ctx} % full")
+        worry("threads", f"{threads} threads on {machine.cores} cores wait for each other")
+    if machine.clock_hz and machine.clock_most_hz and machine.clock_hz < 0.8 * machine.clock_most_hz:
+        worry("clock", f"the clock is at {100 * machine.clock_hz // machine.clock_most_hz} % of its most")
     return found
 
 

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgellm_tui.machine import read_machine
 from edgellm_tui.meters import (
     context_bar,
     context_shares,
-    cost_words,
-    oldest_turn,
+    outlook_lines,
     prefill_rate,
     shares_text,
     size_words,
-    warnings_of,
 )
 from edgellm_tui.pages import PageView
 from edgellm_tui.rows import Pane, rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from textual.app import ComposeResult
 
     from edgellm_tui.app import EdgeApp
@@ -34,7 +29,6 @@ class MetersPage(PageView):
 
     def __init__(self, id: str) -> None:
         super().__init__(id=id)
-        self.read: Callable[[], Machine] = read_machine
         self._shown = ""
 
     def compose(self) -> ComposeResult:
@@ -57,7 +51,10 @@ class MetersPage(PageView):
 
     def frame(self) -> None:
         """Writes the figures, where they differ."""
-        text = meters_text(self.edge, self.read(), max(40, self.edge.size.width - 2))
+        app = self.edge
+        app.accounts.look(app.used_tokens)
+        app.accounts.refresh()
+        text = meters_text(app, app.accounts.machine, max(40, app.size.width - 2))
         if text != self._shown:
             self._shown = text
             self.query_one(Pane).set(text)
@@ -74,32 +71,18 @@ def meters_text(app: EdgeApp, machine: Machine, width: int) -> str:
     if runtime is None or chat is None:
         return "no chat is open yet"
     ledger = chat.ledger()
-    shares, spans = context_shares(ledger), list(chat.spans)
+    shares = context_shares(ledger)
     used, n_ctx = sum(share.tokens for share in shares), runtime.n_ctx
     rate = prefill_rate(strand.usage, ledger)
     lines = [rule(f"context  {used} / {n_ctx} tokens  {100 * used // max(1, n_ctx)} %", width, glyphs)]
     lines += [context_bar(shares, n_ctx, width), *_wrapped(shares_text(shares, n_ctx), width)]
-    turn = oldest_turn(spans)
-    if turn is None:
-        lines.append("one turn or none: there is nothing old to give up")
-    else:
-        size = turn.end - turn.start
-        lines += [
-            f"first to go where room is needed: the oldest turn, tokens {turn.start} to {turn.end} ({size})",
-            f"an edit there computes the {turn.behind} tokens behind it again: {cost_words(turn.behind, rate)}",
-        ]
+    if app.accounts.outlook is not None:
+        lines += outlook_lines(app.accounts.outlook, rate)
     lines += ["", rule("speed", width, glyphs), *_speed(app, rate)]
     lines += ["", rule("memory and machine", width, glyphs), *_machine(app, machine)]
-    found = warnings_of(
-        machine,
-        kv_types=(runtime.options.kv_type_k, runtime.options.kv_type_v),
-        tools=chat.tools,
-        threads=runtime.threads,
-        used=used,
-        n_ctx=n_ctx,
-    )
+    found = app.accounts.worries(used)
     lines += ["", rule("warnings", width, glyphs)]
-    lines += [f"! {each}" for each in found] or ["none"]
+    lines += [f"! {each.text}" for each in found] or ["none"]
     return "\n".join(lines)
 
 

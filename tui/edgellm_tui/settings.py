@@ -19,8 +19,9 @@ class Settings:
     """Every setting with its default.
 
     `glyphs`: auto, ascii, box or full. `model` "" is the catalogue's default. `tools` are offered in new chats.
-    `sampler` "" is the model's own chain, else a preset's name or a chain. `trace_rows`: rows kept of every token's
-    distribution, 0 keeps none. `keys` maps a binding's id to keys, such as "app.quit" = "ctrl+q,f12".
+    `sampler` "" is the model's own chain, else a preset's name or a chain. `context_policy`: what gives way when
+    the context fills: stop, evict, summarize or drop-results. `trace_rows`: rows kept of every token's distribution,
+    0 keeps none. `keys` maps a binding's id to keys, such as "app.quit" = "ctrl+q,f12".
     `redraw_share`: how much of one core the screen may take. `slow_link_bps`: at most so many bytes a second are
     sent to the terminal, 0 means no limit.
     """
@@ -30,6 +31,7 @@ class Settings:
     model: str = ""
     system: str = ""
     sampler: str = ""
+    context_policy: str = "stop"
     tools: list[str] = field(default_factory=lambda: ["calculator", "clock"])
     trace_rows: int = 20
     show_distribution: bool = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.binding import Binding
 
-from edgellm import ChainSpec, ConfigError
+from edgellm import CONTEXT_POLICIES, ChainSpec, ConfigError
 from edgellm_tui import glyphs
 from edgellm_tui.footer import all_keys, keys_words
 from edgellm_tui.list_page import ListPage
@@ -25,6 +25,9 @@ _DOCS: dict[str, str] = {
     "model": "The model that is loaded at the start; empty is the catalogue's default.",
     "system": "The system prompt of new chats.",
     "sampler": "The chain of new chats: a preset's name or a chain; empty is the model's own.",
+    "context_policy": "What gives way when the context fills: stop (nothing; the answer ends there), evict (the "
+    "oldest turns), summarize (the same, summed up first), drop-results (old tool results, then turns). For chats that "
+    "are begun or opened from now on.",
     "tools": "Tools that new chats get, separated by commas. The tools page (F8) has them all.",
     "trace_rows": "Rows kept of every token's distribution; 0 keeps none, and the panel has nothing to show.",
     "show_distribution": "Whether the distribution stands under the chat.",
@@ -136,6 +139,8 @@ class SettingsPage(ListPage):
             return ["", *sorted(self.edge.available_themes)]
         if entry.name == "glyphs":
             return ["auto", *glyphs.SETS]
+        if entry.name == "context_policy":
+            return list(CONTEXT_POLICIES)
         if entry.name == "sampler":
             return ["", *self.edge.settings.presets]
         return [False, True] if isinstance(getattr(self.edge.settings, entry.name), bool) else []
@@ -225,6 +230,8 @@ def check_value(name: str, value: Any, themes: Iterable[str], settings: Settings
         raise ConfigError(f"there is no theme {value!r}.", hint="Left and right show what there is.")
     if name == "glyphs" and value not in ("auto", *glyphs.SETS):
         raise ConfigError(f"there are no glyphs {value!r}.", hint="Choose auto, ascii, box or full.")
+    if name == "context_policy" and value not in CONTEXT_POLICIES:
+        raise ConfigError(f"there is no policy {value!r}.", hint=f"There are {', '.join(CONTEXT_POLICIES)}.")
     if name == "sampler" and value:
         chain = replace(settings, sampler=value).sampler_chain()
         if chain:

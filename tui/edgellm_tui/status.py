@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from textual.widgets import Static
 
+from edgellm_tui.meters import context_bar
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgellm_tui.meters import Share
     from edgellm_tui.strand import Strand
+
+# The bar of the context stands in the line from this width on, and takes that part of it.
+_BAR_FROM, _BAR_PART = 110, 5
 
 
 def state_words(strand: Strand, elapsed_s: float) -> str:
@@ -24,16 +33,35 @@ def state_words(strand: Strand, elapsed_s: float) -> str:
     return strand.state
 
 
-def status_line(
-    model: str, state: str, used: int, n_ctx: int, tok_s: float, width: int, page: str = ""
-) -> str:
-    """One line of `width` cells: the model at the left, what happens at the right."""
-    right = state
-    if n_ctx:
-        right += f"  ctx {used}/{n_ctx} {100 * used // n_ctx}%"
-    if tok_s:
-        right += f"  {tok_s:.1f} tok/s"
-    left = f" edgellm  {page + '  ' if page else ''}{model}"
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the first line of the screen says. `shares` are the owners of the context, `worries` short words."""
+
+    model: str
+    state: str
+    used: int = 0
+    n_ctx: int = 0
+    tok_s: float = 0.0
+    page: str = ""
+    shares: Sequence[Share] = ()
+    worries: Sequence[str] = ()
+
+
+def status_line(status: Status, width: int) -> str:
+    """One line of `width` cells: page and model at the left, what happens at the right; where there is room, whose
+    the context is."""
+    right = status.state
+    if status.n_ctx:
+        if status.shares and width >= _BAR_FROM:
+            size = width // _BAR_PART
+            right += f"  [{context_bar(status.shares, status.n_ctx, size)}]"
+        right += f"  ctx {status.used}/{status.n_ctx} {100 * status.used // status.n_ctx}%"
+    if status.tok_s:
+        right += f"  {status.tok_s:.1f} tok/s"
+    if status.worries:
+        more = f" +{len(status.worries) - 1}" if len(status.worries) > 1 else ""
+        right += f"  ! {status.worries[0]}{more}"
+    left = f" edgellm  {status.page + '  ' if status.page else ''}{status.model}"
     room = max(0, width - cell_len(right) - 2)
     return f"{set_cell_size(left, room)} {right} "
 

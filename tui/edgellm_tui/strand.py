@@ -192,9 +192,6 @@ class Strand:
             case edgellm.ContextEvicted():
                 self._close_open()
                 self.note(str(event))
-            case edgellm.ContextEvicted():
-                self._close_open()
-                self.note(str(event))
             case edgellm.HistoryRewritten(policy, removed):
                 self.note(f"{removed} tokens of earlier reasoning were taken off the tape ({policy})")
             case edgellm.TurnFinished(_, reason, usage):
@@ -209,7 +206,7 @@ class Strand:
         words = {
             "cancelled": "stopped; the text so far stays",
             "length": "the answer reached its limit of tokens (/continue goes on)",
-            "context_full": "the context is full: begin a new chat, or rewind",
+            "context_full": "the context is full: begin a new chat, rewind, or set context_policy (F9)",
             "max_steps": "too many tool calls in one turn; it was ended",
         }
         if reason in words:

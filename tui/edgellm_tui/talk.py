@@ -118,6 +118,7 @@ class Talk:
             "trace": self.settings.trace_rows,
             "system": self.settings.system,
             "sampler": self.settings.sampler_chain(),
+            "context_policy": self.settings.context_policy,
         }
 
     def approve(self, call: Any, spec: Any, reason: str) -> Any:
