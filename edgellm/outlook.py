@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgellm.context_policy import Crowding, Drop, Shorten, Summarize
+from edgellm.context_policy import Crowding, Drop, Shorten
 
 if TYPE_CHECKING:
     from edgellm.context_policy import ContextTurn
@@ -51,7 +51,7 @@ def outlook(upkeep: Upkeep, pace: Pace) -> ContextOutlook:
             leaving.add(remedy.turn)
         elif isinstance(remedy, Shorten):
             shortened.append(remedy.message)
-        elif isinstance(remedy, Summarize):
+        else:
             leaving.update(remedy.turns)
             is_summarized = True
     removed = sum(turns[place].tokens for place in leaving) + sum(results[message] for message in shortened)
