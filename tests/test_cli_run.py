@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_models
 from cli_harness import cli
 
 from edgellm.cli.render import escape
@@ -222,3 +223,41 @@ def test_settings_reach_the_tool(model: Path, tmp_path: Path) -> None:
 def test_escape_spells_out_what_could_fool_a_terminal() -> None:
     assert escape("a\x1b[2Jb\r\x9b\u202ec\td\n") == "a\\x1b[2Jb\\r\\x9b\\u202ec\td\n"
     assert escape("héllo 👩‍👩‍👧 مرحبا") == "héllo 👩‍👩‍👧 مرحبا"
+
+
+def test_adapters_are_laid_over_the_weights(model: Path, tmp_path: Path) -> None:
+    lora = tiny_models.build_lora(tmp_path / "mine.gguf")
+    vector = tiny_models.build_control_vector(tmp_path / "calm.gguf")
+    words = ("run", "-m", model, "--sampler", "greedy", "--max-tokens", 12, "--no-tools", "Hello")
+    plain, adapted = cli(*words), cli(*words, "--lora", lora)
+    steered = cli(*words, "--control-vector", f"{vector}:2")
+    assert (plain.code, adapted.code, steered.code) == (0, 0, 0)
+    assert len({plain.out, adapted.out, steered.out}) == 3
+    assert cli(*words, "--lora", f"{lora}:0", "--control-vector", f"{vector}:0.0").out == plain.out
+    assert cli(*words, "--lora", f"{lora}:0.5", "--lora", f"{lora}:0.5").out == adapted.out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--lora", "none.gguf", "there is no LoRA adapter at none.gguf"),
+        ("--control-vector", "none.gguf:0.5", "there is no control vector at none.gguf"),
+        ("--lora", "{lora}:half", "the scale 'half' of"),
+        ("--control-vector", "{lora}", "is no control vector"),
+        ("--lora", "{model}", "is no LoRA adapter"),
+        ("--lora", "{foreign}", "made for a qwen3 model, this one is llama"),
+    ],
+)
+def test_adapter_that_does_not_fit_is_one_line_with_a_remedy(
+    model: Path, tmp_path: Path, option: str, value: str, message: str
+) -> None:
+    files = {
+        "lora": tiny_models.build_lora(tmp_path / "mine.gguf"),
+        "foreign": tiny_models.build_lora(tmp_path / "foreign.gguf", arch="qwen3"),
+        "model": model,
+    }
+    outcome = cli("run", "-m", model, "--no-tools", option, value.format(**files), "Hello")
+    assert outcome.code != 0
+    assert outcome.out == ""
+    (line,) = outcome.err.strip().splitlines()
+    assert message in line

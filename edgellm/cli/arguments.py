@@ -138,6 +138,22 @@ def add_chatting(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--format", metavar="NAME", type=text("the format"), help="how tool calls are written")
     group.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        action="append",
+        default=[],
+        type=text("the LoRA adapter"),
+        help="lay a LoRA adapter (GGUF) over the weights; repeatable",
+    )
+    group.add_argument(
+        "--control-vector",
+        metavar="FILE[:SCALE]",
+        action="append",
+        default=[],
+        type=text("the control vector"),
+        help="steer with a control vector (GGUF); repeatable",
+    )
+    group.add_argument(
         "--when-full",
         metavar="POLICY",
         choices=WHEN_FULL,

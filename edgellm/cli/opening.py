@@ -12,11 +12,13 @@ from edgellm.errors import Cancelled, ConfigError, EdgeError
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Sequence
 
     from edgellm.plugins import Plugins
     from edgellm.runtime import Runtime
     from edgellm.toolbox.tool import Tool
     from edgellm.toolbox.toolset import Toolset
+    from edgellm.types import AdapterSet
 
 DEFAULT_TOOLS = ("calculator", "clock")
 _LOADING = {
@@ -104,7 +106,38 @@ def chat_options(args: Namespace) -> dict[str, Any]:
         options["context_policy"] = args.when_full
     if args.template is not None:
         options["template"] = template_text(args.template)
+    if args.lora or args.control_vector:
+        options["adapters"] = adapters(args.lora, args.control_vector)
     return options
+
+
+def adapters(lora: Sequence[str], control: Sequence[str]) -> AdapterSet:
+    """The adapters that `FILE` and `FILE:SCALE` name; their headers are looked at. Raises ConfigError."""
+    from edgellm.models.adapter_file import read_adapter
+    from edgellm.types import AdapterSet, ControlVector, LoraAdapter
+
+    chosen = AdapterSet(
+        tuple(LoraAdapter(*_scaled(text)) for text in lora),
+        tuple(ControlVector(*_scaled(text)) for text in control),
+    )
+    for one in chosen.lora:
+        read_adapter(one.path, "LoRA adapter")
+    for one in chosen.control:
+        read_adapter(one.path, "control vector")
+    return chosen
+
+
+def _scaled(text: str) -> tuple[str, float]:
+    """`FILE:SCALE` as (file, scale); where there is a file of the whole name, or no colon, that and 1."""
+    path, colon, number = text.rpartition(":")
+    if not colon or not path or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        return path, float(number)
+    except ValueError:
+        raise ConfigError(
+            f"the scale {number!r} of {path} is no number.", hint="Write, for example, FILE:0.5."
+        ) from None
 
 
 def check_chain(text: str | None) -> None:
