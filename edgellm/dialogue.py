@@ -14,7 +14,6 @@ from edgellm.draft import Draft
 from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
 from edgellm.ledger import head_cost, make_ledger
-from edgellm.native.overlay import set_of
 from edgellm.outlook import outlook
 from edgellm.response_format import ResponseFormat
 from edgellm.types import Leg, Message, Usage
@@ -353,7 +352,7 @@ class Chat:
     @property
     def adapters(self) -> AdapterSet:
         """The LoRA adapters and control vectors that this chat decodes with; those of scale 0 are left out."""
-        return set_of(self.conversation.session.overlay.parts)
+        return self.conversation.session.overlay.chosen
 
     def set_adapters(self, adapters: AdapterSet | None) -> int:
         """Decodes with other adapters from here on, without loading the weights again. Gives how many tokens the next

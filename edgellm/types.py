@@ -49,12 +49,40 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """A LoRA adapter file and its scale."""
+
+    path: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ControlVector:
+    """A control vector file and its scale. It is added behind layers `first_layer` to `last_layer`, counted from 0 (the
+    first layer has none); `last_layer` 0 is the model's last."""
+
+    path: str
+    scale: float = 1.0
+    first_layer: int = 1
+    last_layer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSet:
+    """What is laid over a model's weights for a chat: any number of LoRA adapters and control vectors, added up."""
+
+    lora: tuple[LoraAdapter, ...] = ()
+    control: tuple[ControlVector, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `[start, end)` of the tape that belong to one owner."""
+    """Tokens `[start, end)` of the tape that belong to one owner, and came while `adapters` were in use."""
 
     kind: SpanKind
     start: int
     end: int
+    adapters: AdapterSet = AdapterSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,33 +337,6 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(self.legs + other.legs)
-
-
-@dataclass(frozen=True, slots=True)
-class LoraAdapter:
-    """A LoRA adapter file and its scale."""
-
-    path: str
-    scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ControlVector:
-    """A control vector file and its scale. It is added behind layers `first_layer` to `last_layer`, counted from 0 (the
-    first layer has none); `last_layer` 0 is the model's last."""
-
-    path: str
-    scale: float = 1.0
-    first_layer: int = 1
-    last_layer: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSet:
-    """What is laid over a model's weights for a chat: any number of LoRA adapters and control vectors, added up."""
-
-    lora: tuple[LoraAdapter, ...] = ()
-    control: tuple[ControlVector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,6 +291,32 @@ def test_load_time_adapters_are_the_default(tiny_model: Callable[..., Path], fil
         assert chat.fork().adapters == chat.adapters
 
 
+def test_spans_say_with_which_adapters_their_tokens_came(
+    runtime: edgellm.Runtime, files: dict[str, Path], tmp_path: Path
+) -> None:
+    chat = runtime.chat(sampler="greedy")
+    chat.ask("user and the system", max_tokens=8)
+    plain = len(chat.tape)
+    chat.set_adapters(lora(files["one"]))
+    chat.ask("name", max_tokens=8)
+    for one in (chat, chat.fork()):
+        assert {span.adapters for span in one.spans if span.end <= plain} == {AdapterSet()}
+        assert {span.adapters for span in one.spans if span.start >= plain} == {lora(files["one"])}
+        assert [span.end for span in one.spans[:-1]] == [span.start for span in one.spans[1:]]
+    chat.save(tmp_path / "a.chat")
+    with runtime.open_chat(tmp_path / "a.chat", adapters=AdapterSet()) as again:
+        assert again.spans == chat.spans
+        again.ask("name", max_tokens=2)
+        assert again.spans[-1].adapters == AdapterSet()
+    middle = chat.conversation.session
+    middle.splice(2, 4, [(50, SpanKind.USER)])
+    assert middle.tape.spans()[0].adapters == AdapterSet()
+    assert middle.tape.sets[2] == lora(files["one"])
+    assert middle.tape.sets[3:] == (AdapterSet(),) * (plain - 4) + (lora(files["one"]),) * (
+        len(chat.tape) - plain + 1
+    )
+
+
 def test_saved_chat_comes_back_with_its_adapters(
     runtime: edgellm.Runtime, files: dict[str, Path], tmp_path: Path
 ) -> None:

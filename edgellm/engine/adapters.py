@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from edgellm.errors import ConfigError
 from edgellm.models.adapter_file import read_adapter, read_directions
-from edgellm.native.overlay import PLAIN, AdapterPart, Overlay, key_of, load_lora
+from edgellm.native.overlay import PLAIN, AdapterPart, Overlay, key_of, load_lora, set_of
 from edgellm.types import AdapterSet, ControlVector, LoraAdapter
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Adapters:
         overlay = self._overlays.get(key)
         if overlay is None:
             lora = [(self._values[p.digest], p.scale) for p in in_order if p.kind == "LoRA adapter"]
-            overlay = Overlay(in_order, tuple(lora), self._directions(in_order))
+            overlay = Overlay(in_order, set_of(in_order), tuple(lora), self._directions(in_order))
             self._overlays[key] = overlay
         return overlay
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def _saved(session: Session, extra: Mapping[str, Any]) -> SavedBranch:
         extra=dict(extra),
         probe=probe,
         adapters=session.overlay.parts,
+        adapter_runs=[(len(list(run)), adapters) for adapters, run in groupby(session.tape.sets)],
     )
     points = tuple((point.length, point.state) for point in memory.checkpoints)
     logits = session.held_logits
@@ -120,7 +122,8 @@ def restore_session(
         )
     branch = saved.record
     overlay = _overlay(engine, branch, adapters)
-    tape = Tape(branch.tokens, [SpanKind(kind) for kind in branch.kinds])
+    saved_with = set_of(branch.adapters) if branch.adapters is not None else overlay.chosen
+    tape = Tape(branch.tokens, [SpanKind(kind) for kind in branch.kinds], branch.sets(saved_with))
     session = Session(engine, chain, branch=branch.branch, tape=tape, overlay=overlay)
     session.check_room(0)
     chain.replay(tape.tokens)

@@ -43,8 +43,10 @@ class Session:
         overlay: Overlay | None = None,
     ) -> None:
         self.engine = engine
+        overlay = overlay or engine.adapters.default
         self.tape = tape or Tape()
-        self.memory = Memory(engine, self.tape, overlay or engine.adapters.default)
+        self.tape.adapters = overlay.chosen
+        self.memory = Memory(engine, self.tape, overlay)
         self.drawing = Drawing(chain, self.tape, engine.vocabulary, branch)
         self.guesses = Guesses(engine, self.tape, self.memory)
         self.is_waiting = False
@@ -76,6 +78,7 @@ class Session:
         self._logits = None
         self.guesses.drop()
         self.memory.use(overlay)
+        self.tape.adapters = overlay.chosen
 
     @property
     def kv_length(self) -> int:
@@ -552,9 +555,10 @@ class Session:
             return self.excise(start, end)
         self.check_open()
         self.settle()
-        rest = list(zip(self.tape.tokens[end:], self.tape.kinds[end:], strict=True))
+        whole = self.tape.copy()
         self.rewind(start)
-        self.tape.extend([*entries, *rest])
+        self.tape.extend(entries)
+        self.tape.take(whole, end)
         self._logits = None
         self.drawing.tell_anew()
         return False

@@ -15,6 +15,7 @@ import msgspec
 from edgellm.atomic import replacing
 from edgellm.errors import ConfigError, SessionError
 from edgellm.native.overlay import AdapterPart
+from edgellm.types import AdapterSet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,8 @@ class BranchRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     `kv_length` tokens of the tape are in its memory. `checkpoints` are the lengths of its partial states. `blobs` are
     the sizes in bytes of memory, logits and partial states, as they follow in the file. `adapters` are the files that
-    the memory was computed with; None where an older version wrote it.
+    the memory was computed with; None where an older version wrote it. `adapter_runs` say how many tokens in a row came
+    with which set; where they are empty, all came with those.
     """
 
     branch: int
@@ -56,6 +58,12 @@ class BranchRecord(msgspec.Struct, frozen=True, kw_only=True):
     blobs: list[int] = []
     probe: Probe | None = None
     adapters: tuple[AdapterPart, ...] | None = None
+    adapter_runs: list[tuple[int, AdapterSet]] = []
+
+    def sets(self, own: AdapterSet) -> list[AdapterSet]:
+        """The set of every token; `own` is that of the memory."""
+        runs = self.adapter_runs or [(len(self.tokens), own)]
+        return [adapters for count, adapters in runs for _ in range(count)]
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +222,8 @@ def _split(record: SessionRecord, body: memoryview) -> SavedSessions | None:
     for branch in record.branches:
         own, blobs = blobs[: len(branch.blobs)], blobs[len(branch.blobs) :]
         if len(own) != 2 + len(branch.checkpoints) or len(branch.tokens) != len(branch.kinds):
+            return None
+        if branch.adapter_runs and sum(count for count, _ in branch.adapter_runs) != len(branch.tokens):
             return None
         branches.append(
             SavedBranch(branch, own[0], own[1], tuple(zip(branch.checkpoints, own[2:], strict=True)))

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgellm.types import Span, SpanKind
+from edgellm.types import AdapterSet, Span, SpanKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_PLAIN = AdapterSet()
+
 
 class Tape:
-    """Append-only tokens in labelled spans. It is cut only by its session, which cuts the memory with it."""
+    """Append-only tokens in labelled spans. It is cut only by its session, which cuts the memory with it.
 
-    __slots__ = ("_kinds", "tokens")
+    `adapters` are those in use: each token keeps the set that was in use when it came.
+    """
 
-    def __init__(self, tokens: Iterable[int] = (), kinds: Iterable[SpanKind] = ()) -> None:
+    __slots__ = ("_kinds", "_sets", "adapters", "tokens")
+
+    def __init__(
+        self,
+        tokens: Iterable[int] = (),
+        kinds: Iterable[SpanKind] = (),
+        sets: Iterable[AdapterSet] | None = None,
+        *,
+        adapters: AdapterSet = _PLAIN,
+    ) -> None:
+        self.adapters = adapters
         self.tokens: list[int] = list(tokens)
         self._kinds: list[SpanKind] = list(kinds)
-        if len(self.tokens) != len(self._kinds):
-            raise ValueError("a tape needs one kind for each token")
+        self._sets = [adapters] * len(self.tokens) if sets is None else list(sets)
+        if not len(self.tokens) == len(self._kinds) == len(self._sets):
+            raise ValueError("a tape needs one kind and one set of adapters for each token")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -28,6 +42,7 @@ class Tape:
         """Adds one token."""
         self.tokens.append(token)
         self._kinds.append(kind)
+        self._sets.append(self.adapters)
 
     def extend(self, entries: Iterable[tuple[int, SpanKind]]) -> None:
         """Adds (token, kind) pairs."""
@@ -38,11 +53,19 @@ class Tape:
         """Keeps the first `length` tokens."""
         del self.tokens[length:]
         del self._kinds[length:]
+        del self._sets[length:]
 
     def remove(self, start: int, end: int) -> None:
         """Takes tokens [start, end) out of the middle."""
         del self.tokens[start:end]
         del self._kinds[start:end]
+        del self._sets[start:end]
+
+    def take(self, other: Tape, start: int) -> None:
+        """Adds what another tape holds from `start` on, as it is."""
+        self.tokens += other.tokens[start:]
+        self._kinds += other._kinds[start:]
+        self._sets += other._sets[start:]
 
     def relabel(self, start: int, end: int, kind: SpanKind) -> None:
         """Gives tokens [start, end) another owner: whose a drawn token is shows only once it is parsed."""
@@ -53,16 +76,27 @@ class Tape:
         """The owner of every token."""
         return tuple(self._kinds)
 
+    @property
+    def sets(self) -> tuple[AdapterSet, ...]:
+        """The adapters of every token."""
+        return tuple(self._sets)
+
     def spans(self) -> list[Span]:
-        """Runs of tokens with one owner, in order."""
+        """Runs of tokens with one owner and one set of adapters, in order."""
+        kinds, sets = self._kinds, self._sets
         spans: list[Span] = []
         start = 0
-        for position in range(1, len(self._kinds) + 1):
-            if position == len(self._kinds) or self._kinds[position] != self._kinds[start]:
-                spans.append(Span(self._kinds[start], start, position))
-                start = position
+        for end in range(1, len(kinds) + 1):
+            # Sets are looked into only where they are not the same object, which is seldom.
+            if (
+                end == len(kinds)
+                or kinds[end] != kinds[start]
+                or (sets[end] is not sets[start] and sets[end] != sets[start])
+            ):
+                spans.append(Span(kinds[start], start, end, sets[start]))
+                start = end
         return spans
 
     def copy(self) -> Tape:
         """An equal tape that shares nothing."""
-        return Tape(self.tokens, self._kinds)
+        return Tape(self.tokens, self._kinds, self._sets, adapters=self.adapters)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from edgellm.native.model import Model
 
 
+_NONE = AdapterSet()
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterPart:
     """One file of a set. `digest` is of its content; `first_layer` and `last_layer` are a control vector's."""
@@ -57,10 +60,11 @@ class Overlay:
     """A set of adapters, ready for a context. Two are the same set where they are the same object.
 
     `lora` are (llama_adapter_lora pointer, scale) pairs; `directions` float32 (n_layer, n_embd) or None: row N is added
-    behind layer N, the first row is not used.
+    behind layer N, the first row is not used. `chosen` is the set as one asks for it.
     """
 
     parts: tuple[AdapterPart, ...] = ()
+    chosen: AdapterSet = _NONE
     lora: tuple[tuple[Any, float], ...] = ()  # Any: an opaque pointer
     directions: NDArray[np.float32] | None = None
 
