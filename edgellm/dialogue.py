@@ -185,6 +185,10 @@ class Chat:
         self.conversation.session.check_open()
         return self.runtime.run_turn(self._draft.compute(text, self._open))
 
+    def stop_draft(self) -> None:
+        """Ends a `prefill_draft` of another thread; the chunks that are done stay. Without one: nothing."""
+        self._draft.stop()
+
     async def aprefill_draft(self, text: str) -> int:
         """`prefill_draft` for asyncio, beside other chats' turns. Cancelling the task ends it."""
         import asyncio

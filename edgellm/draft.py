@@ -27,6 +27,9 @@ class Draft:
         self._conversation = conversation
         self._upkeep = upkeep
         self._running = threading.Lock()
+        # Held while a cancel is given, so that none comes behind the draft's end and hits a turn.
+        self._stopping = threading.Lock()
+        self._is_active = False
 
     def compute(self, text: str, is_idle: threading.Lock) -> Generator[Waiting, None, int]:
         """Computes what is settled of `text`; gives how many tokens are ahead. Nothing where `is_idle` is taken.
@@ -40,6 +43,7 @@ class Draft:
                 return 0
             session = self._conversation.session
             try:
+                self._is_active = True
                 tokens, head = self._settled(text)
                 if self._upkeep.excess(len(tokens) - len(session.tape), 0):
                     return 0  # older turns will give way first
@@ -48,7 +52,9 @@ class Draft:
             except (Cancelled, ContextFull, TemplateError):
                 pass  # the turn itself will meet what there is to say
             finally:
-                session.is_cancelled = False
+                with self._stopping:
+                    self._is_active = False
+                    session.is_cancelled = False
                 is_idle.release()
             return len(session.memory.expected)
         finally:
@@ -68,8 +74,9 @@ class Draft:
 
     def stop(self) -> None:
         """Ends it within one decode. Safe from any thread."""
-        if self.is_running:
-            self._conversation.session.cancel()
+        with self._stopping:
+            if self._is_active:
+                self._conversation.session.cancel()
 
     def is_over(self, wait_s: float) -> bool:
         """True once it has ended, which is waited for."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from edgellm_tui.app import EdgeApp
+from edgellm_tui.prompt import Prompt
+from edgellm_tui.settings import Settings
 from textual.pilot import Pilot
 from tui_harness import (
     LARGE,
@@ -91,3 +93,37 @@ def test_what_is_sent_during_an_answer_waits_for_its_end() -> None:
         assert [text for text, _ in chat.sent] == ["one", "two"]
 
     run(play, runtime=ScriptedRuntime([[*words("first"), gate], words("second")]))
+
+
+def test_pause_in_the_typing_has_the_draft_computed_and_sending_ends_it() -> None:
+    runtime = ScriptedRuntime([words("Fine.")])
+    runtime.drafts_last = True
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        chat: Any = app.talk.current.chat
+        app.prompt.focus()
+        for text in ("How ", "are "):
+            app.prompt.insert(text)
+            await pilot.pause()
+        await wait_until(pilot, chat.is_drafting.is_set)
+        assert chat.drafts == ["How are "]
+        await say(pilot, "you?")
+        await shown(pilot, "Fine.")
+        await settled(pilot)
+        assert chat.draft_stopped.is_set()
+        assert [text for text, _ in chat.sent] == ["How are you?"]
+        assert chat.drafts == ["How are "]
+
+    run(play, runtime=runtime)
+
+
+@pytest.mark.parametrize(("text", "computes"), [("/help me", True), ("Hello", False)])
+def test_commands_are_no_drafts_and_the_setting_turns_drafts_off(text: str, computes: bool) -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        chat: Any = app.talk.current.chat
+        app.on_prompt_paused(Prompt.Paused(text))
+        app.on_prompt_paused(Prompt.Paused("  "))
+        await settled(pilot)
+        assert chat.drafts == []
+
+    run(play, settings=Settings(glyphs="box", compute_drafts=computes))

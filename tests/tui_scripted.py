@@ -158,6 +158,8 @@ class ScriptedRuntime:
         self.chats: list[ScriptedChat] = []
         self.loaded: list[str] = []
         self.is_closed = False
+        # Whether a draft goes on until it is stopped.
+        self.drafts_last = False
 
     def load(self, model: str) -> ScriptedRuntime:
         """What the app is given as `load`."""
@@ -199,6 +201,8 @@ class ScriptedChat:
         self.starts = [0] * len(self.texts)
         self.steps: dict[int, Step] = {}
         self.sent: list[tuple[str | None, dict[str, Any]]] = []
+        self.drafts: list[str] = []
+        self.is_drafting, self.draft_stopped = threading.Event(), threading.Event()
         self.usage = Usage()
         self.chain = SimpleNamespace(spec=edgellm.ChainSpec.parse(options.get("sampler") or CHAIN), seed=7)
         self.template = SimpleNamespace(source="", name="scripted")
@@ -323,6 +327,16 @@ class ScriptedChat:
 
     def cancel(self) -> None:
         self._stop.set()
+
+    def prefill_draft(self, text: str) -> int:
+        self.drafts.append(text)
+        self.is_drafting.set()
+        if self.runtime.drafts_last:
+            assert self.draft_stopped.wait(20)
+        return 0
+
+    def stop_draft(self) -> None:
+        self.draft_stopped.set()
 
     def _draw(self, draw: Draw, kind: SpanKind | None = None) -> Generator[Any, None, None]:
         kind = kind or (SpanKind.REASONING if draw.is_reasoning else SpanKind.TEXT)

@@ -420,6 +420,12 @@ class EdgeApp(App[int]):
         except edgellm.EdgeError as error:
             self.report(error)
 
+    def on_prompt_paused(self, message: Prompt.Paused) -> None:
+        """The user thinks about what to write next."""
+        text = message.text.lstrip()
+        if text and not text.startswith("/") and self.editing is None:
+            self.talk.draft(text)
+
     def say(self, text: str) -> None:
         """Sends a message, with its @files; waits with it while there is no model or a turn is open."""
         try:

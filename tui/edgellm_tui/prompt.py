@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from textual.events import Key
+    from textual.timer import Timer
 
 _ATTACHED = re.compile(r"(?<!\S)@(\S+)")
 _MOST_BYTES = 256 * 1024
 _MOST_HISTORY = 500
+_PAUSE_S = 0.5
 PROMPT_KEYS = {
     "prompt.send": "enter",
     "prompt.newline": "ctrl+j,shift+enter",
@@ -38,6 +40,13 @@ class Prompt(TextArea):
 
     class Sent(Message):
         """The user sends a text."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
+    class Paused(Message):
+        """The user has stopped typing for a moment."""
 
         def __init__(self, text: str) -> None:
             super().__init__()
@@ -64,6 +73,7 @@ class Prompt(TextArea):
         self.commands = list(commands)
         self.earlier = history or History()
         self._actions: dict[str, Callable[[], None]] = {}
+        self._pause: Timer | None = None
         self.set_keys(keys or {})
 
     def set_keys(self, keys: Mapping[str, str]) -> None:
@@ -83,6 +93,12 @@ class Prompt(TextArea):
         self.earlier.add(text)
         self.text = ""
         self.post_message(self.Sent(text))
+
+    def on_text_area_changed(self) -> None:
+        """Waits for a pause in the typing."""
+        if self._pause is not None:
+            self._pause.stop()
+        self._pause = self.set_timer(_PAUSE_S, lambda: self.post_message(self.Paused(self.text)))
 
     def action_newline(self) -> None:
         """Begins a new line."""

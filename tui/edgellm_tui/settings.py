@@ -23,7 +23,8 @@ class Settings:
     the context fills: stop, evict, summarize or drop-results. `trace_rows`: rows kept of every token's distribution,
     0 keeps none. `keys` maps a binding's id to keys, such as "app.quit" = "ctrl+q,f12".
     `redraw_share`: how much of one core the screen may take. `slow_link_bps`: at most so many bytes a second are
-    sent to the terminal, 0 means no limit.
+    sent to the terminal, 0 means no limit. `compute_drafts`: what is settled of a message is computed while it is
+    typed.
     """
 
     theme: str = ""
@@ -39,6 +40,7 @@ class Settings:
     # On two cores that both decode, what the screen takes is lost to the decode.
     redraw_share: float = 0.04
     slow_link_bps: int = 0
+    compute_drafts: bool = True
     presets: dict[str, str] = field(default_factory=lambda: dict(PRESETS))
     keys: dict[str, str] = field(default_factory=dict[str, str])
 

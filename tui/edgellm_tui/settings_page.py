@@ -34,6 +34,7 @@ _DOCS: dict[str, str] = {
     "approval_timeout_s": "How long a call waits for your yes before that is a no; 0 waits for ever.",
     "redraw_share": "How much of one core the screen may take.",
     "slow_link_bps": "At most so many bytes a second go to the terminal; 0 is no limit. From the next start on.",
+    "compute_drafts": "Whether a message is computed while you type it. A near-tie may then be drawn otherwise.",
     "presets": "Chains with a name. The sampler page (F7) saves them.",
     "keys": "Keys that you have changed; they stand below, each by its own.",
 }

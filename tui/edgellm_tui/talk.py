@@ -241,6 +241,11 @@ class Talk:
         self._record(saying=(strand, text) if text is not None else None)
         self.worker.turn(strand.key, strand.chat, text, **options)
 
+    def draft(self, text: str) -> None:
+        """The user types: computes ahead what of it is settled, where nothing else is to be done."""
+        if self.settings.compute_drafts and self.is_ready and not self.worker.is_busy:
+            self.worker.draft(self.current.chat, text)
+
     def fork(
         self,
         then: Callable[[Strand], None],

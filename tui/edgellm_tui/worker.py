@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edgellm import Approval
+from edgellm import Approval, EdgeError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
@@ -91,6 +91,8 @@ class EngineWorker:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="edgellm-app", daemon=True)
         self._open: dict[int, Any] = {}
+        # The chat of which a draft is computed just now. Any: as above.
+        self._drafting: Any = None
         self._stopped: set[int] = set()
         self._questions: list[Question] = []
         self._lock = threading.Lock()
@@ -104,7 +106,7 @@ class EngineWorker:
     def close(self, timeout_s: float = 10.0) -> None:
         """Ends open turns and the thread, after the jobs that are waiting."""
         self.stop()
-        self._jobs.put(None)
+        self._add(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -134,7 +136,29 @@ class EngineWorker:
                 if done is not None:
                     self.put(Called(partial(done, value)))
 
-        self._jobs.put(run)
+        self._add(run)
+
+    def draft(self, chat: Any, text: str) -> None:
+        """Computes what is settled of a text that is being typed, while there is nothing else to do. Whatever comes
+        ends it at once."""
+
+        # Any: a Chat, or what plays one in tests.
+        def run() -> None:
+            self._drafting = chat
+            try:
+                if self._jobs.empty():
+                    chat.prefill_draft(text)
+            except EdgeError:
+                pass  # nobody has asked for it, and the turn itself will say what is wrong
+            finally:
+                self._drafting = None
+
+        self._add(run)
+
+    def _add(self, job: Callable[[], None] | None) -> None:
+        self._jobs.put(job)
+        if (drafting := self._drafting) is not None:
+            drafting.stop_draft()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -151,7 +175,7 @@ class EngineWorker:
         """One turn of a chat; its events come as Heard(key, ...), its end as Ended(key, ...)."""
         # Any: a Chat, or what plays one in tests.
         self._begin([(key, chat)])
-        self._jobs.put(lambda: self._play(key, chat, text, options))
+        self._add(lambda: self._play(key, chat, text, options))
 
     def _play(self, key: int, chat: Any, text: str | None, options: dict[str, Any]) -> None:
         error: Exception | None = None
@@ -175,7 +199,7 @@ class EngineWorker:
     def race(self, runners: Sequence[tuple[int, Any]], **options: Any) -> None:
         """Lets several chats go on at the same time, their tokens in shared batches."""
         self._begin(runners)
-        self._jobs.put(lambda: asyncio.run(self._run_together(runners, options)))
+        self._add(lambda: asyncio.run(self._run_together(runners, options)))
 
     async def _run_together(self, runners: Sequence[tuple[int, Any]], options: dict[str, Any]) -> None:
         async def one(key: int, chat: Any) -> None:
