@@ -248,12 +248,10 @@ def test_any_cut_gives_the_same_events(
 @given(OUTPUTS)
 def test_nothing_is_swallowed_but_marks_and_space(output: str) -> None:
     parser, events = parse(output, THINKING)
-    shown = "".join(
-        event.text if isinstance(event, (TextDelta, ReasoningDelta)) else event.call.raw
-        for event in events
-        if isinstance(event, (TextDelta, ReasoningDelta, ToolCallReady))
-    )
-    shown += "".join(piece.text for piece in parser.pieces if piece.kind == "broken")
+    shown = "".join(piece.text for piece in parser.pieces if piece.kind not in ("mark", "end"))
+    assert [event.call.raw for event in events if isinstance(event, ToolCallReady)] == [
+        piece.text for piece in parser.pieces if piece.kind == "call"
+    ]
     left = output
     for char in shown:
         # What is shown is the output, in order, with something left out ...

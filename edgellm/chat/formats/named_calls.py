@@ -147,8 +147,7 @@ class NamedCalls(WireFormat):
             else:
                 arguments.parts.append((yield from source.json()))
         except Fault as fault:
-            ends = tuple(filter(None, (self.call_end.strip(SPACE + "`"), *self.call_ends, *closes)))
-            if self.skips_junk and (yield from source.skip_to(ends, _BROKEN_CHARS)):
+            if self.skips_junk and (yield from self._skip_broken(source, closes)):
                 raise Fault(str(fault), is_whole=True) from fault
             raise
         whole: dict[str, Any] = loads("".join(arguments.parts))
@@ -178,6 +177,20 @@ class NamedCalls(WireFormat):
         if not name:
             raise Fault("it has no name", is_whole=True)
         source.tell(Complete(name, whole, source.rest + len(space)))
+
+    def _skip_broken(self, source: Source, closes: Sequence[str]) -> Generator[None, None, bool]:
+        """Takes what cannot be read, up to the end of the call; False (and nothing is taken) where that is not near."""
+        call_end = self.call_end.strip(SPACE + "`")
+        ends = tuple(filter(None, (call_end, *self.call_ends)))
+        # Of an end in several marks the first will do; it is told apart from its whole by what follows.
+        stops = tuple(
+            end for end in ends if not any(end != other and end.startswith(other) for other in ends)
+        )
+        stop = yield from source.skip_to((*stops, *closes), _BROKEN_CHARS)
+        if stop in stops and stop != call_end:
+            while (yield from source.one_of(ends)):
+                pass
+        return bool(stop)
 
     # -- writing ----------------------------------------------------------------------------------------
 
