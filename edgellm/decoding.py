@@ -144,8 +144,9 @@ class Decoding:
         self.repaired_calls = 0
         self.decode_s = 0.0
         self._free_before = session.free_tokens
-        # What is wrong with a call that could not be repaired.
+        # What is wrong with a call that could not be repaired, and with the last one that nobody tried to.
         self.fault = ""
+        self._broken = ""
         if resumed is not None:
             self._resume(resumed)
 
@@ -240,6 +241,10 @@ class Decoding:
             session.settle()
             # Also for a reader who left: what the parser still holds is part of the message.
             rest = self._finish()
+        if not self.calls and self.finish_reason == "eog":
+            # Whoever wrote it is told: nothing else would say that no call came of it.
+            self._note_broken(rest)
+            self.fault = self.fault or self._broken
         yield from self._withheld
         yield from self._not_given(rest)
 
@@ -597,9 +602,15 @@ class Decoding:
         is_first = len(self.calls) <= self._section_calls + 1
         return self._repairs_left > 0 and self._make_constraint is not None and is_first
 
+    def _note_broken(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, ToolCallBroken):
+                self._broken = event.error
+
     def _fault_in(self, step: Step, events: Sequence[Event], was_in_call: bool) -> str | None:
         """What is wrong with the call that ended with this token; None where all is well."""
         if not self._can_repair():
+            self._note_broken(events)
             return None
         for event in events:
             if isinstance(event, ToolCallBroken):

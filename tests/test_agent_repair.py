@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import edgellm
+from edgellm.decoding import Decoding
 from edgellm.scripted import Scripted
 from edgellm.toolbox.tool import ToolOptions, raw_tool
 
@@ -178,3 +179,19 @@ def test_a_call_written_under_the_grammar_is_refused_not_written_again(runtime: 
     assert seen == []
     assert chat.usage.repaired_calls == 0
     assert events[-1].text == "It is odd."
+
+
+def test_without_a_grammar_the_model_is_told(
+    runtime: edgellm.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise edgellm.ConstraintError("no such grammar.")
+
+    monkeypatch.setattr(Decoding, "_grammar", refuse)
+    good = WRONG_NAMES["lfm2"].replace("addd", "add")
+    answers = (WRONG_NAMES["lfm2"], good, "It is 5.")
+    chat = make_chat(runtime, *answers, chat_format="lfm2", constraint="check")
+    events = list(chat.send("What is 2 + 3?"))
+    assert any(isinstance(event, edgellm.ToolCallBroken) for event in events)
+    assert "could not be read: 'addd' is not a tool, there is add, shout." in tape_text(chat)
+    assert events[-1].text == "It is 5."
