@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_models
 from cli_harness import Outcome, cli, terminal
 
 TOOLS = '''
@@ -259,3 +260,24 @@ def test_the_end_of_input_while_asked_is_a_no(model: Path, tools: Path) -> None:
         tty.type("\x04")
         tty.wait_for("← Not run")
         assert tty.code() == 0
+
+
+def test_adapters_are_shown_and_changed_in_mid_chat(chat: Callable[..., Outcome], tmp_path: Path) -> None:
+    lora = tiny_models.build_lora(tmp_path / "mine.gguf")
+    vector = tiny_models.build_control_vector(tmp_path / "my calm.gguf")
+    outcome = chat(
+        "/adapters",
+        "Hello",
+        f"/adapters {lora} '{vector}:0.5'",
+        "Hello",
+        "/adapters none",
+        "/adapters nowhere.gguf",
+    )
+    lines = outcome.out.splitlines()
+    assert lines[0] == "No adapters."
+    assert lines[-1] == "No adapters."
+    assert f"LoRA adapter {lora}, scale 1" in lines
+    assert f"control vector {vector}, scale 0.5" in lines
+    assert sum(line.startswith("The next turn computes ") for line in lines) == 2
+    assert "The adapters of this chat were changed: " in outcome.err + outcome.out
+    assert "there is no LoRA adapter at nowhere.gguf" in outcome.err

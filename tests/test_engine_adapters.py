@@ -260,6 +260,20 @@ def test_parked_memory_of_the_old_set_is_not_taken_up(engine: Engine, files: dic
     assert np.allclose(made.logits(), wanted.logits(), atol=1e-4)
 
 
+def test_what_was_computed_ahead_with_the_old_set_is_computed_again(
+    engine: Engine, files: dict[str, Path]
+) -> None:
+    made, wanted = session(engine), session(engine, lora(files["one"]))
+    made.extend(PROMPT)
+    longer = [*made.tape.tokens, 90, 91, 92]
+    assert list(made.prefill_ahead(longer))[-1] == 3
+    made.use_adapters(wanted.overlay)
+    for one in (made, wanted):
+        one.extend([(token, SpanKind.USER) for token in longer[len(one.tape) :]])
+    assert np.allclose(made.logits(), wanted.logits(), atol=1e-4)
+    assert made.rebuilt_tokens == len(PROMPT)
+
+
 # -- chats ----------------------------------------------------------------------------------------------
 
 

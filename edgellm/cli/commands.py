@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,26 @@ def _sampler(talk: Talk, rest: str) -> None:
         talk.chat.set_sampler(rest)
     chain = talk.chat.chain
     print(f"{chain.spec}   (seed {chain.seed})")
+
+
+def _adapters(talk: Talk, rest: str) -> None:
+    from edgellm.cli.opening import any_adapters
+
+    chat = talk.chat
+    if rest:
+        try:
+            words = shlex.split(rest)
+        except ValueError as error:
+            raise ConfigError(f"/adapters cannot be read: {error}.", hint="Close the quotation.") from None
+        again = chat.set_adapters(any_adapters([] if words == ["none"] else words))
+        if again:
+            print(f"The next turn computes {again} tokens again.")
+    used = chat.adapters
+    for one in (*used.lora, *used.control):
+        kind = "LoRA adapter" if one in used.lora else "control vector"
+        print(f"{kind} {escape(one.path)}, scale {one.scale:g}")
+    if not (used.lora or used.control):
+        print("No adapters.")
 
 
 def _rewind(talk: Talk, rest: str) -> None:
@@ -191,6 +212,11 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "help": (_help, "", "these lines"),
     "tools": (_tools, "", "the tools that are offered"),
     "sampler": (_sampler, "[CHAIN]", "show the sampler chain, or draw from another one from here on"),
+    "adapters": (
+        _adapters,
+        "[FILE[:SCALE] ...|none]",
+        "show LoRA adapters and control vectors, or go on with these",
+    ),
     "rewind": (_rewind, "[N]", "take the last N turns back (default 1)"),
     "retry": (_retry, "", "take the last answer back and answer again"),
     "branch": (_branch, "[NAME]", "list branches, switch to one, or begin one here"),

@@ -127,6 +127,14 @@ def adapters(lora: Sequence[str], control: Sequence[str]) -> AdapterSet:
     return chosen
 
 
+def any_adapters(words: Sequence[str]) -> AdapterSet:
+    """`adapters` for files of either kind: their headers say which they are. Raises ConfigError."""
+    from edgellm.models.adapter_file import adapter_kind
+
+    lora = [word for word in words if adapter_kind(_scaled(word)[0]) == "LoRA adapter"]
+    return adapters(lora, [word for word in words if word not in lora])
+
+
 def _scaled(text: str) -> tuple[str, float]:
     """`FILE:SCALE` as (file, scale); where there is a file of the whole name, or no colon, that and 1."""
     path, colon, number = text.rpartition(":")

@@ -77,6 +77,17 @@ def read_adapter(path: str | Path, kind: AdapterKind) -> AdapterFile:
     return AdapterFile(kind, path, str(architecture), header)
 
 
+def adapter_kind(path: str | Path) -> AdapterKind:
+    """What a file is by its tensors; a LoRA adapter where it is neither: `read_adapter` then says what is wrong."""
+    path = Path(path).expanduser()
+    try:
+        tensors = read_gguf(path).tensors if path.is_file() else ()
+    except EdgeError:
+        tensors = ()
+    is_vector = any(tensor.name.startswith(_DIRECTION) for tensor in tensors)
+    return "control vector" if is_vector else "LoRA adapter"
+
+
 def read_directions(file: AdapterFile, n_layer: int, n_embd: int) -> NDArray[np.float32]:
     """What a control vector adds, float32 (n_layer, n_embd): row N is added behind layer N, counted from 0.
 
