@@ -61,7 +61,8 @@ def read_adapter(path: str | Path, kind: AdapterKind) -> AdapterFile:
     if kind == "control vector":
         if not any(tensor.name.startswith(_DIRECTION) for tensor in header.tensors):
             raise _no_adapter(path, kind, "it has no direction tensors")
-        architecture = metadata.get("controlvector.model_hint", "")
+        # controlvector.model_hint is in other libraries' words now and then: the sizes tell what does not fit.
+        architecture = ""
     else:
         # llama.cpp ends the process over keys of another type than it expects.
         if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
