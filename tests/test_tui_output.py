@@ -188,6 +188,23 @@ def test_a_page_follows_the_size_of_the_terminal(name: str) -> None:
     run(play, [words("It is warm.")])
 
 
+def test_the_end_of_the_answer_stays_in_sight_whatever_the_size_and_so_does_another_place() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
+        await said(pilot, "Count.")
+        for size in ((60, 15), SMALL, LARGE, (50, 12), SMALL):
+            await pilot.resize_terminal(*size)
+            await settled(pilot)
+            assert "\n  n39" in screen_text(app), size
+        app.conversation.scroll_home(animate=False)
+        await pilot.pause()
+        for size in ((60, 15), SMALL):
+            await pilot.resize_terminal(*size)
+            await settled(pilot)
+            assert "> Count." in screen_text(app) and "\n  n39" not in screen_text(app), size
+
+    run(play, [words("\n\n".join(f"n{number}" for number in range(40)))])
+
+
 def test_the_mouse_chooses_a_line_and_picks_it() -> None:
     async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
         await pilot.press("f8")

@@ -128,7 +128,7 @@ def test_chats_are_found_renamed_and_deleted_only_when_asked_twice() -> None:
             await pilot.press("ctrl+n")
             await wait_until(pilot, lambda: not app.talk.current.blocks)
         await said(pilot, "/chats grease")
-        await shown(pilot, "1 chats")
+        await shown(pilot, " 1 chat\n")
         assert "Fix the pump" in screen_text(app) and "Bake bread" not in screen_text(app)
         page: Any = app.page
         page.query_one(Input).value = ""
@@ -165,7 +165,7 @@ def test_escape_gives_up_a_search_or_a_title_before_it_leaves_the_page() -> None
         await said(pilot, "/chats absent")
         await shown(pilot, "no chats with these words")
         await pilot.press("escape")
-        await shown(pilot, "1 chats")
+        await shown(pilot, " 1 chat\n")
         await pilot.press("r", "x", "escape")
         await pilot.pause()
         assert Sessions().list()[0].title == "hello" and app.page is not None

@@ -56,6 +56,8 @@ class ConversationView(ScrollView, can_focus=True):
         self.chosen: int | None = None
         self.empty = empty
         self.drawn_lines = 0
+        # The reader is at the end. Only scrolling changes that: neither new lines nor another size do.
+        self._follows = True
         self._ends: list[int] = []
         self._lines: list[list[Strip]] = []
         self._known_look: tuple[str, Look] | None = None
@@ -71,7 +73,7 @@ class ConversationView(ScrollView, can_focus=True):
 
     def sync(self) -> None:
         """Takes over what has changed in the blocks; what has not keeps its lines."""
-        follow = self.max_scroll_y - self.scroll_offset.y <= _NEAR_END
+        follow = self._follows
         look = self._look()
         if look is None:
             return
@@ -111,8 +113,16 @@ class ConversationView(ScrollView, can_focus=True):
         return known[1]
 
     def on_resize(self, _event: Resize) -> None:
-        """Lays all blocks out for the new width."""
+        """Lays all blocks out for the new width, and stays at the end."""
+        follow = self._follows
         self.sync()
+        if follow:
+            self.scroll_end(animate=False, immediate=True, x_axis=False, force=True)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Somebody scrolls."""
+        super().watch_scroll_y(old_value, new_value)
+        self._follows = self.max_scroll_y - round(new_value) <= _NEAR_END
 
     def text_lines(self) -> list[str]:
         """All lines as text."""

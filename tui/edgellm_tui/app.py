@@ -66,7 +66,7 @@ class EdgeApp(App[int]):
     TITLE = "edgellm"
     PAUSE_GC_ON_SCROLL = True
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-medium"), (170, "-wide")]  # noqa: RUF012
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-tiny"), (20, "-short"), (36, "-tall")]  # noqa: RUF012
     CSS = """
     Screen { layout: vertical; }
     #status { background: $panel; }
@@ -75,6 +75,7 @@ class EdgeApp(App[int]):
     #chat { height: 1fr; }
     #middle { height: 1fr; layout: horizontal; }
     .-narrow #middle { layout: vertical; }
+    .-tiny.-narrow #panel { height: 5; }
     .-medium #panel { width: 50; height: 1fr; }
     .-wide #panel { width: 68; height: 1fr; }
     .-tall #inspect-detail { height: 19; }

@@ -98,7 +98,7 @@ class ChatsPage(PageView):
         at = next((i for i, saved in enumerate(self.chats) if kept and saved.id == kept.id), 0)
         self._list.fill(lines, at)
         told = (
-            f" {len(self.chats)} chats"
+            f" {len(self.chats)} chat{'s' * (len(self.chats) > 1)}"
             if self.chats
             else " no chats" + (" with these words" if words else " yet")
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from edgellm_tui.meters import (
@@ -79,7 +80,9 @@ def meters_text(app: EdgeApp, machine: Machine, width: int) -> str:
     if app.accounts.outlook is not None:
         lines += outlook_lines(app.accounts.outlook, rate)
     lines += ["", rule("speed", width, glyphs), *_speed(app, rate)]
-    lines += ["", rule("memory and machine", width, glyphs), *_machine(app, machine)]
+    lines += ["", rule("memory and machine", width, glyphs)]
+    for line in _machine(app, machine):
+        lines += _wrapped(line, width)
     found = app.accounts.worries(used)
     lines += ["", rule("warnings", width, glyphs)]
     lines += [f"! {each.text}" for each in found] or ["none"]
@@ -141,9 +144,9 @@ def _machine(app: EdgeApp, machine: Machine) -> list[str]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Parts (two spaces between them) over as many lines as they need."""
+    """Parts (two spaces or more between them) over as many lines as they need."""
     lines, line = [], ""
-    for part in text.split("  "):
+    for part in re.split(" {2,}", text):
         if line and len(line) + 2 + len(part) > width:
             lines.append(line)
             line = part
