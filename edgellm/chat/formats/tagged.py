@@ -35,7 +35,8 @@ class TaggedCalls(WireFormat):
     `kind_marks`: tags in which an argument may say its type, between key and value. `skips_junk`: other text in a
     section is not shown. `core`: the part of `head` that is always there, where what stands before it varies.
     `is_strict`: a parameter that is written twice, or that the tool does not have, makes it no call.
-    `joins_repeats`: a call that is not closed, but opened again and written once more to the letter, is one call.
+    `joins_repeats`: the next call's opening mark ends one that is not closed; written once more to the letter, both
+    are one call.
     """
 
     before: str = ""
@@ -221,6 +222,8 @@ class TaggedCalls(WireFormat):
                         return found
                     if source.is_ended and not source.rest:
                         raise Ended
+                    if self.joins_repeats and (yield from source.comes(self.marks.call_open)):
+                        return ""
                     following = yield from source.peek(1)
                     raise Fault(f"{self.argument!r} was expected, not {following!r}")
             is_open = yield from self._argument(source, arguments, schemas, (*ends, *closes))
