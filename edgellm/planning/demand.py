@@ -153,7 +153,8 @@ def measure_demand(
         other_bytes=_BYTES_A_TOKEN * info.tokenizer.vocabulary_size,
         gpu_weights_bytes=on_gpu,
         gpu_kv_bytes=gpu_kv + gpu_state,
-        gpu_compute_bytes=gpu_compute if gpu_layers else 0,
+        # Also without a layer there, large batches are computed on the GPU: the rehearsal knows.
+        gpu_compute_bytes=gpu_compute if gpu_layers or buffers is not None else 0,
     )
 
 
