@@ -51,6 +51,7 @@ ToolChoice = str
 T = TypeVar("T")
 
 _MAX_COMPLAINTS = 1
+_MOST_READ = 1 << 18
 _CANCELLED_TEXT = "The user cancelled this call before it finished."
 _NOT_RUN = ToolResult("This call was cancelled before it was run.", is_ok=False)
 
@@ -472,6 +473,8 @@ class Agent:
                         yield Waiting(outcome.wait)
                     result = outcome.result()
                     self._running.remove(outcome)
+                    if result.is_truncated:
+                        self._guess_from(outcome.whole)
                     if self.is_cancelled and not result.is_ok:
                         result = replace(result, text=_CANCELLED_TEXT)
                 messages.append(_result_message(call, result))
@@ -484,6 +487,12 @@ class Agent:
             self.conversation.postpone(messages)
             raise
         return messages
+
+    def _guess_from(self, text: str) -> None:
+        """What was cut from a result may be quoted all the same, once it is read on."""
+        session = self.conversation.session
+        if session.speculation is not None:
+            session.speculation.read(session.engine.vocabulary.tokenize(text[:_MOST_READ]))
 
     def _compute_ahead(
         self, calls: Sequence[ToolCall], outcomes: Sequence[ToolResult | Running]

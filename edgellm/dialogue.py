@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     )
 
 _WAIT_S = 0.05
+LEGS_KEPT = 256
+"""A chat's usage lists so many legs; of the others it has the sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +253,7 @@ class Chat:
             try:
                 for item in run:
                     if isinstance(item, TurnFinished):
-                        self._usage += item.usage
+                        self._add(item.usage)
                         self.runtime.pace.note(item.usage)
                         is_counted = True
                         if answer is not None and item.finish_reason == "eog":
@@ -265,7 +267,7 @@ class Chat:
             finally:
                 run.close()
                 if not is_counted:
-                    self._usage += self._agent.usage
+                    self._add(self._agent.usage)
         finally:
             session.is_cancelled = False
             self._open.release()
@@ -274,6 +276,9 @@ class Chat:
         speed = self.runtime.pace.prefill_tok_s
         price = f" (about {tokens / speed:.1f} s)" if speed else ""
         return f"{tokens} {'token is' if tokens == 1 else 'tokens are'} computed again{price}"
+
+    def _add(self, usage: Usage) -> None:
+        self._usage = (self._usage + usage).bounded(LEGS_KEPT)
 
     def cancel(self) -> None:
         """Ends the open turn in whatever phase it is; safe from any thread. Without an open turn: nothing."""
@@ -294,7 +299,7 @@ class Chat:
 
     @property
     def usage(self) -> Usage:
-        """What all turns so far have cost."""
+        """What all turns so far have cost: sums over all, and the newest legs one by one."""
         return self._usage
 
     @property
@@ -372,6 +377,20 @@ class Chat:
         self._has_new_adapters = True
         return session.memory.lost_tokens
 
+    def set_speculation(self, mode: SpeculateMode, texts: Sequence[str] = ()) -> None:
+        """Guesses ahead in another way from the next turn on (`speculate` and `speculate_from` of ChatOptions).
+
+        What was measured, and the count of free tokens, begin anew. Raises ConfigError, and then all is as before.
+        """
+        self._check_closed("change the guesses")
+        self.conversation.session.speculation = self.runtime.speculation(mode, texts)
+
+    @property
+    def speculation(self) -> SpeculateMode:
+        """How the chat guesses ahead; "off": it does not."""
+        found = self.conversation.session.speculation
+        return found.mode if found is not None else "off"
+
     def set_trace(self, rows: int) -> None:
         """How many rows a point TokenDrawn events carry; 0 sends none."""
         self.conversation.session.trace = rows
@@ -417,7 +436,7 @@ class Chat:
                         finish_reason="tidy",
                     )
                 )
-            self._usage += Usage(tuple(legs))
+            self._add(Usage(tuple(legs)))
             self.conversation.session.is_cancelled = False
             self._open.release()
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import numpy as np
     from numpy.typing import NDArray
@@ -276,14 +276,19 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Sums over the legs of a turn (or of a chat)."""
+    """Sums over the legs of a turn (or of a chat).
+
+    A chat lists its first leg and its newest ones; `earlier` is the sum of the `earlier_legs` between them.
+    """
 
     legs: tuple[Leg, ...] = ()
+    earlier: Leg | None = None
+    earlier_legs: int = 0
 
     @property
     def prefill_tokens(self) -> int:
         """Tokens computed in prefill."""
-        return sum(leg.prefill_tokens for leg in self.legs)
+        return sum(leg.prefill_tokens for leg in self._all)
 
     @property
     def reused_tokens(self) -> int:
@@ -293,50 +298,83 @@ class Usage:
     @property
     def decode_tokens(self) -> int:
         """Tokens drawn or forced."""
-        return sum(leg.decode_tokens for leg in self.legs)
+        return sum(leg.decode_tokens for leg in self._all)
 
     @property
     def rebuilt_tokens(self) -> int:
         """Tokens prefilled again because the memory could not be cut."""
-        return sum(leg.rebuilt_tokens for leg in self.legs)
+        return sum(leg.rebuilt_tokens for leg in self._all)
 
     @property
     def forced_tokens(self) -> int:
         """Decoded tokens that were not drawn."""
-        return sum(leg.forced_tokens for leg in self.legs)
+        return sum(leg.forced_tokens for leg in self._all)
 
     @property
     def free_tokens(self) -> int:
         """Decoded tokens that needed no decode of their own: they had been guessed."""
-        return sum(leg.free_tokens for leg in self.legs)
+        return sum(leg.free_tokens for leg in self._all)
 
     @property
     def ahead_tokens(self) -> int:
         """Tokens of prompts that had been computed before the prompts were there."""
-        return sum(leg.ahead_tokens for leg in self.legs)
+        return sum(leg.ahead_tokens for leg in self._all)
 
     @property
     def repaired_calls(self) -> int:
         """Calls that were broken and written again."""
-        return sum(leg.repaired_calls for leg in self.legs)
+        return sum(leg.repaired_calls for leg in self._all)
 
     @property
     def prefill_s(self) -> float:
         """Seconds spent in prefill."""
-        return sum(leg.prefill_s for leg in self.legs)
+        return sum(leg.prefill_s for leg in self._all)
 
     @property
     def decode_s(self) -> float:
         """Seconds spent decoding and sampling."""
-        return sum(leg.decode_s for leg in self.legs)
+        return sum(leg.decode_s for leg in self._all)
 
     @property
     def decode_tok_s(self) -> float:
         """Tokens decoded per second; 0 where nothing was decoded."""
         return self.decode_tokens / self.decode_s if self.decode_s > 0 else 0.0
 
+    @property
+    def leg_count(self) -> int:
+        """How many legs there were, those that are not listed included."""
+        return len(self.legs) + self.earlier_legs
+
+    @property
+    def all_reused_tokens(self) -> int:
+        """Tokens that were in the KV cache already, or taken from disk, summed over all legs."""
+        return sum(leg.reused_tokens for leg in self._all)
+
+    @property
+    def _all(self) -> tuple[Leg, ...]:
+        return self.legs if self.earlier is None else (*self.legs, self.earlier)
+
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.legs + other.legs)
+        folded = [usage.earlier for usage in (self, other) if usage.earlier is not None]
+        earlier = _summed(folded) if folded else None
+        return Usage(self.legs + other.legs, earlier, self.earlier_legs + other.earlier_legs)
+
+    def bounded(self, count: int) -> Usage:
+        """The same sums with at most `count` legs listed (2 or more): the first one, and the newest."""
+        if len(self.legs) <= count:
+            return self
+        first, middle, newest = self.legs[:1], self.legs[1 : 1 - count], self.legs[1 - count :]
+        folded = middle if self.earlier is None else (self.earlier, *middle)
+        return Usage((*first, *newest), _summed(folded), self.earlier_legs + len(middle))
+
+
+def _summed(legs: Iterable[Leg]) -> Leg:
+    """One leg with the sums of all numbers."""
+    legs = list(legs)
+    names = [item.name for item in fields(Leg) if item.name != "finish_reason"]
+    # Any: some are counts, some seconds.
+    sums: dict[str, Any] = {name: sum(getattr(leg, name) for leg in legs) for name in names}
+    return Leg(**sums)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,8 @@ def test_tools_and_help(chat: Callable[..., Outcome]) -> None:
     [
         ("/rewnd", "Did you mean /rewind?"),
         ("/rewind x", "/rewind 2"),
+        ("/speculate often", "ngram, draft, off"),
+        ("/speculate draft", "draft_model"),
         ("/rewind 3", "smaller number"),
         ("/retry", "Say something first"),
         ("/save", "/save FILE"),
@@ -281,3 +283,10 @@ def test_adapters_are_shown_and_changed_in_mid_chat(chat: Callable[..., Outcome]
     assert sum(line.startswith("The next turn computes ") for line in lines) == 2
     assert "The adapters of this chat were changed: " in outcome.err + outcome.out
     assert "there is no LoRA adapter at nowhere.gguf" in outcome.err
+
+
+def test_way_of_guessing_is_shown_and_chosen(chat: Callable[..., Outcome]) -> None:
+    outcome = chat("/speculate", "/speculate ngram", "Hello", "/speculate")
+    shown = [line for line in outcome.out.splitlines() if "came free" in line]
+    assert [line.split()[0] for line in shown] == ["off", "ngram", "ngram"]
+    assert "0 of 0 tokens" in shown[1] and "0 of 0 tokens" not in shown[2]

@@ -261,3 +261,17 @@ def test_adapter_that_does_not_fit_is_one_line_with_a_remedy(
     assert outcome.out == ""
     (line,) = outcome.err.strip().splitlines()
     assert message in line
+
+
+def test_guesses_from_a_file_change_no_text(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "quoted.txt"
+    file.write_text("one two three four " * 20, encoding="utf-8")
+    words = ("run", "--json", "-m", model, "--sampler", "greedy", "--max-tokens", 12, "--no-tools", "Hello")
+    plain = cli(*words)
+    guessed = cli(*words, "--speculate", "ngram", "--speculate-from", file)
+    assert guessed.code == 0
+    assert guessed.of("turn_finished")[0]["text"] == plain.of("turn_finished")[0]["text"]
+    assert cli(*words, "--speculate-from", tmp_path / "gone.txt").code != 0
+    refused = cli(*words, "--speculate", "draft")
+    assert refused.code != 0 and "draft model" in refused.err
+    assert "did you mean 'ngram'" in cli(*words, "--speculate", "ngrams").err

@@ -15,9 +15,10 @@ import edgellm
 from edgellm.engine.engine import Engine
 from edgellm.engine.ngram import NgramIndex
 from edgellm.engine.session import Session
-from edgellm.engine.speculation import Speculation
+from edgellm.engine.speculation import READ_TOKENS, Speculation
 from edgellm.errors import ConfigError
 from edgellm.native.model import Model
+from edgellm.scripted import Scripted
 from edgellm.types import SpanKind
 
 PROMPT = "the rain is in the rain is in the rain is in the"
@@ -325,3 +326,56 @@ def _chi_squared_is_ordinary(seen: np.ndarray, expected: np.ndarray) -> bool:
     statistic = sum((count - mean) ** 2 / mean for count, mean in cells)
     degrees = len(cells) - 1
     return abs(statistic - degrees) < 4 * np.sqrt(2 * degrees)
+
+
+def test_what_was_cut_from_a_result_is_guessed_from(runtime: edgellm.Runtime) -> None:
+    whole = "the first part, and then what nobody was shown of it, word for word. " * 20
+
+    @edgellm.tool(permission="auto", max_result_tokens=16)
+    def read() -> str:
+        """Reads."""
+        return whole
+
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+    call = '<tool_call>\n{"name": "read", "arguments": {}}\n</tool_call>'
+    free: list[int] = []
+    for mode in ("ngram", "off"):
+        chat = runtime.chat(
+            template="chatml",
+            strategy="free",
+            tools=[read],
+            speculate=mode,
+            sampler=[Scripted([call, "what nobody was shown of it, word for word."], end)],
+        )
+        (last,) = [e for e in chat.send("Read.") if isinstance(e, edgellm.TurnFinished)]
+        free.append(last.usage.legs[1].free_tokens)
+        if mode == "ngram":
+            known = chat.conversation.session.speculation
+            assert known is not None
+            tail = runtime.tokenize("nobody was shown")
+            assert NgramIndex.guess(known.index, [1, 2, *tail], 4)[0]
+    assert free[0] > 3 and free[1] == 0
+
+
+def test_texts_that_were_read_are_bounded_and_left_out_where_a_model_guesses() -> None:
+    speculation = Speculation("ngram")
+    speculation.read(list(range(READ_TOKENS - 2)))
+    speculation.read([7, 8, 9, 7])
+    assert sum(map(len, speculation.index._texts)) == READ_TOKENS
+    speculation.fork().read([1, 2, 3])
+    assert sum(map(len, speculation.index._texts)) == READ_TOKENS
+    drafting = Speculation("draft", Oracle([1, 2, 3], 0))
+    drafting.read([1, 2, 3])
+    assert drafting.index._texts == []
+
+
+def test_way_of_guessing_is_changed_between_turns(runtime: edgellm.Runtime) -> None:
+    chat = runtime.chat(template="chatml")
+    assert chat.speculation == "off"
+    chat.set_speculation("ngram", ["one two three"])
+    assert chat.speculation == "ngram"
+    with pytest.raises(ConfigError):
+        chat.set_speculation("draft")
+    assert chat.speculation == "ngram"
+    chat.set_speculation("off")
+    assert chat.conversation.session.speculation is None

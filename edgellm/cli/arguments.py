@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 # Written out: the policies themselves import what --help need not wait for.
+SPECULATE = ("auto", "ngram", "draft", "off")
 WHEN_FULL = ("stop", "evict", "summarize", "drop-results")
 
 
@@ -109,6 +110,12 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="disk space for computed system prompts and tools; 0 keeps none",
     )
     group.add_argument(
+        "--draft-model",
+        metavar="NAME|FILE",
+        type=text("the draft model"),
+        help="a small model of the same vocabulary that guesses what comes next",
+    )
+    group.add_argument(
         "--fit",
         choices=("auto", "off"),
         help="off: load without looking whether it fits into memory (`edgellm plan`)",
@@ -158,6 +165,20 @@ def add_chatting(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         choices=WHEN_FULL,
         help="what gives way when the context fills: stop (default), evict, summarize or drop-results",
+    )
+    group.add_argument(
+        "--speculate",
+        metavar="MODE",
+        choices=SPECULATE,
+        help="guess what follows and compute it along: auto (while it pays), ngram, draft or off (default)",
+    )
+    group.add_argument(
+        "--speculate-from",
+        metavar="FILE",
+        action="append",
+        default=[],
+        type=text("the file"),
+        help="a text that is likely to be quoted, to guess from; repeatable; turns --speculate auto on",
     )
     tools = parser.add_argument_group("tools (default: calculator and clock)")
     tools.add_argument(

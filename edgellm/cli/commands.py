@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgellm.cli.arguments import nearest
+from edgellm.cli.arguments import SPECULATE, nearest
 from edgellm.cli.render import escape, one_line, styled, table
 from edgellm.errors import ConfigError
 
@@ -77,6 +77,17 @@ def _adapters(talk: Talk, rest: str) -> None:
         print(f"{kind} {escape(one.path)}, scale {one.scale:g}")
     if not (used.lora or used.control):
         print("No adapters.")
+
+
+def _speculate(talk: Talk, rest: str) -> None:
+    if rest:
+        if rest not in SPECULATE:
+            raise ConfigError(
+                f"/speculate {one_line(rest, 40)} is unknown.", hint=f"Choose {', '.join(SPECULATE)}."
+            )
+        talk.chat.set_speculation(rest)
+    usage = talk.chat.usage
+    print(f"{talk.chat.speculation}   ({usage.free_tokens} of {usage.decode_tokens} tokens came free)")
 
 
 def _rewind(talk: Talk, rest: str) -> None:
@@ -155,8 +166,8 @@ def _stats(talk: Talk, _rest: str) -> None:
         print(
             f"{title:<12}prefill {usage.prefill_tokens} tokens in {usage.prefill_s:.2f} s, "
             f"decoded {usage.decode_tokens} in {usage.decode_s:.2f} s ({usage.decode_tok_s:.1f} tokens/s), "
-            f"reused {sum(leg.reused_tokens for leg in usage.legs)}, rebuilt {usage.rebuilt_tokens}, "
-            f"{len(usage.legs)} decodes"
+            f"reused {usage.all_reused_tokens}, rebuilt {usage.rebuilt_tokens}, "
+            f"{usage.leg_count} decodes"
         )
 
 
@@ -217,6 +228,7 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
         "[FILE[:SCALE] ...|none]",
         "show LoRA adapters and control vectors, or go on with these",
     ),
+    "speculate": (_speculate, "[MODE]", "show how it guesses ahead, or choose: auto, ngram, draft, off"),
     "rewind": (_rewind, "[N]", "take the last N turns back (default 1)"),
     "retry": (_retry, "", "take the last answer back and answer again"),
     "branch": (_branch, "[NAME]", "list branches, switch to one, or begin one here"),

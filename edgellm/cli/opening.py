@@ -26,6 +26,7 @@ _LOADING = {
     "threads": "threads",
     "gpu_layers": "n_gpu_layers",
     "fit": "fit",
+    "draft_model": "draft_model",
     "prefix_cache": "prefix_cache_mb",
 }
 
@@ -104,6 +105,13 @@ def chat_options(args: Namespace) -> dict[str, Any]:
         options["chat_format"] = args.format
     if args.when_full is not None:
         options["context_policy"] = args.when_full
+    if args.speculate is not None:
+        options["speculate"] = args.speculate
+    if args.speculate_from:
+        options.setdefault("speculate", "auto")
+        options["speculate_from"] = [
+            read_text(Path(name), "--speculate-from") for name in args.speculate_from
+        ]
     if args.template is not None:
         options["template"] = template_text(args.template)
     if args.lora or args.control_vector:

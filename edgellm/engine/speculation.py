@@ -15,6 +15,9 @@ SpeculateMode = Literal["off", "auto", "ngram", "draft"]
 FIXED_GUESSES = 4
 """Tokens guessed at a time in modes "ngram" and "draft": nothing is measured, the same seed gives the same batches."""
 
+READ_TOKENS = 32_768
+"""So much of cut results is kept to guess from: about 25 MB."""
+
 _SIZES = (2, 4, 8)
 _WORTH = 1.03
 _MOST_LOSS = 0.015  # of the decode time, so that with what cannot be measured it stays under 2 %
@@ -55,6 +58,7 @@ class Speculation:
         self._balance_s = 0.0
         self._cost_s = 0.0
         self._held = 0
+        self._read_tokens = 0
 
     def fork(self) -> Speculation:
         """The same for a session that goes its own way; what was measured is taken along."""
@@ -63,9 +67,18 @@ class Speculation:
         other.index = self.index.fork()
         other._drafter = shared or other.index
         other._single_s, other._batch_s = self._single_s, dict(self._batch_s)
+        other._read_tokens = self._read_tokens
         other._holds = dict(self._holds)
         other._total_s, other._balance_s = self._total_s, self._balance_s
         return other
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Guesses may come from this text as well, which the reader of the tape has seen only in part. Where another
+        model guesses, or READ_TOKENS of such texts are known, it is left out."""
+        room = READ_TOKENS - self._read_tokens
+        if self._drafter is self.index and room > 0:
+            self.index.add_text(tokens[:room])
+            self._read_tokens += min(room, len(tokens))
 
     # -- what to guess ---------------------------------------------------------------------------------
 

@@ -159,6 +159,11 @@ class Running:
                 )
             return self._result
 
+    @property
+    def whole(self) -> str:
+        """All of a result, also what was cut from it; "" where there is none yet."""
+        return self._outcome.rendered.whole if self._outcome is not None else ""
+
     def settle(self, outcome: _Outcome) -> None:
         """Takes the outcome, if it is the first."""
         with self._lock:

@@ -186,7 +186,7 @@ def _stats(app: EdgeApp, _rest: str) -> None:
             lines.append(
                 f"{title:<12}prefill {usage.prefill_tokens} tokens in {usage.prefill_s:.2f} s, decoded "
                 f"{usage.decode_tokens} in {usage.decode_s:.2f} s ({usage.decode_tok_s:.1f} tokens/s), "
-                f"reused {sum(leg.reused_tokens for leg in usage.legs)}, rebuilt {usage.rebuilt_tokens}"
+                f"reused {usage.all_reused_tokens}, rebuilt {usage.rebuilt_tokens}"
             )
     strand.note("\n".join(lines))
 

@@ -22,6 +22,7 @@ _FULL_STEPS = 256
 _RATE_WINDOW = 32
 _RATE_EVERY = 4
 _MOST_RATES = 512
+_LEGS_KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ class Strand:
             case edgellm.TurnFinished(_, reason, usage):
                 self.finish_reason = reason
                 self.turn_usage = usage
-                self.usage += usage
+                self.usage = (self.usage + usage).bounded(_LEGS_KEPT)
                 self._told_why(reason)
             case _:
                 self._heard_of_call(event)
