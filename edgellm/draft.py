@@ -45,10 +45,10 @@ class Draft:
             try:
                 self._is_active = True
                 tokens, head = self._settled(text)
-                if self._upkeep.excess(len(tokens) - len(session.tape), 0):
-                    return 0  # older turns will give way first
-                for _ in session.prefill_ahead(tokens, head=head):
-                    yield NEXT_TOKEN
+                # Not where older turns will give way first: the tape will be another one.
+                if not self._upkeep.excess(len(tokens) - len(session.tape), 0):
+                    for _ in session.prefill_ahead(tokens, head=head):
+                        yield NEXT_TOKEN
             except (Cancelled, ContextFull, TemplateError):
                 pass  # the turn itself will meet what there is to say
             finally:

@@ -443,8 +443,9 @@ JOINED = (
 def test_whatever_is_done_tape_memory_and_messages_agree(
     tiny_model: Callable[..., Path], tmp_path: Path, seed: int
 ) -> None:
-    """Turns, some of them left early, rewinds, pins, forks, saves and tidying, in an order drawn by the seed."""
-    draw = random.Random(seed)
+    """Turns, some of them left early, rewinds, pins, forks, saves and tidying, in an order drawn by the seed, with
+    drafts before them, of what is said next or of something else."""
+    draw, typed = random.Random(seed), random.Random(seed)
     policy = ("evict", "summarize", "drop-results")[seed % 3]
     options: dict[str, Any] = {
         "context_policy": policy,
@@ -459,6 +460,12 @@ def test_whatever_is_done_tape_memory_and_messages_agree(
             act = draw.choice(
                 ("send", "send", "send", "send", "leave", "rewind", "pin", "tidy", "save", "fork")
             )
+            for _ in range(typed.choice((0, 1, 1, 2))):
+                tape = chat.tape
+                ahead = chat.prefill_draft(f"Q{step + typed.randint(0, 1)}? " + "why " * typed.randint(0, 20))
+                assert ahead == chat.conversation.session.memory.ahead
+                assert chat.tape == tape
+                assert_sound(chat)
             if act in ("send", "leave"):
                 turn = chat.send(
                     f"Q{step}? " + "why " * draw.randint(0, 12), max_tokens=draw.choice((5, 40, 90))
