@@ -374,6 +374,7 @@ class Chat:
         overlay = self.runtime.overlay(adapters)
         session = self.conversation.session
         self.runtime.in_turn(lambda: session.use_adapters(overlay))
+        self.options = replace(self.options, adapters=adapters)
         self._has_new_adapters = True
         return session.memory.lost_tokens
 

@@ -329,6 +329,34 @@ def test_chat_says_what_a_change_of_adapters_costs(runtime: edgellm.Runtime, fil
     assert not any("adapters" in notice for notice in again)
 
 
+def test_adapters_are_not_changed_in_an_open_turn(runtime: edgellm.Runtime, files: dict[str, Path]) -> None:
+    chat = runtime.chat(sampler="greedy")
+    turn = chat.send("user", max_tokens=8)
+    next(turn)
+    with pytest.raises(ConfigError, match="cannot change the adapters while a turn is open"):
+        chat.set_adapters(lora(files["one"]))
+    turn.close()
+    chat.set_adapters(lora(files["one"]))
+    assert chat.options.adapters == chat.adapters == lora(files["one"])
+
+
+def test_texts_are_completed_and_embedded_with_adapters(
+    tiny_model: Callable[..., Path], files: dict[str, Path]
+) -> None:
+    def completed(runtime: edgellm.Runtime, adapters: AdapterSet | None) -> str:
+        events = runtime.complete("the user", max_tokens=12, sampler="greedy", adapters=adapters)
+        return next(event.text for event in events if isinstance(event, edgellm.TurnFinished))
+
+    options = LoadOptions(n_ctx=512, threads=1, threads_batch=1, lora=(LoraAdapter(str(files["one"])),))
+    with (
+        edgellm.load(tiny_model("llama"), options=options) as adapted,
+        edgellm.load(tiny_model("llama"), options=OPTIONS) as plain,
+    ):
+        assert completed(adapted, None) == completed(plain, lora(files["one"]))
+        assert completed(adapted, AdapterSet()) == completed(plain, None) != completed(adapted, None)
+        assert not np.allclose(adapted.embed(["the user"]), plain.embed(["the user"]), atol=1e-3)
+
+
 def test_load_time_adapters_are_the_default(tiny_model: Callable[..., Path], files: dict[str, Path]) -> None:
     options = LoadOptions(n_ctx=512, threads=1, threads_batch=1, lora=(LoraAdapter(str(files["one"])),))
     with edgellm.load(tiny_model("llama"), options=options) as runtime:
