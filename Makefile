@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.edgellm-installed
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install chat check test lint types contracts fast screenshots prove bench llama-bench test-vulkan clean
+.PHONY: help install chat check test lint types contracts fast screenshots prove llama-bench test-vulkan clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
