@@ -9,23 +9,33 @@ import os
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from edgellm_tui import model_page  # noqa: E402
 from edgellm_tui.app import EdgeApp  # noqa: E402
 from edgellm_tui.machine import Machine  # noqa: E402
+from edgellm_tui.model_page import ModelRow  # noqa: E402
 from edgellm_tui.pages import PAGES  # noqa: E402
+from edgellm_tui.sessions import SavedBranch, Sessions  # noqa: E402
 from edgellm_tui.settings import Settings  # noqa: E402
 from textual.pilot import Pilot  # noqa: E402
 from textual.widgets import TextArea  # noqa: E402
 from tui_harness import run, said, settled, wait_until  # noqa: E402
 from tui_scripted import Call, Draw, words  # noqa: E402
 
-from edgellm import ToolResult  # noqa: E402  (the path comes first)
+from edgellm import Message, ToolResult  # noqa: E402  (the path comes first)
 
 FOLDER = ROOT / "docs" / "screens"
+EARLIER = {
+    "A name for a boat that leaks": "What about Sieve? Or Bailiff, if there is a bucket on board.",
+    "Fix the pump of the washing machine": "Switch it off at the wall first, and let the water run out.",
+}
 SIZE, WIDE = (100, 30), (180, 46)
 QUESTION = "How warm is it in Oslo? Should I bike?"
 ANSWER = [
@@ -44,6 +54,9 @@ Shot = Callable[[EdgeApp, Pilot[int]], Awaitable[None]]
 
 async def chat(app: EdgeApp, pilot: Pilot[int]) -> None:
     """A turn with a tool."""
+    for tool in app.talk.tools:
+        # Where the code lies on this machine is nobody's business.
+        tool.origin = tool.origin.replace(f"{ROOT}/tools/", "")
     await said(pilot, QUESTION)
 
 
@@ -64,13 +77,38 @@ def page(name: str, *keys: str) -> Shot:
     return shot
 
 
+def earlier_chats(folder: Path) -> Sessions:
+    """Two chats of another day."""
+    sessions = Sessions(folder)
+    for title, answer in EARLIER.items():
+        there = (Message("user", title), Message("assistant", answer))
+        branch = SavedBranch(0, "main", there, is_current=True)
+        sessions.record(title, title=title, model="smollm2-135m", branches=[branch], tokens=40)
+    return sessions
+
+
+def known_models() -> list[ModelRow]:
+    """The catalogue as on a machine that has the default model."""
+    return [replace(row, is_here=row.is_default) for row in model_page.model_rows()]
+
+
 SHOTS: dict[str, tuple[tuple[int, int], Shot]] = {
     "chat": (SIZE, chat),
     "chat-wide": (WIDE, chat),
     "sampler": (SIZE, page("sampler", "down", "down", "down", *["right"] * 12)),
     **{
         name: (SIZE, page(name))
-        for name in ("inspect", "branches", "tokenizer", "tools", "settings", "meters", "help")
+        for name in (
+            "inspect",
+            "branches",
+            "tokenizer",
+            "tools",
+            "settings",
+            "meters",
+            "help",
+            "chats",
+            "model",
+        )
         if name in PAGES
     },
 }
@@ -79,6 +117,7 @@ SHOTS: dict[str, tuple[tuple[int, int], Shot]] = {
 def take(names: Sequence[str], folder: Path) -> None:
     """Writes the pictures with these names."""
     folder.mkdir(parents=True, exist_ok=True)
+    rows = known_models()
     for name in names:
         size, shot = SHOTS[name]
 
@@ -87,7 +126,22 @@ def take(names: Sequence[str], folder: Path) -> None:
             picture = app.export_screenshot(title=f"edgellm: {name}")
             (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
 
-        run(play, [[WEATHER, *ANSWER]], size=size, settings=Settings(glyphs="box"), machine=STILL)
+        with (
+            tempfile.TemporaryDirectory() as home,
+            # What differs from day to day and from machine to machine.
+            patch("edgellm_tui.chats.when", lambda _stamp: "12:04"),
+            patch("edgellm_tui.branches.when", lambda _stamp: "12:04"),
+            patch("edgellm_tui.model_page.model_rows", partial(list, rows)),
+            patch("edgellm_tui.model_page.available_bytes", lambda: 8_000_000_000),
+        ):
+            run(
+                play,
+                [[WEATHER, *ANSWER]],
+                size=size,
+                settings=Settings(glyphs="box"),
+                machine=STILL,
+                sessions=earlier_chats(Path(home)),
+            )
         print(folder / f"{name}.svg")
 
 

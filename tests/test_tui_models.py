@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from edgellm_tui import model_page
 from edgellm_tui.app import EdgeApp
+from edgellm_tui.model_fit import fits, megabytes, plan_of
 from edgellm_tui.settings import load_settings
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -212,8 +214,44 @@ def test_a_file_is_opened_by_its_path(little: Path, tmp_path: Path) -> None:
     run(play, runtime=runtime, waits_for_chat=False)
 
 
+def test_what_is_here_is_planned_as_load_would_once_the_cursor_rests(
+    little: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edgellm.pull("little")
+    asked: list[str] = []
+    plan = edgellm.plan(str(little), is_measured=False)
+    plan = replace(plan, machine=replace(plan.machine, room_bytes=2_000_000_000), speed=None)
+    words = f"takes {megabytes(plan.demand.host_bytes)} of 2,000 MB that are free"
+
+    def plan_of(model: str) -> Any:
+        asked.append(model)
+        return plan if len(asked) == 1 else replace(plan, refusal="It needs more than there is.")
+
+    monkeypatch.setattr(model_page, "plan_of", plan_of)
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("f5")
+        await choose(app, pilot, "guarded")
+        await choose(app, pilot, "little")
+        await shown(pilot, words)
+        # What is free is asked anew the next time.
+        await pilot.press("escape", "f5")
+        await choose(app, pilot, "little")
+        await shown(pilot, "does not fit: It needs more than there is.")
+        assert "too big" in screen_text(app)
+        assert asked == ["little", "little"]
+
+    run(play, runtime=Shelf())
+
+
+def test_a_model_that_cannot_be_read_has_no_plan(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF?")
+    assert plan_of(str(broken)) is None
+
+
 @pytest.mark.parametrize(
     ("size", "free", "word"), [(0, 1, "?"), (10**9, 2 * 10**9, "fits"), (10**9, 10**9, "too big")]
 )
 def test_a_word_says_whether_a_model_fits(size: int, free: int, word: str) -> None:
-    assert model_page.fits(size, free) == word
+    assert fits(size, free) == word

@@ -70,6 +70,7 @@ def stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(edgellm, "native_log", lambda **_: "print_info: file type = Q8_0\n")
     monkeypatch.setattr(model_page, "model_rows", lambda: MODELS)
+    monkeypatch.setattr(model_page, "plan_of", lambda _model: None)
     monkeypatch.setattr(model_page, "available_bytes", lambda: 4_000_000_000)
     sessions = Sessions()
     for number, title in enumerate(["Fix the pump \x1b[2J", "Poem drafts"]):

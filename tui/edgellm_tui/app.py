@@ -336,7 +336,7 @@ class EdgeApp(App[int]):
             self.prompt.focus()
             self.report(error)
 
-    def _show_status(self) -> None:
+    def _show_status(self, width: int = 0) -> None:
         talk, strand = self.talk, self.talk.current
         runtime = talk.runtime
         used = self.used_tokens
@@ -359,7 +359,7 @@ class EdgeApp(App[int]):
             self.accounts.shares(used),
             [worry.word for worry in self.accounts.worries(used)],
         )
-        self.query_one("#status", Line).set(status_line(status, self.size.width))
+        self.query_one("#status", Line).set(status_line(status, width or self.size.width))
 
     @property
     def used_tokens(self) -> int:
@@ -500,7 +500,8 @@ class EdgeApp(App[int]):
         self._show_keys()
 
     def on_resize(self, event: Resize) -> None:
-        """As many keys as fit are listed."""
+        """The first and the last line say what fits."""
+        self._show_status(event.size.width)
         self._show_keys(event.size.width)
 
     async def action_stop(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from textual.widgets import Input, OptionList
 import edgellm
 from edgellm_tui.chooser import Chooser
 from edgellm_tui.fetching import Fetching
+from edgellm_tui.model_fit import available_bytes, fits, megabytes, plan_of, plan_words
 from edgellm_tui.pages import PageView
 from edgellm_tui.plain import one_line
 from edgellm_tui.settings import save_settings
@@ -23,8 +24,10 @@ from edgellm_tui.worker import Called
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
-# Beside the weights there are the KV memory and the buffers of the computation: a rough word, not a promise.
-_ROOM_BYTES = 300_000_000
+    from edgellm import Plan
+
+# The cursor rests on a model for so long before its plan is made.
+_REST_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,33 +77,6 @@ def model_rows() -> list[ModelRow]:
     return sorted(rows, key=lambda row: (not row.is_here, not row.is_default))
 
 
-def available_bytes() -> int:
-    """Memory that can be used without swapping; 0 where the system does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 0
-
-
-def _megabytes(size_bytes: int) -> str:
-    if not size_bytes:
-        return "?"
-    return f"{size_bytes / 1e6:,.0f} MB" if size_bytes >= 10_000_000 else f"{size_bytes / 1e6:.1f} MB"
-
-
-def fits(size_bytes: int, available: int) -> str:
-    """Whether a model of that size fits beside what runs, in a word."""
-    if not size_bytes or not available:
-        return "?"
-    return "fits" if size_bytes + _ROOM_BYTES <= available else "too big"
-
-
 class ModelPage(PageView):
     """Chooses, fetches and deletes models."""
 
@@ -123,6 +99,8 @@ class ModelPage(PageView):
         self.fetching: Fetching | None = None
         self._doomed = ""
         self._asks_licence = ""
+        # What is known of models that are here: None where nothing can be said.
+        self._plans: dict[str, Plan | None] = {}
 
     def compose(self) -> ComposeResult:
         yield Line(id="first")
@@ -138,6 +116,8 @@ class ModelPage(PageView):
     def show(self) -> None:
         """Reads what there is."""
         self._doomed = self._asks_licence = ""
+        # What is free may differ from what it was.
+        self._plans.clear()
         self.query_one(Input).cursor_blink = False
         self.refill()
         self._list.focus()
@@ -156,7 +136,7 @@ class ModelPage(PageView):
             self._say(str(missing))
             return
         self._list.highlighted = self.rows.index(row)
-        size = f"{_megabytes(row.size_bytes)}, " if row.size_bytes else ""
+        size = f"{megabytes(row.size_bytes)}, " if row.size_bytes else ""
         text = f" {row.load} is not on this machine yet.\n Enter fetches it ({size}{row.licence}) and starts."
         self.query_one("#first", Line).set(text)
 
@@ -183,10 +163,14 @@ class ModelPage(PageView):
             state = fetching.words.partition("  ")[0]
         else:
             state = "loaded" if is_loaded else "here" if row.is_here else "-"
-        size = _megabytes(row.size_bytes)
+        size = megabytes(row.size_bytes)
         name = Path(row.load).name if row.is_file else row.load
         mark = "*" if is_loaded else " "
-        head = f"{mark} {one_line(name, 24):<24} {size:>9}  {state:<7} {fits(row.size_bytes, available):<8}"
+        plan = self._plans.get(row.load)
+        fit = fits(row.size_bytes, available) if plan is None else "fits" if plan.fits else "too big"
+        # It is in the memory already.
+        fit = "fits" if is_loaded else fit
+        head = f"{mark} {one_line(name, 24):<24} {size:>9}  {state:<7} {fit:<8}"
         return head + one_line(row.licence, max(8, self.size.width - len(head) - 4))
 
     @property
@@ -200,14 +184,38 @@ class ModelPage(PageView):
         if row is None:
             self.query_one("#told", Line).set("")
             return
+        plan = self._plans.get(row.load)
+        self._plan_when_resting(row)
         lines = [row.description, f"licence: {row.licence or '?'} {row.licence_url}".rstrip()]
         if row.source:
             lines.append(f"source: {row.source}")
+        if plan is not None:
+            lines.append(plan_words(plan))
         if not row.is_here:
             lines.append(
                 "enter fetches it" + (", after you have accepted its licence" * row.needs_acceptance)
             )
         self.query_one("#told", Line).set("\n".join(" " + one_line(line, width) for line in lines))
+
+    def _plan_when_resting(self, row: ModelRow) -> None:
+        """Asks what `load` would make of a model that is here, unless it is loaded or an answer is being drawn."""
+        talk = self.edge.talk
+        if not row.is_here or row.load in self._plans or row.load == talk.model or talk.worker.is_busy:
+            return
+        self.run_worker(partial(self._plan, row), group="plan", exclusive=True)
+
+    async def _plan(self, row: ModelRow) -> None:
+        await asyncio.sleep(_REST_S)
+        if not self._stands_on(row):
+            return
+        self._plans[row.load] = await asyncio.to_thread(plan_of, row.load)
+        if self._stands_on(row):
+            self._relabel(row.load)
+            self._describe()
+
+    def _stands_on(self, row: ModelRow) -> bool:
+        """The page is in front, with the cursor on that model. False while the app is being closed."""
+        return bool(self.query(Chooser)) and self.edge.page is self and self.chosen == row
 
     def _say(self, text: str) -> None:
         self.query_one("#saying", Line).set(f" {text}" if text else "")
@@ -332,14 +340,12 @@ class ModelPage(PageView):
             self._say("It is loaded: load another model first.")
         elif self._doomed != row.load:
             self._doomed = row.load
-            self._say(
-                f"d once more deletes {row.load} ({_megabytes(row.size_bytes)}); any other key keeps it"
-            )
+            self._say(f"d once more deletes {row.load} ({megabytes(row.size_bytes)}); any other key keeps it")
         else:
             self._doomed = ""
             self.edge.worker.submit(partial(edgellm.remove_model, row.load), self._removed, self.edge.report)
 
     def _removed(self, freed: Any) -> None:
         # Any: what the job gave, bytes.
-        self._say(f"{_megabytes(freed)} are free again")
+        self._say(f"{megabytes(freed)} are free again")
         self.refill()

@@ -58,13 +58,16 @@ def status_line(status: Status, width: int) -> str:
         right += f"  ctx {status.used}/{status.n_ctx} {100 * status.used // status.n_ctx}%"
     if status.tok_s:
         right += f"  {status.tok_s:.1f} tok/s"
-    left = f" edgellm  {status.page + '  ' if status.page else ''}{status.model}"
+    where = f"{status.page + '  ' if status.page else ''}{status.model}"
+    left = f" edgellm  {where}"
     if status.worries:
         more = f" +{len(status.worries) - 1}" if len(status.worries) > 1 else ""
         said = f"  ! {status.worries[0]}{more}"
         # Where it would take the room of page and model, the mark alone stands: the meters say what it is.
         right += said if cell_len(left) + cell_len(right) + cell_len(said) + 3 <= width else "  !"
     room = max(0, width - cell_len(right) - 2)
+    if cell_len(left) > room:
+        left = f" {where}"
     return f"{set_cell_size(left, room)} {right} "
 
 
