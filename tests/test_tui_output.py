@@ -95,9 +95,9 @@ def test_the_driver_hands_over_what_it_writes() -> None:
 def test_frames_wait_for_what_the_line_still_owes() -> None:
     async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
         assert app.pacer is not None and app.driver_class.__name__ == "PacedDriver"
-        quick = app.frame_interval_s
+        quick = app.frames.interval_s
         app.pacer.hand_over(9600)
-        assert quick < 1 and app.frame_interval_s >= 4
+        assert quick < 1 and app.frames.interval_s >= 4
 
     run(play, settings=Settings(slow_link_bps=2400))
 

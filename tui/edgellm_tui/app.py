@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import os
 import sys
@@ -29,6 +28,7 @@ from edgellm_tui.chats import ChatsPage
 from edgellm_tui.clipboard import copy_text
 from edgellm_tui.commands import COMMANDS, obey
 from edgellm_tui.footer import KeyInfo, foot_line, keys_of
+from edgellm_tui.frames import Frames
 from edgellm_tui.look import fitting_theme
 from edgellm_tui.looks import Looks
 from edgellm_tui.model_page import ModelPage
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
     from edgellm_tui.sessions import SavedChat, Sessions
 
-_SLOWEST_S, _FASTEST_S = 0.5, 0.1
-_DEAREST_S = 0.1
 _SAVE_AFTER_S = 3.0
 _RESTING = ("stop", "page", "copy_answer", "search", "new_chat", "toggle_panel", "command_palette")
 # How much of a long answer is lost at most where the machine goes dark in the middle of it.
@@ -112,7 +110,13 @@ class EdgeApp(App[int]):
         kind = self.get_driver_class()
         super().__init__(driver_class=paced_driver(kind, self.pacer) if self.pacer is not None else kind)
         self.glyphs = glyphs.fitting(self.settings.glyphs)
-        self.worker = EngineWorker(self._wake, clock)
+        self.frames = Frames(
+            self._run_frame,
+            self.set_timer,
+            share=lambda: self.settings.redraw_share,
+            owed_s=lambda: self.pacer.owed_s if self.pacer is not None else 0.0,
+        )
+        self.worker = EngineWorker(self.frames.wake, clock)
         self.app_log = AppLog()
         self.came_from: Widget | None = None
         self.talk = Talk(
@@ -131,22 +135,15 @@ class EdgeApp(App[int]):
         self.racing: list[int] = []
         self.wanted_model = model or self.settings.model
         self._history = history
-        self._ui_loop: asyncio.AbstractEventLoop | None = None
-        self._ui_context = contextvars.copy_context()
-        self._frame_due = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._resumes: SavedChat | None = None
-        self._last_frame = 0.0
         self._last_kept = clock()
-        self._frame_cost = 0.0
-        self._thread_s = time.thread_time()
         self._waiting: list[str] = []
         self._questions: list[Question] = []
         # What has to be said as soon as there is a chat to say it in.
         self.news: list[str] = []
         # The message of the chat that the prompt is about to replace.
         self.editing: int | None = None
-        self._is_leaving = False
         self.set_keymap(self.settings.keys)
 
     # -- composition --------------------------------------------------------------------------------------
@@ -187,8 +184,7 @@ class EdgeApp(App[int]):
 
     def on_mount(self) -> None:
         """Starts the engine's side; the model is loaded while the user may already type."""
-        self._ui_loop = asyncio.get_running_loop()
-        self._ui_context = contextvars.copy_context()
+        self.frames.start()
         self.settings_changed()
         self.app_log.attach()
         self._show_keys()
@@ -223,43 +219,15 @@ class EdgeApp(App[int]):
 
     # -- frames -------------------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        # Called on the engine's side. One call a frame crosses over, however many items come.
-        if not self._frame_due and self._ui_loop is not None and not self._is_leaving:
-            self._frame_due = True
-            try:
-                self._ui_loop.call_soon_threadsafe(self._schedule, context=self._ui_context)
-            except RuntimeError:  # the loop has ended
-                self._is_leaving = True
-
-    @property
-    def frame_interval_s(self) -> float:
-        """Seconds between two frames: as many as keep their cost within the share of a core, and a slow line free."""
-        of_cost = min(_SLOWEST_S, max(_FASTEST_S, self._frame_cost / max(0.01, self.settings.redraw_share)))
-        return max(of_cost, self.pacer.owed_s) if self.pacer is not None else of_cost
-
     @property
     def is_quiet(self) -> bool:
         """All that came is on the screen."""
-        return not self.worker.items and not self._frame_due
-
-    def _schedule(self) -> None:
-        wait = self._last_frame + self.frame_interval_s - time.perf_counter()
-        if wait <= 0:
-            self._run_frame()
-        else:
-            self.set_timer(wait, self._run_frame)
+        return not self.worker.items and not self.frames.is_due
 
     def _run_frame(self) -> None:
         if not self.is_running or not self._screen_stack:
             return  # a frame that was asked for just before the end
-        # All that this thread did since the frame before: most of the drawing comes behind a frame's own code.
-        # Its CPU time: what a frame costs does not grow because the decode has the cores.
-        now = time.thread_time()
-        spent = min(_DEAREST_S, now - self._thread_s)
-        self._frame_cost, self._thread_s = 0.7 * self._frame_cost + 0.3 * spent, now
-        self._frame_due = False
-        self._last_frame = time.perf_counter()
+        self.frames.begun()
         items = self.worker.items
         while items:
             self._take(items.popleft())
@@ -316,7 +284,7 @@ class EdgeApp(App[int]):
             self.talk.save()
 
     def _draw(self) -> None:
-        if not self.is_running or self._is_leaving:
+        if not self.is_running or self.frames.is_over:
             return
         page = self.page
         if page is None:
@@ -392,7 +360,7 @@ class EdgeApp(App[int]):
         self._ask_next()
 
     def _ask_next(self, _over: object = None) -> None:
-        if self._is_leaving or isinstance(self.screen, ApprovalModal):
+        if self.frames.is_over or isinstance(self.screen, ApprovalModal):
             return
         while self._questions:
             question = self._questions.pop(0)
@@ -629,7 +597,7 @@ class EdgeApp(App[int]):
 
     async def action_quit(self) -> None:
         """Stops, saves, and leaves."""
-        self._is_leaving = True
+        self.frames.is_over = True
         self.app_log.detach()
         if self._history is not None and self.prompt.text.strip():
             # What was being written waits under the up arrow.
