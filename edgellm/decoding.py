@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgellm.chat.mend import mend
 from edgellm.chat.parser import OutputParser
 from edgellm.chat.utf8 import TextDecoder
-from edgellm.errors import Cancelled, ConfigError, ConstraintError, ContextFull
+from edgellm.errors import Cancelled, ConfigError, ConstraintError, ContextFull, EdgeError
 from edgellm.events import (
     CallRepaired,
     Notice,
@@ -444,7 +445,29 @@ class Decoding:
         events += self._parser.finish()
         if self.calls and self.finish_reason == "eog":
             self.finish_reason = "tool_call"
+        if self.calls:
+            self._close_calls()
         return events
+
+    def _close_calls(self) -> None:
+        """Writes what is missing of the mark behind the last call, where a limit, a cancel or a reader who left came
+        in front of it: a result may not stand inside a call. It is computed with what follows."""
+        session, mark = self._session, self._format.marks.call_close.strip()
+        vocabulary = session.engine.vocabulary
+        if not mark or not session.tape.tokens or vocabulary.is_eog(session.tape.tokens[-1]):
+            return
+        written = self._written_since(self._section)
+        tail = self._format.render_call_tail(self.calls[-1].name)
+        at = tail.rfind(mark)
+        if at < 0 or written.rstrip().endswith(mark) or len(self.calls) == self._section_calls:
+            return
+        closing = tail[len(tail[:at].rstrip()) : at + len(mark)]
+        there = next(size for size in range(len(closing), -1, -1) if written.endswith(closing[:size]))
+        with suppress(EdgeError):  # no room for it: nothing can follow either
+            for token in vocabulary.tokenize(closing[there:], parse_special=True):
+                session.write_pending(token, SpanKind.TOOL_CALL)
+                self.decode_tokens += 1
+                self.forced_tokens += 1
 
     def _read(self, step: Step) -> tuple[list[Event], bool]:
         """(events of one drawn token, whether the leg is over)."""

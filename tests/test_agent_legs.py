@@ -83,3 +83,23 @@ def test_all_calls_of_a_turn_are_taken(runtime: edgellm.Runtime, between: str) -
     calls = [call for message in chat.messages for call in message.tool_calls]
     assert [call.name for call in calls] == ["add", "add"]
     assert text.split("<|im_end|>")[0] == CALL + between + CALL
+
+
+@pytest.mark.parametrize("constraint", ["off", "check"])
+def test_call_that_a_limit_cuts_before_its_mark_is_closed(runtime: edgellm.Runtime, constraint: Any) -> None:
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+    whole = len(runtime.tokenize(CALL))
+    seen = 0
+    for limit in range(whole - 14, whole + 2):
+        chat = runtime.chat(
+            sampler=[Scripted([CALL, "It is 5."], end)], template=TEMPLATE, tools=[add], constraint=constraint
+        )
+        events = list(chat.send("2 and 3?", max_tokens=limit))
+        seen += any(isinstance(event, edgellm.ToolFinished) for event in events)
+        list(chat.send("And?", max_tokens=3))
+        text = runtime.vocabulary.text_of(chat.tape).decode()
+        if "<tool_response>" in text:
+            answer = text.split("<|im_start|>assistant\n")[1]
+            assert answer.split("<|im_end|>")[0].rstrip() == CALL, limit
+        chat.close()
+    assert seen > 2
