@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from edgellm_tui import glyphs
 from edgellm_tui.ahead import look_ahead
 from edgellm_tui.app import EdgeApp
+from edgellm_tui.bias import amount_of, bias_of, biased
 from edgellm_tui.branches import tree_of
 from edgellm_tui.drawn import plain
 from edgellm_tui.strand import Origin, Strand
 from edgellm_tui.token_rows import Place, answers_of, marked_rows, real_answers, span_rows, table_rows
+from edgellm_tui.trace_file import as_trace
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from textual.pilot import Pilot
+from textual.widgets import Input
 from tui_harness import (
     LARGE,
     SMALL,
@@ -238,7 +243,103 @@ def test_calls_and_reasoning_are_part_of_the_answer() -> None:
     run(play, [[*words("Hm.", is_reasoning=True), Call("get_weather", {"city": "Oslo"}), *words("Cold.")]])
 
 
+def test_a_token_is_made_less_likely_from_here_on() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "How do you travel?")
+        chat = app.talk.current.chat
+        before, token = chat.chain.spec, app.talk.runtime.vocabulary.id_of(" soon")
+        await pilot.press("f3", "1", "g")
+        await shown(pilot, "add to the logit of")
+        await pilot.press(*"nan", "enter")
+        await shown(pilot, "Again:")
+        entry = app.focused
+        assert isinstance(entry, Input)
+        entry.value = "-1.5"
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: chat.chain.spec != before)
+        assert str(chat.chain.spec) == f"logit_bias({{{token}: -1.5}}) | {before}"
+        await shown(pilot, "the chat draws from logit_bias")
+        # Esc puts the field away, and the page stays.
+        await pilot.press("g", "escape")
+        assert app.page is not None and app.focused is app.page
+
+    run(play, [TRAM])
+
+
+def test_biases_are_added_and_taken_off_again() -> None:
+    chain = edgellm.ChainSpec.parse("top_k(3) | dist(seed=7)")
+    one = biased(chain, 4, 2.0)
+    two = biased(one, 9, float("-inf"))
+    assert str(two) == "logit_bias({4: 2.0, 9: -inf}) | top_k(3) | dist(7)"
+    assert (bias_of(two, 4), bias_of(two, 9), bias_of(two, 1)) == (2.0, float("-inf"), 0.0)
+    assert biased(biased(two, 4, 0), 9, 0) == chain
+    for text in ("inf", "nan", "much"):
+        with pytest.raises(ValueError, match="Give a"):
+            amount_of(text)
+
+
+def test_what_is_shown_is_copied_and_the_trace_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copied: list[str] = []
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        monkeypatch.setattr(app, "copy", copied.append)
+        await pilot.press("f3", "ctrl+s")
+        await shown(pilot, "There is nothing to export yet.")
+        await pilot.press("f2")
+        await said(pilot, "How do you travel?")
+        await pilot.press("f3", "c")
+        assert copied == ["It is cold, and I would take the tram now"]
+        await pilot.press("ctrl+s")
+        await shown(pilot, "How its tokens were drawn written to how-do-you-travel.jsonl")
+        steps = app.talk.current.step_list()
+        lines = [json.loads(line) for line in (tmp_path / "how-do-you-travel.jsonl").read_text().splitlines()]
+        assert [line["text"] for line in lines] == [step.piece.decode() for step in steps]
+        last = lines[-1]
+        assert last["u"] == 0.5 and last["position"] == steps[-1].position and not last["is_forced"]
+        assert [point["stage"] for point in last["points"]] == ["raw", "top_k(3)", "temperature(0.5)"]
+        assert last["points"][0]["rows"][0][1:] == [" soon", 0.6]
+
+    run(play, [TRAM])
+
+
+def test_a_draw_without_a_random_number_is_null_in_the_trace() -> None:
+    step = edgellm.Step(1, b"x", 3, is_forced=True)
+    assert json.loads(as_trace([step], lambda _token: b"x")) == {
+        "position": 3,
+        "id": 1,
+        "text": "x",
+        "logprob": None,
+        "is_forced": True,
+    }
+
+
 # -- branches ---------------------------------------------------------------------------------------------
+
+
+def test_a_branch_is_found_by_its_words() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "How do you travel?")
+        await pilot.press("f3", "left", "1", "enter")
+        await settled(pilot)
+        await pilot.press("f6", "slash", *"TRAM now", "enter")
+        await pilot.pause()
+        assert ">  main" in screen_text(app)
+        await pilot.press("slash")
+        entry = app.focused
+        assert isinstance(entry, Input) and entry.value == "TRAM now"
+        entry.value = "bus home"
+        await pilot.press("enter")
+        await pilot.pause()
+        assert '>* └─ " a bus"' in screen_text(app)
+        await pilot.press("slash", *"zebra", "enter")
+        await shown(pilot, "no branch has these words")
+        # A search is no name.
+        assert "zebra" not in [strand.name for strand in app.talk.strands.values()]
+
+    run(play, [TRAM, words(" and then home.")])
 
 
 def test_marked_candidates_run_side_by_side_and_one_is_kept() -> None:

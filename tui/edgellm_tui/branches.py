@@ -61,6 +61,7 @@ class BranchesPage(PageView, can_focus=True):
         Binding("g", "resume", "go on", id="branches.resume"),
         Binding("f", "fork", "fork", id="branches.fork"),
         Binding("m", "name", "name", id="branches.name"),
+        Binding("slash", "search", "search", id="branches.search"),
         Binding("d", "delete", "delete", id="branches.delete"),
         Binding("space", "mark", "mark", id="branches.mark"),
         Binding("s", "side_by_side", "side by side", id="branches.race"),
@@ -84,6 +85,9 @@ class BranchesPage(PageView, can_focus=True):
         self._deleting = -1
         self._keeping: int | None = None
         self._goes_on = False
+        # What the field at the bottom is open for, and what was searched last.
+        self._searches = False
+        self._words = ""
 
     def compose(self) -> ComposeResult:
         """The tree over a preview, or the branches that run side by side; a field for a name."""
@@ -248,15 +252,38 @@ class BranchesPage(PageView, can_focus=True):
         """Asks for a name."""
         strand = self.strand
         if strand is not None and not self._racing():
-            field = self.query_one("#branches-field", Input)
-            field.value = strand.name
-            field.display = True
-            field.focus()
+            self._ask("a name for this branch", strand.name)
+
+    def action_search(self) -> None:
+        """Asks for words, and goes to the next branch that has them."""
+        if not self._racing():
+            self._ask("words of a branch", self._words, is_search=True)
+
+    def _ask(self, what: str, value: str, *, is_search: bool = False) -> None:
+        self._searches = is_search
+        field = self.query_one("#branches-field", Input)
+        field.placeholder, field.value, field.display = what, value, True
+        field.focus()
+
+    def _find(self, words: str) -> None:
+        """The next branch behind the chosen one, in a circle, with these words in name or messages."""
+        self._words = words
+        parts, found = words.lower().split(), self._strands()
+        order = [(self.chosen + by) % len(found) for by in range(1, len(found) + 1)]
+        for index in order if parts else []:
+            strand = found[index][1]
+            text = " ".join([label(strand), strand.name, *(block.plain() for block in strand.blocks)]).lower()
+            if all(part in text for part in parts):
+                self.chosen, self.note = index, ""
+                return
+        self.note = "no branch has these words" if parts else ""
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """The name was typed."""
+        """The name or the words were typed."""
         strand = self.strand
-        if strand is not None and event.value.strip():
+        if self._searches:
+            self._find(event.value)
+        elif strand is not None and event.value.strip():
             strand.name = one_line(event.value, 40)
         self.leave()
         self.frame()

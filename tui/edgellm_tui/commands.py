@@ -73,8 +73,11 @@ def _export(app: EdgeApp, rest: str) -> None:
     export(app, kind, file)
 
 
-def export(app: EdgeApp, kind: str, file: str = "") -> None:
-    """Writes the current branch to a file of one of KINDS. Raises ConfigError where nothing was said yet."""
+def export(app: EdgeApp, kind: str, file: str = "", then: Callable[[str], None] | None = None) -> None:
+    """Writes the current branch to a file of one of KINDS, and says so in the chat (and to `then`).
+
+    Raises ConfigError where nothing was said yet.
+    """
     strand, talk = app.talk.current, app.talk
     if strand.chat is None or not strand.title:
         raise ConfigError("There is nothing to export yet.", hint="Say something first.")
@@ -85,7 +88,10 @@ def export(app: EdgeApp, kind: str, file: str = "") -> None:
         return write_export(path, text)
 
     def done(written: Path) -> None:
-        strand.note(f"{KINDS[kind]} written to {written}")
+        text = f"{KINDS[kind]} written to {written}"
+        strand.note(text)
+        if then is not None:
+            then(text)
 
     talk.worker.submit(job, done, app.report)
 
@@ -245,7 +251,7 @@ COMMANDS: dict[str, tuple[Callable[[EdgeApp, str], None], str, str]] = {
     "branch": (_branch, "[NAME]", "list branches, or switch to one"),
     "stop": (_stop, "", "stop the answer (esc)"),
     "copy": (_copy, "[all]", "copy the last answer, or all"),
-    "export": (_export, "[md|json|html] [FILE]", "write the chat to a file"),
+    "export": (_export, "[KIND] [FILE]", "write the chat to a file: md, json, html, jsonl"),
     "attach": (_attach, "FILE", "attach a text file to the message"),
     "chats": (_chats, "[WORDS]", "list, search, rename and delete chats (ctrl+o)"),
     "rename": (_rename, "TITLE", "give this chat a title"),

@@ -13,13 +13,14 @@ import edgellm
 from edgellm import ConfigError, SpanKind
 from edgellm_tui.plain import visible
 from edgellm_tui.token_text import MARKS_LEGEND, mark, probability
+from edgellm_tui.trace_file import as_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from edgellm import Message, Span, Step
 
-KINDS = {"md": "Markdown", "json": "JSON", "html": "HTML"}
+KINDS = {"md": "Markdown", "json": "JSON", "html": "HTML", "jsonl": "How its tokens were drawn"}
 _TOP_ROWS = 5
 _WRITTEN_BY_MODEL = (SpanKind.TEXT, SpanKind.REASONING, SpanKind.TOOL_CALL)
 _CSS = """\
@@ -58,7 +59,7 @@ def export_kind(words: str) -> tuple[str, str]:
         return kind, words
     raise ConfigError(
         f"/export {words[:60]}: that is no kind of file it knows.",
-        hint="Write /export md, json or html, with or without a file's name behind it.",
+        hint="Write /export md, json, html or jsonl, with or without a file's name behind it.",
     )
 
 
@@ -80,6 +81,8 @@ def exported(kind: str, title: str, model: str, chat: Any, steps: Mapping[int, S
     # Any: a Chat, or what plays one in tests.
     if kind == "json":
         return as_json(title, model, chat, steps)
+    if kind == "jsonl":
+        return as_trace(steps.values(), chat.runtime.vocabulary.piece)
     if kind == "html":
         return as_html(title, model, chat, steps)
     return as_markdown(title, model, chat.messages)

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding
 
+from edgellm import EdgeError
 from edgellm_tui.ahead import look_ahead
+from edgellm_tui.bias import amount_of, bias_of, biased
+from edgellm_tui.commands import export
 from edgellm_tui.distribution import candidates, draw_rows, stage_rows, summary, tail_words, why_none
 from edgellm_tui.drawn import Row, RowsPane, RowsView, titled
 from edgellm_tui.looks import with_token
 from edgellm_tui.pages import PageView
 from edgellm_tui.race import start_race
+from edgellm_tui.rows import Field
 from edgellm_tui.token_rows import (
     Place,
     Rows,
@@ -55,6 +59,9 @@ class InspectorPage(PageView, can_focus=True):
         Binding("s", "side_by_side", "side by side", id="inspect.race"),
         Binding("w", "ask", "ask the model", id="inspect.ask"),
         Binding("t", "view", "tape", id="inspect.tape"),
+        Binding("g", "bias", "bias", show=False, id="inspect.bias"),
+        Binding("c", "copy", "copy", show=False, id="inspect.copy"),
+        Binding("ctrl+s", "save_trace", "save the trace", show=False, id="inspect.save"),
         Binding("left_square_bracket", "answer(-1)", "answer before", show=False, id="inspect.answer_before"),
         Binding("right_square_bracket", "answer(1)", "next answer", show=False, id="inspect.answer_after"),
         Binding("home", "move(-1000000)", "first token", show=False, id="inspect.first"),
@@ -88,12 +95,13 @@ class InspectorPage(PageView, can_focus=True):
         self._shown = Rows([], {})
 
     def compose(self) -> ComposeResult:
-        """A title, the tokens, and the chosen one in detail."""
+        """A title, the tokens, the chosen one in detail, and a field for a number."""
         yield RowsPane(id="inspect-title")
         tokens = RowsView(id="inspect-tokens")
         tokens.can_focus = False
         yield tokens
         yield RowsPane(id="inspect-detail")
+        yield Field()
 
     # -- what is shown ------------------------------------------------------------------------------------
 
@@ -234,7 +242,7 @@ class InspectorPage(PageView, can_focus=True):
         place, look = self._place, self._look()
         glyphs = self.edge.glyphs
         if place is None:
-            return []
+            return self._note_rows()
         if look is None or look.step.distribution is None:
             token = self._tape[place] if place < len(self._tape) else 0
             why = (
@@ -422,6 +430,53 @@ class InspectorPage(PageView, can_focus=True):
         found = [each.token for each in candidates(look.step, self._candidate_count())]
         tokens = [token for token in found if token in self.marked] or found[:3]
         start_race(self.edge, place, tokens[:_MOST_SIDE_BY_SIDE], look.step)
+
+    def leave(self) -> bool:
+        """Esc puts the field away first."""
+        return self.query_one(Field).put_away()
+
+    def action_bias(self) -> None:
+        """Asks how much more or less likely the chosen candidate is to be from here on."""
+        token, chat = self._chosen_token(), self.strand.chat
+        if token is None or self._busy("changes the chain"):
+            return
+        label = f"add to the logit of {quoted(self._piece(token), 16)} from here on (-inf forbids it, 0 takes it off)"
+        now = f"{bias_of(chat.chain.spec, token):g}"
+        self.query_one(Field).ask(label, now, partial(self._bias, token))
+
+    def _bias(self, token: int, text: str) -> str | None:
+        chat = self.strand.chat
+        try:
+            spec = biased(chat.chain.spec, token, amount_of(text))
+        except ValueError as error:
+            return str(error)
+
+        def done(_: object) -> None:
+            self.note = f"the chat draws from {spec} now"
+            self.frame()
+
+        self.edge.talk.worker.submit(lambda: chat.set_sampler(spec), done, self._failed)
+        return None
+
+    def action_copy(self) -> None:
+        """Copies the text that is shown: of the answer, or of the whole tape."""
+        start, end = self._range()
+        text = b"".join(map(self._piece, self._tape[start:end])).decode("utf-8", "backslashreplace")
+        self.edge.copy(text)
+        self.note = f"{end - start} tokens copied as text"
+        self.frame()
+
+    def action_save_trace(self) -> None:
+        """Writes how each remembered token was drawn to a file in the working folder."""
+
+        def done(text: str) -> None:
+            self.note = text
+            self.frame()
+
+        try:
+            export(self.edge, "jsonl", then=done)
+        except EdgeError as error:
+            self._failed(error)
 
     def action_ask(self) -> None:
         """Recomputes the token's distribution."""
