@@ -221,7 +221,7 @@ def test_what_is_here_is_planned_as_load_would_once_the_cursor_rests(
     asked: list[str] = []
     plan = edgellm.plan(str(little), is_measured=False)
     plan = replace(plan, machine=replace(plan.machine, room_bytes=2_000_000_000), speed=None)
-    words = f"takes {megabytes(plan.demand.host_bytes)} of 2,000 MB that are free"
+    words = f"takes {megabytes(plan.demand.host_bytes)} of 2,000 MB free"
 
     def plan_of(model: str) -> Any:
         asked.append(model)

@@ -440,7 +440,7 @@ class InspectorPage(PageView, can_focus=True):
         token, chat = self._chosen_token(), self.strand.chat
         if token is None or self._busy("changes the chain"):
             return
-        label = f"add to the logit of {quoted(self._piece(token), 16)} from here on (-inf forbids it, 0 takes it off)"
+        label = f"add to the logit of {quoted(self._piece(token), 16).rstrip()} (-inf: never, 0: nothing)"
         now = f"{bias_of(chat.chain.spec, token):g}"
         self.query_one(Field).ask(label, now, partial(self._bias, token))
 

@@ -60,5 +60,5 @@ def plan_words(plan: Plan) -> str:
         return f"does not fit: {plan.refusal}"
     options, demand = plan.options, plan.demand
     need, room = megabytes(demand.host_bytes), megabytes(plan.machine.room_bytes)
-    words = f"takes {need} of {room} that are free: {options.n_ctx} tokens of context, KV {options.kv_type_k}"
+    words = f"takes {need} of {room} free: context {options.n_ctx}, KV {options.kv_type_k}"
     return f"{words}, about {plan.speed.decode_tok_s:.0f} tok/s" if plan.speed is not None else words
