@@ -271,7 +271,7 @@ def test_an_export_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         await said(pilot, f"/export {tmp_path}/absent/x.html")
         await shown(pilot, "cannot be written")
         await said(pilot, "/export x.pdf")
-        assert "Write /export md, json or html" in screen_text(app)
+        assert "Write /export md, json, html or jsonl" in screen_text(app)
 
     run(play, [words("1")], size=(200, 50))
 
