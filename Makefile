@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.edgellm-installed
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help install chat check test lint types contracts fast screenshots prove llama-bench test-vulkan clean
 

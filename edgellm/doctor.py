@@ -118,7 +118,7 @@ def _check_versions(versions: dict[str, str], problems: list[Problem]) -> None:
 
 def _library(_problems: list[Problem]) -> dict[str, Any]:
     from edgellm.native.devices import backends, devices
-    from edgellm.native.library import system_info
+    from edgellm.native.library import system_info, wait_policy
 
     words = [part.strip() for part in system_info().replace(":", "|").split("|")]
     features = [word.removesuffix("= 1").strip() for word in words if word.endswith("= 1")]
@@ -135,18 +135,18 @@ def _library(_problems: list[Problem]) -> dict[str, Any]:
         ),
         "features": tuple(dict.fromkeys(features)),
         # As the loaded library has read it.
-        "wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
+        "wait_policy": wait_policy(),
     }
 
 
 def _cores(problems: list[Problem]) -> dict[str, Any]:
     from edgellm.native.context import usable_cores
 
-    if os.environ.get("OMP_WAIT_POLICY", "passive").lower() == "active":
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
         problems.append(
             Problem(
                 "OMP_WAIT_POLICY is active: waiting threads spin, and one busy neighbour slows a token to seconds.",
-                "Unset it, or set it to passive.",
+                "Unset it.",
                 is_broken=False,
             )
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -230,3 +233,20 @@ def test_tag_that_is_one_token_in_any_text_is_not_forged_by_a_content(
     assert [token for token, _ in entries].count(tag[0]) == 1
     assert model.vocabulary.text_of([token for token, _ in entries]) == b"<tool_call>see <tool_call> here!"
     model.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "spin 2000"), ({"OMP_WAIT_POLICY": "passive"}, "passive"), ({"GOMP_SPINCOUNT": "7"}, "spin 7")],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(given: dict[str, str], expected: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    code = (
+        "import os; from edgellm.native.library import lib, wait_policy; lib();"
+        "print(wait_policy(), os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True
+    )
+    spins = {"passive": "None"}.get(expected, expected.rpartition(" ")[2])
+    assert done.stdout.split() == [*expected.split(), spins]

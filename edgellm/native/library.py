@@ -27,6 +27,15 @@ _log: deque[tuple[int, str]] = deque(maxlen=_LOG_LINES_KEPT)
 _logged = 0  # lines ever logged
 _is_dropping = False  # the line being continued was left out
 
+SPIN_COUNT = "2000"
+"""Turns that a thread of libgomp waits before it sleeps, where the user has not said how threads wait."""
+
+
+def wait_policy() -> str:
+    """How llama.cpp's threads wait for each other: as the user has set it, else as it is set when the library loads."""
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    return policy.lower() or f"spin {os.environ.get('GOMP_SPINCOUNT', SPIN_COUNT)}"
+
 
 def lib() -> ModuleType:
     """The module `llama_cpp.llama_cpp`, loaded on first use with our wait policy and log callback.
@@ -42,9 +51,10 @@ def lib() -> ModuleType:
 
 
 def _load() -> ModuleType:
-    # libgomp reads this once, when it is loaded. With spinning waiters, one busy neighbour on a core makes a
-    # token take seconds; passive waiting costs a few percent on an idle machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # libgomp reads this once, when it is loaded. Waiters that spin for long take the core from a busy neighbour, and
+    # from the thread they wait for; those that sleep at once pay for being woken, hundreds of times a token.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         import llama_cpp.llama_cpp as module
     except ImportError as error:

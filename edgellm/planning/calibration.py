@@ -21,6 +21,7 @@ from edgellm.errors import EdgeError
 from edgellm.folders import cache_dir
 from edgellm.models.gguf_file import TENSOR_TYPES
 from edgellm.native.context import Context, usable_cores
+from edgellm.native.library import wait_policy
 from edgellm.native.model import Model
 from edgellm.types import LoadOptions
 
@@ -65,8 +66,7 @@ def machine_key() -> str:
         version = metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:
         version = "unknown"
-    wait = os.environ.get("OMP_WAIT_POLICY", "passive")
-    return f"{_processor()} x{usable_cores()}, llama-cpp-python {version}, {wait}"
+    return f"{_processor()} x{usable_cores()}, llama-cpp-python {version}, {wait_policy()}"
 
 
 def _processor() -> str:
