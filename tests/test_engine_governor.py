@@ -53,6 +53,7 @@ def governor_of(machine: Machine, *, is_active: bool = True) -> Governor:
         clock=lambda: machine.now,
         times=machine.times,
         throttled=lambda: machine.is_hot,
+        pause=machine.passes,
     )
 
 
@@ -68,6 +69,16 @@ def test_a_turn_begins_with_the_threads_there_are_cores_for(
     said = list(governor.take_messages())
     assert len(said) == (threads != 4)
     assert all(f"{threads} of 4 threads" in text and f"{others:.1f} of 4 cores" in text for text in said)
+    assert list(governor.take_messages()) == []
+
+
+def test_a_neighbour_that_has_ended_since_takes_no_thread(machine: Machine) -> None:
+    governor = governor_of(machine)
+    machine.others = 4.0
+    machine.passes(60.0)
+    machine.others = 0.0
+    governor.begin_turn()
+    assert machine.n_threads == 4
     assert list(governor.take_messages()) == []
 
 

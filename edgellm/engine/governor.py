@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.5  # how often the system is asked within a turn
 _SHORTEST_S = 0.1  # what is measured over less is noise: the system counts in hundredths of a second
+_STALE_S = (
+    1.0  # what was measured over more tells of the past: before threads are given up for it, one looks again
+)
 _HEAT_LOOK_S = 5.0
 _CALM_LOOKS = 4  # threads come back when so many looks in a row found room for them
 _RECENT = 16  # tokens over which latency is judged
@@ -73,6 +76,7 @@ class Governor:
         clock: Callable[[], float] = time.perf_counter,
         times: Callable[[], CpuTimes | None] = cpu_times,
         throttled: Callable[[], bool] = is_throttled,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.target = target
         self.limit = target.n_threads
@@ -80,7 +84,7 @@ class Governor:
         self.is_active = is_active and self.limit > 1 and os.environ.get("EDGELLM_GOVERNOR", "") != "off"
         self.others_cores = 0.0
         self.is_throttled = False
-        self._clock, self._times, self._throttled = clock, times, throttled
+        self._clock, self._times, self._throttled, self._pause = clock, times, throttled, pause
         self._token_s: deque[float] = deque(maxlen=_RECENT)
         self._prefill: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self._best_s = 0.0
@@ -107,7 +111,12 @@ class Governor:
         if not self.is_active:
             return
         self._has_moved = False
+        is_stale = self._clock() - self._looked_at > _STALE_S
         if self._look():
+            if is_stale and self.wanted() < self.limit:
+                # Somebody was busy since the last turn. Whether that is over is worth a tenth of a second.
+                self._pause(1.2 * _SHORTEST_S)
+                self._look()
             wanted = self.wanted()
             # Nobody is in the middle of anything: what the quiet time before has shown counts at once.
             if wanted != self.target.n_threads:
