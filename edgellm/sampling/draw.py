@@ -12,6 +12,7 @@ cutting the tail of a distribution only stretches what is left, as a reader of `
 from __future__ import annotations
 
 import struct
+import sys
 import threading
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ _MASK = (1 << 64) - 1
 _PERSON = b"edgellm-draw"
 _HEAD = 256
 _SMALL = 1024
+_SHORT_SWITCH_S = 0.001
 _TINY = 512
 
 
@@ -41,8 +43,9 @@ def derived_seed(seed: int, branch: int, position: int, label: str) -> int:
 
 
 def others_run_python() -> bool:
-    """Are there other Python threads? Then every release of the GIL may cost a switch interval (5 ms)."""
-    return threading.active_count() > 1
+    """Are there other Python threads? Then every release of the GIL may cost a switch interval: 5 ms, where nobody has
+    made it short (sys.setswitchinterval). A short one costs less than ways around a release do."""
+    return threading.active_count() > 1 and sys.getswitchinterval() > _SHORT_SWITCH_S
 
 
 def ordered(ids: NDArray[np.int32], logits: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from edgellm_tui.sessions import SavedChat, Sessions
 
+_SWITCH_S = 0.0005
 _SAVE_AFTER_S = 3.0
 _RESTING = ("stop", "page", "copy_answer", "search", "new_chat", "toggle_panel", "command_palette")
 # How much of a long answer is lost at most where the machine goes dark in the middle of it.
@@ -615,6 +616,8 @@ class EdgeApp(App[int]):
 
 def run_app(model: str = "") -> int:
     """Opens the app on the terminal; gives the exit code."""
+    # Decoding waits for the screen's thread no longer than this between two tokens; it sleeps most of the time.
+    sys.setswitchinterval(_SWITCH_S)
     problem: edgellm.EdgeError | None = None
     try:
         settings = load_settings()
