@@ -77,13 +77,23 @@ def plan(
     from edgellm.planning.plan import make_plan
 
     found = resolve(model, catalog(), Store())
+    chosen = merged_options(options, found.entry, overrides)
     return make_plan(
         inspect_gguf(found.path),
-        merged_options(options, found.entry, overrides),
+        chosen,
+        draft=inspect_draft(chosen),
         model=found.entry.name if found.entry is not None else found.path.name,
         is_measured=is_measured,
         has_tools=has_tools,
     )
+
+
+def inspect_draft(options: LoadOptions) -> GGUFInfo | None:
+    """What the draft model that the options name says of itself; None where they name none.
+
+    Raises ModelNotFound, ModelCorrupt.
+    """
+    return inspect(options.draft_model) if options.draft_model else None
 
 
 def merged_options(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from edgellm.errors import ConfigError
 from edgellm.machine import memory, resident_bytes
-from edgellm.offline import catalog, discover_samplers, merged_options
+from edgellm.offline import catalog, discover_samplers, inspect_draft, merged_options
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def load(
     if chosen.fit == "auto":
         from edgellm.planning.plan import fit_options
 
-        fitted = fit_options(info, chosen)
+        fitted = fit_options(info, chosen, draft=inspect_draft(chosen))
         chosen, notes = fitted.options, fitted.notes
     weights = Model.load(found.path, chosen, progress=progress)
     chosen, told = stretched(info, chosen, has_rope=weights.has_rope)

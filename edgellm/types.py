@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -397,7 +397,7 @@ class LoadOptions:
     `prefix_cache_mb`: how many megabytes of computed system prompts and tools are kept on disk; 0 keeps
     none, and EDGELLM_PREFIX_CACHE=off neither.
     `draft_model` is a small model of the same vocabulary (a catalogue name or a file) that guesses what comes next.
-    `lora` are the adapters of chats that name none of their own (ChatOptions.adapters).
+    `lora` and `control_vectors` are the adapters of chats that name none of their own (ChatOptions.adapters).
     """
 
     n_ctx: int = 0
@@ -427,5 +427,12 @@ class LoadOptions:
     prefix_cache_mb: int = 512
     draft_model: str = ""
     lora: tuple[LoraAdapter, ...] = field(default_factory=tuple)
+    control_vectors: tuple[ControlVector, ...] = field(default_factory=tuple)
     check_tensors: bool = False
     fit: Literal["auto", "off"] = "auto"
+
+    def for_draft(self) -> LoadOptions:
+        """The options that the draft model is loaded with: it reads one tape, and is left as it is."""
+        return replace(
+            self, n_seq_max=1, lora=(), control_vectors=(), override_tensors=(), cpu_moe=0, draft_model=""
+        )

@@ -14,6 +14,7 @@ from tiny_models import Shape
 import edgellm
 from edgellm.errors import ConfigError, OutOfMemory
 from edgellm.models.gguf_info import inspect_gguf
+from edgellm.planning.cache_shape import cache_shape
 from edgellm.planning.calibration import Calibration, TypeSpeed, calibrate, known_calibration
 from edgellm.planning.demand import Demand, Gpu, Machine, measure_demand
 from edgellm.planning.fit import Fitting
@@ -29,6 +30,10 @@ KEPT = 64_000_000  # what a plan leaves to others on a machine this small
 @pytest.fixture
 def model(tiny_model: Callable[..., Path]) -> Path:
     return tiny_model("llama", n_ctx=8192, shape=SHAPE)
+
+
+def always(found: Machine) -> Callable[[tuple[str, ...]], Machine]:
+    return lambda devices: found
 
 
 def machine(room: int, *gpus: Gpu) -> Machine:
@@ -108,8 +113,7 @@ def test_a_cache_that_does_not_divide_into_blocks_stays_f16(tiny_model: Callable
 def test_layers_and_experts_go_to_the_gpu_as_far_as_they_fit(tiny_model: Callable[..., Path]) -> None:
     info = inspect_gguf(tiny_model("moe", n_ctx=8192, shape=replace(SHAPE, n_expert=4, n_expert_used=2)))
     options = LoadOptions(n_ctx=2048, kv_type_k="f16", kv_type_v="f16", n_batch=512, n_ubatch=512)
-    with Fitting(info, Machine(0, 0, 2), options) as fitting:
-        shape = fitting.shape
+    shape = cache_shape(info)
 
     def demand(**changes: object) -> Demand:
         return measure_demand(info, shape, replace(options, **changes), None, sequences=16)  # type: ignore[arg-type]
@@ -138,7 +142,7 @@ def test_a_gpu_that_shares_main_memory_is_counted_once(model: Path) -> None:
 
 def test_load_takes_what_fits_and_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need = whole(model).host_bytes
-    monkeypatch.setattr("edgellm.planning.plan.this_machine", lambda _devices: machine(need - 1))
+    monkeypatch.setattr("edgellm.planning.plan.this_machine", always(machine(need - 1)))
     with edgellm.load(model) as runtime:
         assert runtime.options.n_ubatch == 128
         (note,) = runtime.notes
@@ -146,7 +150,7 @@ def test_load_takes_what_fits_and_says_so(model: Path, monkeypatch: pytest.Monke
         assert said == [note]
         again = [e.message for e in runtime.chat().send("Hi", max_tokens=1) if isinstance(e, edgellm.Notice)]
         assert again == []
-    monkeypatch.setattr("edgellm.planning.plan.this_machine", lambda _devices: machine(1))
+    monkeypatch.setattr("edgellm.planning.plan.this_machine", always(machine(1)))
     with pytest.raises(OutOfMemory):
         edgellm.load(model)
     with edgellm.load(model, fit="off") as runtime:
@@ -242,7 +246,7 @@ def test_plan_prints_a_table_or_json(model: Path, monkeypatch: pytest.MonkeyPatc
     assert plan["options"]["n_ctx"] == 8192
     assert plan["demand"]["host_bytes"] > plan["demand"]["kv_bytes"]
     assert "4 bits" in cli("plan", model, "--no-measure", "--kv-type", "q4_0", "--tools").out
-    monkeypatch.setattr("edgellm.planning.plan.this_machine", lambda _devices: machine(1))
+    monkeypatch.setattr("edgellm.planning.plan.this_machine", always(machine(1)))
     refused = cli("plan", model, "--no-measure")
     assert refused.code == 1
     assert "does not fit into memory" in refused.out

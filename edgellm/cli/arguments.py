@@ -116,6 +116,22 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="a small model of the same vocabulary that guesses what comes next",
     )
     group.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        action="append",
+        default=[],
+        type=text("the LoRA adapter"),
+        help="lay a LoRA adapter (GGUF) over the weights; repeatable",
+    )
+    group.add_argument(
+        "--control-vector",
+        metavar="FILE[:SCALE]",
+        action="append",
+        default=[],
+        type=text("the control vector"),
+        help="steer with a control vector (GGUF); repeatable",
+    )
+    group.add_argument(
         "--fit",
         choices=("auto", "off"),
         help="off: load without looking whether it fits into memory (`edgellm plan`)",
@@ -144,22 +160,6 @@ def add_chatting(parser: argparse.ArgumentParser) -> None:
         "--template", metavar="NAME|FILE", type=text("the template"), help="chatml, or a Jinja file"
     )
     group.add_argument("--format", metavar="NAME", type=text("the format"), help="how tool calls are written")
-    group.add_argument(
-        "--lora",
-        metavar="FILE[:SCALE]",
-        action="append",
-        default=[],
-        type=text("the LoRA adapter"),
-        help="lay a LoRA adapter (GGUF) over the weights; repeatable",
-    )
-    group.add_argument(
-        "--control-vector",
-        metavar="FILE[:SCALE]",
-        action="append",
-        default=[],
-        type=text("the control vector"),
-        help="steer with a control vector (GGUF); repeatable",
-    )
     group.add_argument(
         "--when-full",
         metavar="POLICY",

@@ -60,6 +60,11 @@ def load_options(args: Namespace) -> dict[str, Any]:
         options["kv_type_k"] = options["kv_type_v"] = args.kv_type
     if args.threads:
         options["threads_batch"] = args.threads
+    chosen = adapters(args.lora, args.control_vector)
+    if chosen.lora:
+        options["lora"] = chosen.lora
+    if chosen.control:
+        options["control_vectors"] = chosen.control
     return options
 
 

@@ -20,6 +20,7 @@ _EXAMPLES = """\
 examples:
   edgellm plan                             the default model on this machine
   edgellm plan ./model.gguf --ctx 16384    what this context would take
+  edgellm plan qwen3-4b --draft-model qwen3-0.6b --lora mine.gguf
   edgellm plan qwen3-4b --json | jq .options.n_ctx
 
 The first plan measures this machine for two seconds; later ones remember. It leaves with 0 where something fits,
@@ -65,6 +66,8 @@ def _print(found: Plan) -> None:
         ("recurrent state", demand.state_bytes),
         ("compute buffers", demand.compute_bytes),
         ("vocabulary", demand.other_bytes),
+        (f"draft model ({one_line(options.draft_model)})", demand.draft_bytes),
+        ("adapters", demand.adapter_bytes),
         ("on the GPU", demand.gpu_bytes),
     ]
     print(styled(f"{one_line(found.model)} ({found.architecture})", "bold", sys.stdout))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgellm.errors import ConfigError
@@ -27,7 +26,7 @@ class DraftModel:
     """
 
     def __init__(self, path: Path, options: LoadOptions, vocabulary: Vocabulary) -> None:
-        chosen = replace(options, n_seq_max=1, lora=(), override_tensors=(), cpu_moe=0)
+        chosen = options.for_draft()
         self._model = Model.load(path, chosen)
         try:
             self._check(vocabulary, path)

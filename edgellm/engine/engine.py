@@ -42,7 +42,7 @@ class Engine:
         self.model = model
         self.options = settled(options)
         self.vocabulary = model.vocabulary
-        self.adapters = Adapters(model, AdapterSet(lora=options.lora))
+        self.adapters = Adapters(model, AdapterSet(options.lora, options.control_vectors))
         self.context = Context(model, self.options)
         self._free_seqs = list(range(self.context.n_seq_max - 1, -1, -1))
         self._sessions: list[Session] = []

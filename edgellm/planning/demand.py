@@ -77,7 +77,10 @@ def this_machine(devices: tuple[str, ...] = ()) -> Machine:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Bytes in main memory, part by part, and what lies on GPUs (`gpu_*`)."""
+    """Bytes in main memory, part by part, and what lies on GPUs (`gpu_*`).
+
+    `draft_bytes` is all that a draft model takes, `adapter_bytes` all adapters.
+    """
 
     weights_bytes: int
     kv_bytes: int
@@ -87,16 +90,22 @@ class Demand:
     gpu_weights_bytes: int = 0
     gpu_kv_bytes: int = 0
     gpu_compute_bytes: int = 0
+    draft_bytes: int = 0
+    gpu_draft_bytes: int = 0
+    adapter_bytes: int = 0
+    gpu_adapter_bytes: int = 0
 
     @property
     def host_bytes(self) -> int:
         """All of it in main memory."""
-        return self.weights_bytes + self.kv_bytes + self.state_bytes + self.compute_bytes + self.other_bytes
+        own = self.weights_bytes + self.kv_bytes + self.state_bytes + self.compute_bytes + self.other_bytes
+        return own + self.draft_bytes + self.adapter_bytes
 
     @property
     def gpu_bytes(self) -> int:
         """All of it on GPUs."""
-        return self.gpu_weights_bytes + self.gpu_kv_bytes + self.gpu_compute_bytes
+        own = self.gpu_weights_bytes + self.gpu_kv_bytes + self.gpu_compute_bytes
+        return own + self.gpu_draft_bytes + self.gpu_adapter_bytes
 
     @property
     def all_bytes(self) -> int:
@@ -118,23 +127,7 @@ def measure_demand(
 ) -> Demand:
     """The demand of settled options. Without `buffers` (llama.cpp's rehearsal), compute memory is estimated, high."""
     gpu_layers = layers_on_gpu(info, options)
-    first = (
-        info.layers + 1 - gpu_layers
-    )  # llama.cpp fills the GPU from the last layer on; the output counts as one
-    weights, on_gpu = info.weights, 0
-    host = weights.embedding
-    moved = _layers_with_experts_at_home(info, options)
-    for layer, size in enumerate(weights.layers):
-        experts = weights.experts[layer] if layer < moved else 0
-        if gpu_layers and layer >= first:
-            on_gpu += size - experts
-            host += experts
-        else:
-            host += size
-    if gpu_layers:
-        on_gpu += weights.rest + (weights.embedding if weights.is_tied else 0)
-    else:
-        host += weights.rest
+    host, on_gpu = _weights(info, options)
     kv, state = _kv(shape, options, sequences), shape.state_bytes(sequences)
     if buffers is not None and buffers.kv_bytes:
         kv = buffers.kv_bytes
@@ -156,6 +149,29 @@ def measure_demand(
         # Also without a layer there, large batches are computed on the GPU: the rehearsal knows.
         gpu_compute_bytes=gpu_compute if gpu_layers or buffers is not None else 0,
     )
+
+
+def _weights(info: GGUFInfo, options: LoadOptions) -> tuple[int, int]:
+    """(main memory, GPU) bytes of weights."""
+    weights = info.weights
+    sizes = [weights.embedding, 0]
+    for layer, (size, experts) in enumerate(zip(weights.layers, weights.experts, strict=True)):
+        sizes[is_on_gpu(info, options, layer)] += size - experts
+        sizes[is_on_gpu(info, options, layer, is_expert=True)] += experts
+    is_output_there = is_on_gpu(info, options, info.layers)
+    sizes[is_output_there] += weights.rest
+    if is_output_there and weights.is_tied:
+        sizes[1] += weights.embedding
+    return sizes[0], sizes[1]
+
+
+def is_on_gpu(info: GGUFInfo, options: LoadOptions, layer: int, *, is_expert: bool = False) -> bool:
+    """Whether a layer (counted from 0; the output is the one behind the last), or its experts, lie on a GPU."""
+    count = layers_on_gpu(info, options)
+    if is_expert and layer < _layers_with_experts_at_home(info, options):
+        return False
+    # llama.cpp fills the GPU from the last layer on.
+    return count > 0 and layer >= info.layers + 1 - count
 
 
 def layers_on_gpu(info: GGUFInfo, options: LoadOptions) -> int:

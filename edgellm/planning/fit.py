@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from edgellm.errors import ConfigError, OutOfMemory
 from edgellm.native.context import DEFAULT_CTX_LIMIT, cache_type, settled
-from edgellm.planning.cache_shape import cache_shape
-from edgellm.planning.demand import Demand, measure_demand
+from edgellm.planning.adapter_sizes import AdapterSizes
+from edgellm.planning.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from edgellm.models.gguf_info import GGUFInfo
-    from edgellm.native.dry_run import DryRun
-    from edgellm.planning.demand import Machine
+    from edgellm.planning.demand import Demand, Machine
     from edgellm.types import LoadOptions
 
 _SMALLEST_CTX = 1024
@@ -33,21 +32,22 @@ class Fitted:
 
 
 class Fitting:
-    """Looks for settings of one model on one machine. Close it: it may hold llama.cpp's rehearsal."""
+    """Looks for settings of one model, and of what is loaded beside it, on one machine. Close it: it may hold
+    llama.cpp's rehearsals.
 
-    def __init__(self, info: GGUFInfo, machine: Machine, options: LoadOptions) -> None:
+    `draft` is the draft model that the options name; their adapters are looked up: raises ConfigError where one is
+    missing or made for another model.
+    """
+
+    def __init__(
+        self, info: GGUFInfo, machine: Machine, options: LoadOptions, *, draft: GGUFInfo | None = None
+    ) -> None:
         self.info = info
         self.machine = machine
         self.asked = options
-        self.shape = cache_shape(info)
-        self._rehearsal: DryRun | None = None
-        self._placement: tuple[object, ...] = ()
-
-    @property
-    def sequences(self) -> int:
-        """How many chats and branches share the context."""
-        has_state = self.shape.state_values > 0
-        return self.asked.n_seq_max or (4 if has_state else 16)
+        self._own = Rehearsal(info, sequences=options.n_seq_max)
+        self._draft = Rehearsal(draft, sequences=1) if draft is not None else None
+        self._adapters = AdapterSizes(info, options)
 
     @property
     def wanted_ctx(self) -> int:
@@ -67,25 +67,24 @@ class Fitting:
 
     def estimate(self, options: LoadOptions) -> Demand:
         """The demand by arithmetic alone, high in what it cannot know."""
-        return measure_demand(self.info, self.shape, options, None, sequences=self.sequences)
+        draft = self._draft.estimate(options.for_draft()) if self._draft is not None else None
+        return self._with(self._own.estimate(options), draft, options)
 
     def demand(self, options: LoadOptions) -> Demand:
         """The demand as llama.cpp rehearses it. Raises ConfigError where it refuses the options."""
-        from edgellm.native.dry_run import DryRun
+        draft = self._draft.demand(options.for_draft()) if self._draft is not None else None
+        return self._with(self._own.demand(options), draft, options)
 
-        placement = (
-            options.n_gpu_layers,
-            options.cpu_moe,
-            options.override_tensors,
-            options.devices,
-            options.tensor_split,
+    def _with(self, own: Demand, draft: Demand | None, options: LoadOptions) -> Demand:
+        """The model's own demand, and what is loaded beside it."""
+        adapters, gpu_adapters = self._adapters.bytes(options)
+        return replace(
+            own,
+            draft_bytes=draft.host_bytes if draft is not None else 0,
+            gpu_draft_bytes=draft.gpu_bytes if draft is not None else 0,
+            adapter_bytes=adapters,
+            gpu_adapter_bytes=gpu_adapters,
         )
-        if self._rehearsal is None or placement != self._placement:
-            self.close()
-            self._rehearsal = DryRun(self.info.path, replace(options, lora=()))
-            self._placement = placement
-        buffers = self._rehearsal.buffers(options)
-        return measure_demand(self.info, self.shape, options, buffers, sequences=self.sequences)
 
     def fit(self) -> Fitted:
         """The best settings that fit. Raises OutOfMemory with the sum where none do."""
@@ -143,14 +142,15 @@ class Fitting:
 
     def _kv_types(self) -> list[str]:
         is_free = "auto" in (self.asked.kv_type_k, self.asked.kv_type_v)
-        if not is_free or not self.shape.layers or not self.can_hold("q8_0"):
+        if not is_free or not self._own.shape.layers or not self.can_hold("q8_0"):
             return ["f16"]
         return ["f16", "q8_0"]
 
     def can_hold(self, kind: str) -> bool:
-        """Whether this model's KV cache can be of that type, with the flash attention that was asked for."""
+        """Whether the KV caches can be of that type, with the flash attention that was asked for."""
         values = kind if self.asked.flash_attention != "off" else "f16"
-        return values == kind and self.shape.can_hold(kind, kind)
+        models = [self._own] if self._draft is None else [self._own, self._draft]
+        return values == kind and all(model.shape.can_hold(kind, kind) for model in models)
 
     def _ubatches(self, wanted: LoadOptions) -> list[int]:
         return [wanted.n_ubatch] if self.asked.n_ubatch else [wanted.n_ubatch, _SMALL_UBATCH]
@@ -166,14 +166,28 @@ class Fitting:
             last = steps[-1] if steps else options
             steps += [replace(last, n_gpu_layers=count) for count in range(self.info.layers, -1, -1)]
         # By arithmetic first (compute memory as rehearsed with all layers); the rehearsal has the last word.
-        known = self.demand(options).gpu_compute_bytes if steps else 0
+        rough_from = self._estimates_like(options) if steps else self.estimate
         for step in steps:
-            rough = self.estimate(step)
-            if replace(rough, gpu_compute_bytes=known if rough.gpu_bytes else 0).fits(self.machine):
+            if rough_from(step).fits(self.machine):
                 demand = self.demand(step)
                 if demand.fits(self.machine):
                     return step, demand
         return None
+
+    def _estimates_like(self, options: LoadOptions) -> Callable[[LoadOptions], Demand]:
+        """Estimates for other placements, with the GPU's compute memory as it is rehearsed with these options."""
+        known = self._own.demand(options).gpu_compute_bytes
+        draft = self._draft
+        known_draft = draft.demand(options.for_draft()).gpu_compute_bytes if draft is not None else 0
+
+        def estimate(step: LoadOptions) -> Demand:
+            own = self._own.estimate(step, gpu_compute_bytes=known)
+            beside = (
+                draft.estimate(step.for_draft(), gpu_compute_bytes=known_draft) if draft is not None else None
+            )
+            return self._with(own, beside, step)
+
+        return estimate
 
     # -- saying so -----------------------------------------------------------------------------------------
 
@@ -203,25 +217,32 @@ class Fitting:
         machine = self.machine
         weights = demand.weights_bytes + demand.gpu_weights_bytes
         kv = demand.kv_bytes + demand.state_bytes + demand.gpu_kv_bytes
-        rest = demand.all_bytes - weights - kv
+        draft = demand.draft_bytes + demand.gpu_draft_bytes
+        adapters = demand.adapter_bytes + demand.gpu_adapter_bytes
+        rest = demand.all_bytes - weights - kv - draft - adapters
+        beside = f" + {gigabytes(draft)} draft model" if draft else ""
+        beside += f" + {gigabytes(adapters)} adapters" if adapters else ""
         where = "of the cgroup's" if machine.limit_bytes else "of"
         smaller = "Take a smaller quantization"
         if self.asked.n_ctx > _SMALLEST_CTX:
             smaller = "Ask for a smaller n_ctx or a smaller KV type (kv_type_k='q8_0')"
+        if draft:
+            smaller = f"Leave the draft model out, {smaller[0].lower()}{smaller[1:]}"
         return OutOfMemory(
             f"{self.info.path.name} does not fit into memory: {gigabytes(demand.all_bytes)} ="
             f" {gigabytes(weights)} weights + {gigabytes(kv)} context ({options.n_ctx:,} tokens,"
-            f" {options.kv_type_k}) + {gigabytes(rest)} buffers; {gigabytes(machine.room_bytes)} {where}"
+            f" {options.kv_type_k}) + {gigabytes(rest)} buffers{beside};"
+            f" {gigabytes(machine.room_bytes)} {where}"
             f" {gigabytes(machine.limit_bytes or machine.total_bytes)} are available,"
             f" {gigabytes(machine.reserve_bytes)} of them kept free.",
             hint=f"{smaller}, close other programs, or insist with fit='off'.",
         )
 
     def close(self) -> None:
-        """Frees the rehearsal. A second call does nothing."""
-        if self._rehearsal is not None:
-            self._rehearsal.close()
-            self._rehearsal = None
+        """Frees the rehearsals. A second call does nothing."""
+        self._own.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> Fitting:
         return self

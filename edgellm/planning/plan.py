@@ -76,9 +76,16 @@ class Plan:
         return {**asdict(self), "fits": self.fits, "demand": demand}
 
 
-def fit_options(info: GGUFInfo, options: LoadOptions, *, machine: Machine | None = None) -> Fitted:
-    """Options with nothing left to choose, such that they fit this machine. Raises OutOfMemory with the sum."""
-    with Fitting(info, machine or this_machine(options.devices), options) as fitting:
+def fit_options(
+    info: GGUFInfo,
+    options: LoadOptions,
+    *,
+    draft: GGUFInfo | None = None,
+    machine: Machine | None = None,
+) -> Fitted:
+    """Options with nothing left to choose, such that they fit this machine together with the draft model and the
+    adapters they name. Raises OutOfMemory with the sum, ConfigError."""
+    with Fitting(info, machine or this_machine(options.devices), options, draft=draft) as fitting:
         return fitting.fit()
 
 
@@ -91,18 +98,21 @@ def make_plan(
     info: GGUFInfo,
     options: LoadOptions,
     *,
+    draft: GGUFInfo | None = None,
     model: str = "",
     machine: Machine | None = None,
     is_measured: bool = True,
     has_tools: bool = False,
 ) -> Plan:
-    """The whole plan. `is_measured` takes two seconds to measure this machine, where it has not been measured yet.
+    """The whole plan. `draft` is the draft model that the options name.
+
+    `is_measured` takes two seconds to measure this machine, where it has not been measured yet.
 
     Raises ModelUnsupported, ConfigError.
     """
     machine = machine or this_machine(options.devices)
     speeds = calibrate(main_types(info)) if is_measured else known_calibration()
-    with Fitting(info, machine, options) as fitting:
+    with Fitting(info, machine, options, draft=draft) as fitting:
         refusal = ""
         try:
             fitted = fitting.fit()
