@@ -1,35 +1,31 @@
-"""Saved chats in a folder: a file each, and an index to list them, to search their text and to bound their size."""
+"""Saved chats in a folder: files, and an index to list them, to search their text and to bound their size."""
 
 from __future__ import annotations
 
+import json
+import re
 import sqlite3
 import time
 import uuid
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import ConfigError
+from edgellm.chat_index_schema import migrate
+from edgellm.errors import ConfigError, SessionError
 from edgellm.folders import private_dir, state_dir
+from edgellm.types import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from edgellm.types import Message
-
-# Each entry brings an index one version further: user_version counts those that have run.
-_MIGRATIONS = (
-    """
-    CREATE TABLE chats (
-        number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, title TEXT NOT NULL, model TEXT NOT NULL,
-        created REAL NOT NULL, updated REAL NOT NULL, used REAL NOT NULL, messages INTEGER NOT NULL,
-        tokens INTEGER NOT NULL, is_pinned INTEGER NOT NULL DEFAULT 0
-    );
-    CREATE VIRTUAL TABLE texts USING fts5 (title, body, tokenize = 'unicode61 remove_diacritics 2');
-    """,
-)
 _COLUMNS = "id, title, model, created, updated, messages, tokens, is_pinned"
+_INDEX = "index.sqlite3"
+# ID.chat, ID.3.chat, and what a caller keeps beside them: ID.NAME, ID.3.NAME.
+_FILE = re.compile(r"(?P<id>.+?)(?:\.(?P<branch>\d+))?\.(?P<kind>\w+)")
+_MARK = "\x02"
+_TITLE_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +56,16 @@ class ChatIndex:
         """An id for a chat that has not been saved yet."""
         return uuid.uuid4().hex[:12]
 
-    def path(self, id: str) -> Path:
-        """The file of a chat: where to save it, and to open it from."""
-        return self.folder / f"{id}.chat"
+    def path(self, id: str, branch: int = 0) -> Path:
+        """The file of a chat, or of a branch of it that has one of its own: where to save it, and to open it from."""
+        return self.folder / (f"{id}.{branch}.chat" if branch else f"{id}.chat")
+
+    # -- looking ------------------------------------------------------------------------------------------
 
     def list(self, words: str = "") -> list[IndexedChat]:
         """Chats, the newest first; with `words` those that hold all of them, by beginnings of words, the best first."""
-        terms = [f'"{word.replace(chr(34), chr(34) * 2)}"*' for word in words.split()]
-        with closing(self._open()) as index:
+        terms = _terms(words)
+        with self._reading() as index:
             if terms:
                 found = index.execute(
                     f"SELECT {_COLUMNS} FROM chats JOIN (SELECT rowid, rank FROM texts WHERE texts MATCH ?) AS hits "
@@ -76,61 +74,183 @@ class ChatIndex:
                 ).fetchall()
             else:
                 found = index.execute(f"SELECT {_COLUMNS} FROM chats ORDER BY updated DESC").fetchall()
-        return [IndexedChat(*row[:-1], is_pinned=bool(row[-1])) for row in found]
+        return [_chat(row) for row in found]
+
+    def find(self, id: str) -> IndexedChat | None:
+        """What the index knows of a chat."""
+        with self._reading() as index:
+            row = index.execute(f"SELECT {_COLUMNS} FROM chats WHERE id = ?", (id,)).fetchone()
+        return _chat(row) if row else None
+
+    def lines(self, id: str, words: str = "") -> list[str]:
+        """What was said in a chat; with `words` only the lines that hold one of them."""
+        terms = _terms(words)
+        query = "SELECT body FROM texts WHERE rowid = (SELECT number FROM chats WHERE id = ?)"
+        values = [id]
+        if terms:
+            query = query.replace("body", f"highlight(texts, 1, '{_MARK}', '')", 1) + " AND texts MATCH ?"
+            values.append(f"body : ({' OR '.join(terms)})")
+        with self._reading() as index:
+            row = index.execute(query, values).fetchone()
+        lines = [line for line in row[0].splitlines() if line.strip()] if row else []
+        return [line.replace(_MARK, "") for line in lines if not terms or _MARK in line]
+
+    def extra(self, id: str) -> dict[str, Any]:
+        """The JSON object that the caller of `record` keeps with a chat."""
+        # Any: JSON values.
+        with self._reading() as index:
+            row = index.execute("SELECT extra FROM chats WHERE id = ?", (id,)).fetchone()
+        return json.loads(row[0]) if row else {}
+
+    def branches(self, id: str) -> list[int]:
+        """The numbers of a chat's branches that have a file."""
+        return sorted(int(branch or 0) for _, branch in self._files(id, "chat"))
+
+    # -- writing ------------------------------------------------------------------------------------------
 
     def record(
-        self, id: str, *, title: str, model: str, messages: Sequence[Message], tokens: int
+        self,
+        id: str,
+        *,
+        title: str,
+        model: str,
+        messages: Sequence[Message],
+        tokens: int,
+        others: Sequence[Message] = (),
+        extra: Mapping[str, Any] | None = None,
     ) -> list[str]:
         """Writes a saved chat's row; its title stays once it has one. Returns the ids of chats that had to go.
 
-        Where all files together exceed `limit_bytes`, those unused for longest go, but for this one and pinned ones.
+        `others` are messages of its other branches: they are found too, but not counted. `extra` is a JSON object
+        to be kept with it; None leaves what there is. Where all files together exceed `limit_bytes`, those unused for
+        longest go, but for this one and pinned ones.
         """
         now = time.time()
-        body = "\n".join(message.content for message in messages)
-        with closing(self._open()) as index, self._change(index):
-            index.execute(
-                "INSERT INTO chats (id, title, model, created, updated, used, messages, tokens) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET model = excluded.model, "
-                "updated = excluded.updated, used = excluded.used, messages = excluded.messages, "
-                "tokens = excluded.tokens, title = CASE title WHEN '' THEN excluded.title ELSE title END",
-                (id, title, model, now, now, now, len(messages), tokens),
-            )
-            number, kept = index.execute("SELECT number, title FROM chats WHERE id = ?", (id,)).fetchone()
-            index.execute("DELETE FROM texts WHERE rowid = ?", (number,))
-            index.execute("INSERT INTO texts (rowid, title, body) VALUES (?, ?, ?)", (number, kept, body))
+        with self._changing() as index:
+            self._write(index, id, title, model, messages, tokens, others, now)
+            if extra is not None:
+                written = json.dumps(extra, ensure_ascii=False)
+                index.execute("UPDATE chats SET extra = ? WHERE id = ?", (written, id))
             return list(self._shrink(index, id))
 
+    def _write(
+        self,
+        index: sqlite3.Connection,
+        id: str,
+        title: str,
+        model: str,
+        messages: Sequence[Message],
+        tokens: int,
+        others: Sequence[Message],
+        now: float,
+    ) -> None:
+        index.execute(
+            "INSERT INTO chats (id, title, model, created, updated, used, messages, tokens) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET model = excluded.model, "
+            "updated = excluded.updated, used = excluded.used, messages = excluded.messages, "
+            "tokens = excluded.tokens, title = CASE title WHEN '' THEN excluded.title ELSE title END",
+            (id, title, model, now, now, now, len(messages), tokens),
+        )
+        number, kept = index.execute("SELECT number, title FROM chats WHERE id = ?", (id,)).fetchone()
+        # Branches share most of their messages.
+        body = "\n".join(dict.fromkeys(message.content for message in (*messages, *others)))
+        index.execute("DELETE FROM texts WHERE rowid = ?", (number,))
+        index.execute("INSERT INTO texts (rowid, title, body) VALUES (?, ?, ?)", (number, kept, body))
+
     def _shrink(self, index: sqlite3.Connection, id: str) -> Iterator[str]:
+        if not self.limit_bytes:
+            return
         rows = index.execute("SELECT id, is_pinned FROM chats ORDER BY used DESC").fetchall()
-        sizes = {key: self._size(key) for key, _ in rows}
+        all_sizes = self._sizes()
+        sizes = {key: all_sizes.get(key, 0) for key, _ in rows}
         total = sum(sizes.values())
         for key, is_pinned in reversed(rows):
-            if not self.limit_bytes or total <= self.limit_bytes:
+            if total <= self.limit_bytes:
                 return
             if key != id and not is_pinned:
                 self._remove(index, key)
                 total -= sizes[key]
                 yield key
 
-    def _size(self, id: str) -> int:
+    def _sizes(self) -> dict[str, int]:
+        """Bytes on disk by id."""
+        sizes: dict[str, int] = {}
+        for path in self.folder.iterdir():
+            name = _FILE.fullmatch(path.name)
+            if name is not None:
+                try:
+                    sizes[name["id"]] = sizes.get(name["id"], 0) + path.stat().st_size
+                except FileNotFoundError:
+                    continue  # a file that was being written beside its place
+        return sizes
+
+    def adopt(self) -> tuple[list[str], list[SessionError]]:
+        """Takes up files that the index does not know: copied here, or left by an index that was lost.
+
+        Returns the new ids, and what is wrong with files that cannot be read; those stay where they are. The `model`
+        of such a chat is the name of the model's file.
+        """
+        with self._reading() as index:
+            known = {id for (id,) in index.execute("SELECT id FROM chats")}
+            names = [_FILE.fullmatch(path.name) for path in self.folder.glob("*.chat")]
+        strangers = sorted({name["id"] for name in names if name is not None} - known)
+        adopted: list[str] = []
+        failures: list[SessionError] = []
+        for id in strangers:
+            try:
+                self._adopt(id)
+            except SessionError as error:
+                failures.append(error)
+            else:
+                adopted.append(id)
+        return adopted, failures
+
+    def _adopt(self, id: str) -> None:
+        import msgspec
+
+        from edgellm.engine.session_file import read_record
+
+        paths = [self.path(id, number) for number in self.branches(id)]
+        # The newest file is the branch that was talked in last.
+        paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        records = [read_record(path) for path in paths]
         try:
-            return self.path(id).stat().st_size
-        except OSError:
-            return 0
+            messages, *others = [
+                msgspec.convert(branch.extra.get("messages", []), list[Message])
+                for record in records
+                for branch in record.branches
+            ]
+        except msgspec.ValidationError as error:
+            raise SessionError(
+                f"the messages in {paths[0]} cannot be read: {error}.",
+                hint="It was written by another version.",
+            ) from error
+        title = next((" ".join(m.content.split()) for m in messages if m.role == "user"), "")
+        with self._changing() as index:
+            self._write(
+                index,
+                id,
+                title[:_TITLE_CHARS] or id,
+                records[0].model_name,
+                messages,
+                len(records[0].branches[0].tokens),
+                [message for said in others for message in said],
+                paths[0].stat().st_mtime,
+            )
 
     def touch(self, id: str) -> None:
         """Notes that a chat was opened."""
-        with closing(self._open()) as index, self._change(index):
+        with self._changing() as index:
             index.execute("UPDATE chats SET used = ? WHERE id = ?", (time.time(), id))
 
     def pin(self, id: str, is_pinned: bool = True) -> None:
         """A pinned chat never goes to make room."""
-        with closing(self._open()) as index, self._change(index):
+        with self._changing() as index:
             index.execute("UPDATE chats SET is_pinned = ? WHERE id = ?", (int(is_pinned), id))
 
     def rename(self, id: str, title: str) -> None:
         """Gives a chat another title."""
-        with closing(self._open()) as index, self._change(index):
+        with self._changing() as index:
             index.execute("UPDATE chats SET title = ? WHERE id = ?", (title, id))
             index.execute(
                 "UPDATE texts SET title = ? WHERE rowid = (SELECT number FROM chats WHERE id = ?)",
@@ -138,62 +258,77 @@ class ChatIndex:
             )
 
     def delete(self, id: str) -> None:
-        """Removes a chat, file and row."""
-        with closing(self._open()) as index, self._change(index):
+        """Removes a chat, files and row."""
+        with self._changing() as index:
             self._remove(index, id)
 
     def _remove(self, index: sqlite3.Connection, id: str) -> None:
         index.execute("DELETE FROM texts WHERE rowid = (SELECT number FROM chats WHERE id = ?)", (id,))
         index.execute("DELETE FROM chats WHERE id = ?", (id,))
-        self.path(id).unlink(missing_ok=True)
+        for path, _ in self._files(id):
+            path.unlink(missing_ok=True)
+
+    def keep_branches(self, id: str, numbers: Sequence[int]) -> None:
+        """Removes the files of branches that are no longer there."""
+        for path, branch in self._files(id, "chat"):
+            if int(branch or 0) not in numbers:
+                path.unlink(missing_ok=True)
+
+    def _files(self, id: str, kind: str = "") -> list[tuple[Path, str | None]]:
+        """The files of a chat, each with the number of its branch."""
+        found: list[tuple[Path, str | None]] = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            name = _FILE.fullmatch(path.name)
+            if name is not None and name["id"] == id and path.name != _INDEX and kind in ("", name["kind"]):
+                found.append((path, name["branch"]))
+        return found
+
+    # -- the database -------------------------------------------------------------------------------------
 
     @contextmanager
-    def _change(self, index: sqlite3.Connection) -> Generator[None]:
+    def _changing(self) -> Generator[sqlite3.Connection]:
         """All of the block, or nothing of it."""
-        try:
+        with self._reading() as index:
             index.execute("BEGIN IMMEDIATE")
             try:
-                yield
+                yield index
             except BaseException:
                 index.execute("ROLLBACK")
                 raise
             index.execute("COMMIT")
+
+    @contextmanager
+    def _reading(self) -> Generator[sqlite3.Connection]:
+        try:
+            with closing(self._open()) as index:
+                yield index
         except (sqlite3.Error, OSError) as error:
-            raise self._error(error) from error
+            raise ConfigError(
+                f"the index of saved chats in {self.folder} cannot be used: {error}.",
+                hint="Check the folder's permissions, or move index.sqlite3 away: it is made anew from the files.",
+            ) from error
 
     def _open(self) -> sqlite3.Connection:
+        private_dir(self.folder)
+        index = sqlite3.connect(self.folder / _INDEX, timeout=5, isolation_level=None)
         try:
-            private_dir(self.folder)
-            index = sqlite3.connect(self.folder / "index.sqlite3", timeout=5, isolation_level=None)
-            try:
-                self._migrate(index)
-            except BaseException:
-                index.close()
-                raise
-        except (sqlite3.Error, OSError) as error:
-            raise self._error(error) from error
+            migrate(index)
+        except ConfigError as error:
+            index.close()
+            raise ConfigError(
+                f"the index of saved chats in {self.folder} cannot be used: {error.message}.", hint=error.hint
+            ) from None
+        except BaseException:
+            index.close()
+            raise
         return index
 
-    def _migrate(self, index: sqlite3.Connection) -> None:
-        (version,) = index.execute("PRAGMA user_version").fetchone()
-        if version > len(_MIGRATIONS):
-            raise ConfigError(
-                f"the index of saved chats in {self.folder} is of a later version.", hint="Update edgellm."
-            )
-        if version == len(_MIGRATIONS):
-            return
-        index.execute("PRAGMA journal_mode = WAL")
-        index.execute("BEGIN IMMEDIATE")
-        # Another process may have been quicker.
-        (version,) = index.execute("PRAGMA user_version").fetchone()
-        for script in _MIGRATIONS[version:]:
-            for statement in filter(str.strip, script.split(";")):
-                index.execute(statement)
-        index.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-        index.execute("COMMIT")
 
-    def _error(self, error: Exception) -> ConfigError:
-        return ConfigError(
-            f"the index of saved chats in {self.folder} cannot be used: {error}.",
-            hint="Check the folder's permissions, or move it away.",
-        )
+def _terms(words: str) -> list[str]:
+    """Each word as FTS5 takes it: in quotation marks, so that nothing in it is an operator, and by its beginning."""
+    return [f'"{word.replace(chr(34), chr(34) * 2)}"*' for word in words.split()]
+
+
+def _chat(row: Any) -> IndexedChat:
+    # Any: values of SQLite, in the order of _COLUMNS.
+    return IndexedChat(*row[:-1], is_pinned=bool(row[-1]))

@@ -22,14 +22,17 @@ from edgellm_tui.app import EdgeApp  # noqa: E402
 from edgellm_tui.machine import Machine  # noqa: E402
 from edgellm_tui.model_page import ModelRow  # noqa: E402
 from edgellm_tui.pages import PAGES  # noqa: E402
-from edgellm_tui.sessions import SavedBranch, Sessions  # noqa: E402
+from edgellm_tui.saved_chats import SavedBranch, record_branches  # noqa: E402
 from edgellm_tui.settings import Settings  # noqa: E402
 from textual.pilot import Pilot  # noqa: E402
 from textual.widgets import TextArea  # noqa: E402
+
+# pyright: reportMissingImports=false
 from tui_harness import run, said, settled, wait_until  # noqa: E402
 from tui_scripted import Call, Draw, words  # noqa: E402
 
-from edgellm import Message, ToolResult  # noqa: E402  (the path comes first)
+import edgellm  # noqa: E402  (the path comes first)
+from edgellm import Message, ToolResult  # noqa: E402
 
 FOLDER = ROOT / "docs" / "screens"
 EARLIER = {
@@ -77,14 +80,19 @@ def page(name: str, *keys: str) -> Shot:
     return shot
 
 
-def earlier_chats(folder: Path) -> Sessions:
+def earlier_chats(folder: Path) -> edgellm.ChatIndex:
     """Two chats of another day."""
-    sessions = Sessions(folder)
+    index = edgellm.ChatIndex(folder)
     for title, answer in EARLIER.items():
         there = (Message("user", title), Message("assistant", answer))
         branch = SavedBranch(0, "main", there, is_current=True)
-        sessions.record(title, title=title, model="smollm2-135m", branches=[branch], tokens=40)
-    return sessions
+        record_branches(index, title, title=title, model="smollm2-135m", branches=[branch], tokens=40)
+    return index
+
+
+def noon(_stamp: float) -> str:
+    """The time of every chat."""
+    return "12:04"
 
 
 def known_models() -> list[ModelRow]:
@@ -129,8 +137,8 @@ def take(names: Sequence[str], folder: Path) -> None:
         with (
             tempfile.TemporaryDirectory() as home,
             # What differs from day to day and from machine to machine.
-            patch("edgellm_tui.chats.when", lambda _stamp: "12:04"),
-            patch("edgellm_tui.branches.when", lambda _stamp: "12:04"),
+            patch("edgellm_tui.chats.when", noon),
+            patch("edgellm_tui.branches.when", noon),
             patch("edgellm_tui.model_page.model_rows", partial(list, rows)),
             patch("edgellm_tui.model_page.available_bytes", lambda: 8_000_000_000),
         ):
@@ -140,7 +148,7 @@ def take(names: Sequence[str], folder: Path) -> None:
                 size=size,
                 settings=Settings(glyphs="box"),
                 machine=STILL,
-                sessions=earlier_chats(Path(home)),
+                index=earlier_chats(Path(home)),
             )
         print(folder / f"{name}.svg")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ import edgellm
 from edgellm.types import Message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -77,10 +81,101 @@ def test_failed_change_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(index, "_size", fail)
+    monkeypatch.setattr(index, "_sizes", fail)
     with pytest.raises(edgellm.ConfigError, match="the disk is gone"):
         index.record("a", title="", model="m", messages=[Message("user", "after")], tokens=7)
     assert (ids(index, "before"), ids(index, "after")) == (["a"], [])
+
+
+def test_lines_are_those_that_hold_a_word(tmp_path: Path) -> None:
+    index = edgellm.ChatIndex(tmp_path)
+    add(index, "a", "The März was wet.\n\nNothing here.\nA mill at the river.", title="Brook")
+    assert index.lines("a") == ["The März was wet.", "Nothing here.", "A mill at the river."]
+    assert index.lines("a", "riv marz") == ["The März was wet.", "A mill at the river."]
+    assert index.lines("a", "brook") == [] == index.lines("b")
+
+
+def test_branches_are_found_kept_and_deleted_with_their_chat(tmp_path: Path) -> None:
+    index = edgellm.ChatIndex(tmp_path)
+    one, other = Message("user", "the river"), Message("user", "the mill")
+    index.record("a", title="A", model="m", messages=[one], tokens=1, others=[one, other], extra={"at": [1]})
+    for path in (
+        index.path("a"),
+        index.path("a", 2),
+        index.path("a", 7),
+        index.path("a.b"),
+        tmp_path / "a.2.note",
+    ):
+        path.write_bytes(b"x")
+    assert ids(index, "mill") == ["a"]
+    found = index.find("a")
+    assert found is not None and found.messages == 1 and index.find("b") is None
+    assert index.lines("a") == ["the river", "the mill"]
+    index.record("a", title="", model="m", messages=[one], tokens=1)
+    assert index.extra("a") == {"at": [1]}
+    assert index.branches("a") == [0, 2, 7]
+    index.keep_branches("a", [0, 7])
+    assert index.branches("a") == [0, 7]
+    index.delete("a")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix not in ("", ".sqlite3")) == [
+        "a.b.chat"
+    ]
+    assert index.extra("a") == {}
+
+
+def test_all_files_of_a_chat_count_for_the_bound(tmp_path: Path) -> None:
+    index = edgellm.ChatIndex(tmp_path, limit_bytes=250)
+    add(index, "a")
+    index.path("a", 1).write_bytes(bytes(100))
+    assert add(index, "b") == ["a"]
+    assert index.branches("a") == []
+
+
+def test_index_that_the_app_once_kept_is_taken_over(tmp_path: Path) -> None:
+    branches = json.dumps([{"number": 0, "name": "main"}])
+    with closing(sqlite3.connect(tmp_path / "index.sqlite3")) as file, file:
+        file.execute(
+            "CREATE TABLE chats (id TEXT PRIMARY KEY, title TEXT NOT NULL, model TEXT NOT NULL, created REAL NOT NULL, "
+            "updated REAL NOT NULL, messages INTEGER NOT NULL, tokens INTEGER NOT NULL, body TEXT NOT NULL, "
+            "branches TEXT NOT NULL DEFAULT '[]')"
+        )
+        file.execute(
+            "INSERT INTO chats VALUES ('a', 'Old', 'm', 5, 7, 3, 40, 'by the river', ?)", (branches,)
+        )
+        file.execute("INSERT INTO chats VALUES ('b', 'Older', 'm', 4, 6, 2, 30, 'at the mill', '[]')")
+    index = edgellm.ChatIndex(tmp_path)
+    assert index.list() == [
+        edgellm.IndexedChat("a", "Old", "m", 5.0, 7.0, 3, 40),
+        edgellm.IndexedChat("b", "Older", "m", 4.0, 6.0, 2, 30),
+    ]
+    assert ids(index, "mill") == ["b"] and ids(index, "river old") == ["a"]
+    assert index.extra("a") == {"branches": [{"number": 0, "name": "main"}]}
+    add(index, "a", "something else")
+    assert index.list()[0].title == "Old"
+
+
+def test_files_without_a_row_are_taken_up(tmp_path: Path, tiny_model: Callable[..., Path]) -> None:
+    index = edgellm.ChatIndex(tmp_path / "kept")
+    with edgellm.load(tiny_model("llama"), n_ctx=512, threads=1) as runtime:
+        chat = runtime.chat()
+        chat.ask("By the river", max_tokens=2)
+        index.folder.mkdir()
+        chat.save(index.path("a", 1))
+        chat.ask("And at the mill", max_tokens=2)
+        tape, messages = chat.tape, chat.messages
+        chat.save(index.path("a"))
+        later = time.time() + 10
+        os.utime(index.path("a"), (later, later))
+        index.path("b").write_text("no chat")
+        adopted, failures = index.adopt()
+        assert adopted == ["a"] and [index.path("b").name in error.message for error in failures] == [True]
+        (row,) = index.list("mill river")
+        assert (row.title, row.model) == ("By the river", runtime.model.path.name)
+        assert (row.messages, row.tokens, row.updated) == (len(messages), len(tape), pytest.approx(later))
+        assert runtime.open_chat(index.path("a")).messages == messages
+    assert index.adopt()[0] == []
+    index.rename("a", "Brook")
+    assert ids(index, "brook") == ["a"]
 
 
 def test_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:

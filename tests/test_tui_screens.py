@@ -14,7 +14,7 @@ from edgellm_tui import model_page
 from edgellm_tui.app import EdgeApp
 from edgellm_tui.applog import LogLine
 from edgellm_tui.pages import PAGES
-from edgellm_tui.sessions import SavedBranch, Sessions
+from edgellm_tui.saved_chats import SavedBranch, chat_index, record_branches
 from textual.pilot import Pilot
 from textual.widgets import TextArea
 from tui_harness import (
@@ -60,23 +60,35 @@ MODELS = [
 ]
 
 
+def noon(_stamp: float) -> str:
+    return "12:04"
+
+
+def native_log(**_: object) -> str:
+    return "print_info: file type = Q8_0\n"
+
+
+def no_plan(_model: object) -> None:
+    return None
+
+
 def stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes off the pages what differs from machine to machine and from day to day."""
     for module in ("chats", "branches"):
-        monkeypatch.setattr(f"edgellm_tui.{module}.when", lambda _stamp: "12:04")
+        monkeypatch.setattr(f"edgellm_tui.{module}.when", noon)
     monkeypatch.setattr("edgellm_tui.settings_page.settings_path", lambda: Path("/home/you/app.toml"))
     monkeypatch.setattr(
         "edgellm_tui.log_page.time", SimpleNamespace(strftime=time.strftime, localtime=time.gmtime)
     )
-    monkeypatch.setattr(edgellm, "native_log", lambda **_: "print_info: file type = Q8_0\n")
+    monkeypatch.setattr(edgellm, "native_log", native_log)
     monkeypatch.setattr(model_page, "model_rows", lambda: MODELS)
-    monkeypatch.setattr(model_page, "plan_of", lambda _model: None)
+    monkeypatch.setattr(model_page, "plan_of", no_plan)
     monkeypatch.setattr(model_page, "available_bytes", lambda: 4_000_000_000)
-    sessions = Sessions()
+    index = chat_index()
     for number, title in enumerate(["Fix the pump \x1b[2J", "Poem drafts"]):
         there = (edgellm.Message("user", title), edgellm.Message("assistant", f"Answer {number}."))
         branch = SavedBranch(0, "main", there, is_current=True)
-        sessions.record(f"id{number}", title=title, model="smollm2-135m", branches=[branch], tokens=9)
+        record_branches(index, f"id{number}", title=title, model="smollm2-135m", branches=[branch], tokens=9)
 
 
 async def tokenizer(app: EdgeApp, pilot: Pilot[Any]) -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from edgellm_tui.app import EdgeApp
-from edgellm_tui.sessions import SavedBranch, Sessions
+from edgellm_tui.saved_chats import (
+    SavedBranch,
+    chat_index,
+    read_growing,
+    record_branches,
+    recorded_branches,
+    write_growing,
+)
 from edgellm_tui.settings import Settings
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -72,20 +79,20 @@ def test_what_was_said_is_kept_though_the_app_died_in_the_answer() -> None:
         app.talk.save()
         await say(pilot, "two")
         await wait_until(pilot, gate.reached.is_set)
-        saved = Sessions()
+        saved = chat_index()
         (row,) = saved.list()
-        (branch,) = saved.branches(row.id)
+        (branch,) = recorded_branches(saved, row.id)
         assert [message.content for message in branch.messages] == ["one", "I", "two"]
 
     run(before, [words("I"), [gate]])
 
     # As after a kill: the memory on the disk is older than what was said.
-    saved = Sessions()
+    saved = chat_index()
     (row,) = saved.list()
-    (branch,) = saved.branches(row.id)
+    (branch,) = recorded_branches(saved, row.id)
     longer = (*branch.messages[:2], edgellm.Message("user", "three"))
     kept = SavedBranch(0, "main", longer, is_current=True)
-    saved.record(row.id, title="one", model=row.model, branches=[kept], tokens=1)
+    record_branches(saved, row.id, title="one", model=row.model, branches=[kept], tokens=1)
 
     async def after(app: EdgeApp, pilot: Pilot[Any]) -> None:
         await opened(app, pilot, "one")
@@ -102,8 +109,8 @@ def test_a_long_answer_is_kept_while_it_grows() -> None:
     async def before(app: EdgeApp, pilot: Pilot[Any]) -> None:
         await say(pilot, "one")
         await wait_until(pilot, gate.reached.is_set)
-        sessions = Sessions()
-        await wait_until(pilot, lambda: sessions.list() and sessions.growing(sessions.list()[0].id, 0))
+        index = chat_index()
+        await wait_until(pilot, lambda: index.list() and read_growing(index, index.list()[0].id, 0))
 
     run(before, [[*words(" ".join(["word"] * 150)), gate]])
 
@@ -112,11 +119,11 @@ def test_a_long_answer_is_kept_while_it_grows() -> None:
         assert "word word word" in screen_text(app)
 
     # As after a kill: nothing of the end of that turn has reached the disk.
-    saved = Sessions()
+    saved = chat_index()
     (row,) = saved.list()
     only = SavedBranch(0, "main", (edgellm.Message("user", "one"),), is_current=True)
-    saved.record(row.id, title="one", model=row.model, branches=[only], tokens=1)
-    saved.write_growing(row.id, 0, "word word word")
+    record_branches(saved, row.id, title="one", model=row.model, branches=[only], tokens=1)
+    write_growing(saved, row.id, 0, "word word word")
     saved.path(row.id).unlink(missing_ok=True)
     run(after)
 
@@ -138,28 +145,30 @@ def test_chats_are_found_renamed_and_deleted_only_when_asked_twice() -> None:
         await pilot.press("r")
         page.query_one(Input).value = "Sourdough"
         await pilot.press("enter")
-        await wait_until(pilot, lambda: "Sourdough" in {saved.title for saved in Sessions().list()})
+        await wait_until(pilot, lambda: "Sourdough" in {saved.title for saved in chat_index().list()})
         page.refill()
         await shown(pilot, "Sourdough")
         page._list.focus()
         page._list.highlighted = next(i for i, saved in enumerate(page.chats) if saved.title == "Sourdough")
         await pilot.press("d", "up", "down", "down", "x")
-        assert len(Sessions().list()) == 2
+        assert len(chat_index().list()) == 2
         page._list.highlighted = next(i for i, saved in enumerate(page.chats) if saved.title == "Sourdough")
         await pilot.pause()
         await pilot.press("d")
         await shown(pilot, "deletes")
         await pilot.press("d")
-        await wait_until(pilot, lambda: len(Sessions().list()) == 1)
-        assert not list(Sessions().folder.glob("*.chat")) or len(list(Sessions().folder.glob("*.chat"))) == 1
+        await wait_until(pilot, lambda: len(chat_index().list()) == 1)
+        assert (
+            not list(chat_index().folder.glob("*.chat")) or len(list(chat_index().folder.glob("*.chat"))) == 1
+        )
 
     run(play, [words("With grease."), words("With salt.")])
 
 
 def test_escape_gives_up_a_search_or_a_title_before_it_leaves_the_page() -> None:
-    sessions = Sessions()
+    index = chat_index()
     branch = SavedBranch(0, "main", (edgellm.Message("user", "hello"),), is_current=True)
-    sessions.record("abc", title="hello", model="scripted-1b", branches=[branch], tokens=1)
+    record_branches(index, "abc", title="hello", model="scripted-1b", branches=[branch], tokens=1)
 
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         await said(pilot, "/chats absent")
@@ -168,7 +177,7 @@ def test_escape_gives_up_a_search_or_a_title_before_it_leaves_the_page() -> None
         await shown(pilot, " 1 chat\n")
         await pilot.press("r", "x", "escape")
         await pilot.pause()
-        assert Sessions().list()[0].title == "hello" and app.page is not None
+        assert chat_index().list()[0].title == "hello" and app.page is not None
         await pilot.press("escape")
         await wait_until(pilot, lambda: app.page is None)
 
@@ -176,9 +185,9 @@ def test_escape_gives_up_a_search_or_a_title_before_it_leaves_the_page() -> None
 
 
 def test_a_chat_of_another_model_loads_that_model_first() -> None:
-    sessions = Sessions()
+    index = chat_index()
     branch = SavedBranch(0, "main", (edgellm.Message("user", "hello"),), is_current=True)
-    sessions.record("abc", title="hello", model="other-1b", branches=[branch], tokens=1)
+    record_branches(index, "abc", title="hello", model="other-1b", branches=[branch], tokens=1)
     runtime = ScriptedRuntime()
 
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
@@ -197,9 +206,9 @@ def test_calls_and_results_are_kept_with_the_chat() -> None:
         await pilot.press("ctrl+q")
 
     run(before, [[call, *words("Noon.")]])
-    saved = Sessions()
+    saved = chat_index()
     (row,) = saved.list()
-    (branch,) = saved.branches(row.id)
+    (branch,) = recorded_branches(saved, row.id)
     assert [message.role for message in branch.messages] == ["user", "assistant", "tool", "assistant"]
     assert branch.messages[1].tool_calls[0].arguments == {"zone": "UTC"}
 
@@ -217,5 +226,64 @@ def test_a_state_folder_that_cannot_be_written_is_a_message(tmp_path: Path) -> N
         await wait_until(pilot, lambda: app.page is not None)
 
     run(
-        play, [words("I"), words("II")], sessions=Sessions(blocked / "chats"), settings=Settings(glyphs="box")
+        play,
+        [words("I"), words("II")],
+        index=edgellm.ChatIndex(blocked / "chats"),
+        settings=Settings(glyphs="box"),
     )
+
+
+def test_a_chat_that_is_there_as_files_alone_is_found_and_goes_on() -> None:
+    runtime = ScriptedRuntime([words("Cold.")])
+
+    async def before(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "How warm is Oslo?")
+        await said(pilot, "/fork")
+        await wait_until(pilot, lambda: len(app.talk.strands) == 2)
+        await pilot.press("ctrl+q")
+
+    run(before, runtime=runtime)
+    index = chat_index()
+    (row,) = index.list()
+    assert index.branches(row.id) == [0, 1]
+    for path in index.folder.glob("index.sqlite3*"):
+        path.unlink()
+    # What the scripted runtime writes is no file of a real one's; the index would read its head.
+    index.record(row.id, title=row.title, model="scripted-1b.gguf", messages=[], tokens=0)
+
+    async def after(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await opened(app, pilot, "How warm is Oslo?")
+        assert [strand.name for strand in app.talk.strands.values()] == ["main", "branch 1"]
+        assert "Cold." in screen_text(app) and runtime.loaded == ["", ""]
+        await said(pilot, "And Rome?")
+        await said(pilot, "/rename Fjord")
+
+    run(after, runtime=runtime)
+    assert [saved.title for saved in chat_index().list("oslo fjord")] == ["Fjord"]
+
+
+def test_a_file_that_is_no_chat_is_said_in_the_log_and_left() -> None:
+    folder = chat_index().folder
+    folder.mkdir(parents=True)
+    (folder / "abc.chat").write_text("no chat")
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("ctrl+o")
+        await wait_until(pilot, lambda: any("abc.chat" in line.text for line in app.app_log.lines))
+        assert "no chats yet" in screen_text(app)
+
+    run(play)
+    assert (folder / "abc.chat").exists()
+
+
+def test_the_preview_shows_the_lines_that_hold_the_words_accents_aside() -> None:
+    said_there = edgellm.Message("assistant", "\n".join([*(f"line {n}" for n in range(9)), "Über den Fluß."]))
+    branch = SavedBranch(0, "main", (edgellm.Message("user", "hello"), said_there), is_current=True)
+    record_branches(chat_index(), "abc", title="hello", model="scripted-1b", branches=[branch], tokens=1)
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "/chats uber")
+        await shown(pilot, " 1 chat\n")
+        assert "Über den Fluß." in screen_text(app) and "line 3" not in screen_text(app)
+
+    run(play)

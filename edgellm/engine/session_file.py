@@ -209,6 +209,32 @@ def read_sessions(path: Path) -> SavedSessions:
     return found
 
 
+def read_record(path: Path) -> SessionRecord:
+    """What a file says of its sessions, without their memory. Its digest is not checked: `read_sessions` does that.
+
+    Raises SessionError.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC) + _DIGEST_BYTES)[: len(_MAGIC)]
+            if magic not in (_MAGIC, _FIRST_MAGIC):
+                raise SessionError(
+                    f"{path} is not a saved chat of this version.", hint="Move it to another folder."
+                )
+            (head_size,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            head = file.read(min(head_size, os.fstat(file.fileno()).st_size))
+        if magic == _MAGIC:
+            record = msgspec.json.decode(head, type=SessionRecord)
+        else:
+            saved = _from_first(msgspec.json.decode(head, type=_FirstRecord))
+            record = saved.record if saved is not None else None
+    except (OSError, msgspec.DecodeError, struct.error) as error:
+        raise SessionError(f"{path} cannot be read: {error}.", hint="Use another copy.") from error
+    if record is None or not record.branches:
+        raise SessionError(f"{path} is incomplete.", hint="Use another copy.")
+    return record
+
+
 def _split(record: SessionRecord, body: memoryview) -> SavedSessions | None:
     """Gives each branch its part of the bytes; None where they do not add up."""
     sizes = [size for branch in record.branches for size in branch.blobs]

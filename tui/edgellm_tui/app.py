@@ -36,6 +36,7 @@ from edgellm_tui.pages import PAGES, PageView
 from edgellm_tui.palette import palette
 from edgellm_tui.panel import DistributionPanel
 from edgellm_tui.prompt import History, Prompt, with_attachments
+from edgellm_tui.saved_chats import model_of
 from edgellm_tui.settings import Settings, load_settings
 from edgellm_tui.slow_link import Pacer, paced_driver
 from edgellm_tui.status import Line, Status, state_words, status_line
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from textual.screen import Screen
     from textual.widget import Widget
 
-    from edgellm_tui.sessions import SavedChat, Sessions
 
 _SWITCH_S = 0.0005
 _SAVE_AFTER_S = 3.0
@@ -60,7 +60,7 @@ _KEEP_EACH_S = 10.0
 
 
 class EdgeApp(App[int]):
-    """The app. `load`, `sessions` and `clock` are for tests; `model` "" is the settings' or the catalogue's default."""
+    """The app. `load`, `index` and `clock` are for tests; `model` "" is the settings' or the catalogue's default."""
 
     TITLE = "edgellm"
     PAUSE_GC_ON_SCROLL = True
@@ -100,7 +100,7 @@ class EdgeApp(App[int]):
         *,
         settings: Settings | None = None,
         load: Callable[[str], Any] | None = None,
-        sessions: Sessions | None = None,
+        index: edgellm.ChatIndex | None = None,
         history: History | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -126,7 +126,7 @@ class EdgeApp(App[int]):
             changed=self.strand_changed,
             failed=self.report,
             load=load,
-            sessions=sessions,
+            index=index,
         )
         self.looks = Looks(self.talk)
         self.accounts = Accounts(self.talk, clock)
@@ -137,7 +137,7 @@ class EdgeApp(App[int]):
         self.wanted_model = model or self.settings.model
         self._history = history
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._resumes: SavedChat | None = None
+        self._resumes: edgellm.IndexedChat | None = None
         self._last_kept = clock()
         self._waiting: list[str] = []
         self._questions: list[Question] = []
@@ -559,13 +559,14 @@ class EdgeApp(App[int]):
         if isinstance(self.page, ChatsPage):
             self.page.action_search()
 
-    async def go_on_with(self, saved: SavedChat) -> None:
+    async def go_on_with(self, saved: edgellm.IndexedChat) -> None:
         """Opens a saved chat; another model is loaded first where the chat was held with one."""
         self.worker.stop()
         if saved.id != self.talk.session_id:
-            if saved.model and saved.model != self.talk.model:
+            model = model_of(saved, self.talk.runtime, self.talk.model)
+            if model:
                 self._resumes = saved
-                self.open_model(saved.model)
+                self.open_model(model)
             else:
                 self.talk.open_saved(saved)
         await self.action_page("chat")

@@ -12,9 +12,8 @@ from textual.widgets import Input
 
 from edgellm_tui.drawn import Row, RowsPane, RowsView, titled
 from edgellm_tui.pages import PageView
-from edgellm_tui.plain import one_line, visible
+from edgellm_tui.plain import one_line, visible, when
 from edgellm_tui.race import label, race, race_rows
-from edgellm_tui.sessions import when
 from edgellm_tui.token_text import token_text
 
 if TYPE_CHECKING:

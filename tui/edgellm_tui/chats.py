@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sqlite3
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding
 from textual.widgets import Input, OptionList
 
+import edgellm
 from edgellm_tui.chooser import Chooser
 from edgellm_tui.pages import PageView
-from edgellm_tui.plain import one_line, visible
-from edgellm_tui.sessions import when
+from edgellm_tui.plain import one_line, visible, when
 from edgellm_tui.status import Line
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
-    from edgellm_tui.sessions import SavedChat
+    from edgellm import IndexedChat, SessionError
 
 _PREVIEW_LINES = 6
 
@@ -41,7 +41,7 @@ class ChatsPage(PageView):
 
     def __init__(self, id: str) -> None:
         super().__init__(id=id)
-        self.chats: list[SavedChat] = []
+        self.chats: list[IndexedChat] = []
         self._renames = ""
         self._doomed = ""
 
@@ -63,9 +63,15 @@ class ChatsPage(PageView):
         self.edge.talk.save()
         self._renames = self._doomed = ""
         self.query_one("#words", Input).placeholder = "/ search in titles and texts"
-        self.edge.talk.worker.submit(lambda: None, lambda _done: self.refill(), self.edge.report)
+        talk = self.edge.talk
+        talk.worker.submit(talk.index.adopt, self._adopted, self.edge.report)
         self.refill()
         self._list.focus()
+
+    def _adopted(self, found: tuple[list[str], list[SessionError]]) -> None:
+        for error in found[1]:
+            logging.getLogger("edgellm_tui").warning("%s %s", error.message, error.hint)
+        self.refill()
 
     def on_resize(self) -> None:
         """Lays the lines out for the new width."""
@@ -82,8 +88,8 @@ class ChatsPage(PageView):
             return
         words = "" if self._renames else self.query_one("#words", Input).value
         try:
-            self.chats = self.edge.talk.sessions.list(words)
-        except (OSError, sqlite3.Error) as error:
+            self.chats = self.edge.talk.index.list(words)
+        except edgellm.EdgeError as error:
             self.edge.report(error)
             self.chats = []
         kept = self.chosen
@@ -106,7 +112,7 @@ class ChatsPage(PageView):
         self._preview()
 
     @property
-    def chosen(self) -> SavedChat | None:
+    def chosen(self) -> IndexedChat | None:
         """The chat under the cursor."""
         index = self._list.highlighted
         return self.chats[index] if index is not None and index < len(self.chats) else None
@@ -115,10 +121,10 @@ class ChatsPage(PageView):
         saved = self.chosen
         text = ""
         if saved is not None:
-            words = self.query_one("#words", Input).value.lower().split()
-            lines = [line for line in self.edge.talk.sessions.text(saved.id).splitlines() if line.strip()]
-            hits = [line for line in lines if any(word in line.lower() for word in words)] if words else []
-            shown = (hits or lines)[:_PREVIEW_LINES]
+            words = "" if self._renames else self.query_one("#words", Input).value
+            index = self.edge.talk.index
+            # Words of the title alone stand in no line.
+            shown = (index.lines(saved.id, words) or index.lines(saved.id))[:_PREVIEW_LINES]
             text = "\n".join(" " + one_line(visible(line), max(20, self.size.width - 3)) for line in shown)
         self.query_one("#preview", Line).set(text)
 

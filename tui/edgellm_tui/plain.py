@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import unicodedata
 
 # C0 but tab and line feed, DEL, C1; bidirectional controls; zero-width characters; surrogates; tags.
@@ -33,3 +34,11 @@ def one_line(text: str, width: int = 0) -> str:
 def has_text(text: str) -> bool:
     """Whether there is anything to see in it."""
     return any(not letter.isspace() and unicodedata.category(letter) != "Cf" for letter in text)
+
+
+def when(stamp: float, now: float | None = None) -> str:
+    """A time in few characters: 12:04 today, the day of the month before that."""
+    moment, today = time.localtime(stamp), time.localtime(now)
+    if moment[:3] == today[:3]:
+        return time.strftime("%H:%M", moment)
+    return time.strftime("%d %b" if moment.tm_year == today.tm_year else "%Y-%m-%d", moment)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import edgellm
-from edgellm_tui.sessions import SavedBranch
+from edgellm_tui.saved_chats import SavedBranch, read_growing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,10 +49,10 @@ def branches_of(
 def restored(talk: Talk, id: str, branch: SavedBranch) -> Opened:
     """A branch with its memory; where that was not written, or is another model's, with its messages alone."""
     problem = "its memory had not been saved yet"
-    growing = talk.sessions.growing(id, branch.number)
+    growing = read_growing(talk.index, id, branch.number)
     if growing:
         branch = replace(branch, messages=(*branch.messages, edgellm.Message("assistant", growing)))
-    path = talk.sessions.path(id, branch.number)
+    path = talk.index.path(id, branch.number)
     if path.exists():
         try:
             chat = talk.runtime.open_chat(path, **talk.kept_options())

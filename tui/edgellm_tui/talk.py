@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import edgellm
 from edgellm_tui.resume import Opened, branches_of, restored
-from edgellm_tui.sessions import Sessions
+from edgellm_tui.saved_chats import (
+    SavedBranch,
+    chat_index,
+    record_branches,
+    recorded_branches,
+    write_growing,
+)
 from edgellm_tui.strand import Origin, Strand
 
 if TYPE_CHECKING:
@@ -15,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgellm import Message, Runtime, Step, Tool, ToolCall
-    from edgellm_tui.sessions import SavedChat
     from edgellm_tui.settings import Settings
     from edgellm_tui.worker import EngineWorker
 
@@ -38,18 +43,18 @@ class Talk:
         changed: Callable[[], None],
         failed: Callable[[Exception], None],
         load: Callable[[str], Any] | None = None,
-        sessions: Sessions | None = None,
+        index: edgellm.ChatIndex | None = None,
     ) -> None:
         # Any: a Runtime, or what plays one in tests.
         self.worker = worker
         self.settings = settings
-        self.sessions = sessions or Sessions()
+        self.index = index or chat_index()
         self.runtime: Any = None
         self.tools: tuple[Tool[..., Any], ...] = ()
         self.failures: tuple[str, ...] = ()
         self.strands: dict[int, Strand] = {}
         self.current = Strand(0, None)
-        self.session_id = self.sessions.new_id()
+        self.session_id = self.index.new_id()
         self.model = ""
         self.load_fraction = 0.0
         self.is_loading = False
@@ -151,15 +156,21 @@ class Talk:
         def job() -> list[Opened]:
             return [Opened(self.runtime.chat(**self.chat_options()), None)]
 
-        self._open(job, self.sessions.new_id(), "")
+        self._open(job, self.index.new_id(), "")
 
-    def open_saved(self, saved: SavedChat) -> None:
+    def open_saved(self, saved: edgellm.IndexedChat) -> None:
         """Goes on with a saved chat and its branches, without computing them again."""
 
         def job() -> list[Opened]:
-            branches = self.sessions.branches(saved.id)
-            return [restored(self, saved.id, branch) for branch in branches] or [
-                Opened(self.runtime.open_chat(self.sessions.path(saved.id), **self.kept_options()), None)
+            branches = recorded_branches(self.index, saved.id)
+            if branches:
+                return [restored(self, saved.id, branch) for branch in branches]
+            return [
+                Opened(
+                    self.runtime.open_chat(self.index.path(saved.id, number), **self.kept_options()),
+                    SavedBranch(number, f"branch {number}" if number else "main", ()),
+                )
+                for number in self.index.branches(saved.id)
             ]
 
         self._open(job, saved.id, saved.title)
@@ -170,7 +181,7 @@ class Talk:
         def job() -> list[Opened]:
             return [Opened(self.runtime.open_chat(path, **self.kept_options()), None)]
 
-        self._open(job, self.sessions.new_id(), "")
+        self._open(job, self.index.new_id(), "")
         self.unsaved = True
 
     def kept_options(self) -> dict[str, Any]:
@@ -341,7 +352,9 @@ class Talk:
         def job() -> None:
             branches = branches_of(strands, current, saying)
             tokens = len(current.chat.tape)
-            self.sessions.record(session_id, title=short, model=model, branches=branches, tokens=tokens)
+            record_branches(
+                self.index, session_id, title=short, model=model, branches=branches, tokens=tokens
+            )
 
         self.worker.submit(job, None, self._failed)
 
@@ -358,7 +371,7 @@ class Talk:
 
         def job() -> None:
             for number, text in growing:
-                self.sessions.write_growing(session_id, number, text)
+                write_growing(self.index, session_id, number, text)
 
         return job
 
@@ -374,9 +387,9 @@ class Talk:
         def job() -> None:
             for strand in strands:
                 if not strand.is_written:
-                    strand.chat.save(self.sessions.path(session_id, strand.number_on_disk))
+                    strand.chat.save(self.index.path(session_id, strand.number_on_disk))
                     strand.is_written = True
-            self.sessions.forget_branches(session_id, [strand.number_on_disk for strand in strands])
+            self.index.keep_branches(session_id, [strand.number_on_disk for strand in strands])
 
         self.worker.submit(job, None, self._failed)
 
@@ -384,7 +397,7 @@ class Talk:
         """Gives a chat another title, the open one where no id is given."""
         if not id or id == self.session_id:
             self.title = title
-        self.worker.submit(lambda: self.sessions.rename(id or self.session_id, title), None, self._failed)
+        self.worker.submit(lambda: self.index.rename(id or self.session_id, title), None, self._failed)
 
     def delete(self, id: str) -> None:
         """Deletes a chat; where it is the open one, a new chat begins."""
@@ -392,7 +405,7 @@ class Talk:
         if is_open:
             self.unsaved = False
             self.worker.stop()
-        self.worker.submit(lambda: self.sessions.delete(id), None, self._failed)
+        self.worker.submit(lambda: self.index.delete(id), None, self._failed)
         if is_open:
             for strand in self.strands.values():
                 strand.is_written = True
