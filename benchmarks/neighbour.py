@@ -140,8 +140,9 @@ def serve(given: argparse.Namespace) -> None:
             count, started = 0, time.perf_counter()
             deadline = started + float(line)
             if given.arm == "bare":
+                loop.rewind()
                 while time.perf_counter() < deadline:
-                    count += loop.run(1 if count < 8 else 8)
+                    count += loop.run(1)
             else:
                 session.rewind(len(tokens))
                 runtime.engine.begin_turn()

@@ -167,6 +167,16 @@ def cpu_times(root: Path = _ROOT) -> CpuTimes | None:
     return CpuTimes(busy / os.sysconf("SC_CLK_TCK"), own.user + own.system)
 
 
+def others_running(root: Path = _ROOT) -> int | None:
+    """Threads of others that run or wait for a core just now, or None where the system does not say."""
+    for line in _text(root / "proc/stat").splitlines():
+        name, _, count = line.partition(" ")
+        if name == "procs_running" and count.strip().isdigit():
+            # The one that asks is running.
+            return max(0, int(count) - 1)
+    return None
+
+
 def temperature_c(root: Path = _ROOT) -> float | None:
     """The hottest thermal zone, in degrees Celsius; None where there is none."""
     values = [_number(zone / "temp") for zone in (root / "sys/class/thermal").glob("thermal_zone*")]

@@ -9,7 +9,7 @@ import pytest
 
 import edgellm
 from edgellm.engine.governor import Governor
-from edgellm.machine import CpuTimes
+from edgellm.machine import CpuTimes, others_running
 
 
 class Machine:
@@ -20,6 +20,7 @@ class Machine:
         self.now = self.busy = self.mine = 0.0
         self.others = self.own = 0.0
         self.is_hot = False
+        self.running: int | None = None
 
     def set_threads(self, count: int) -> None:
         self.n_threads = count
@@ -52,6 +53,7 @@ def governor_of(machine: Machine, *, is_active: bool = True) -> Governor:
         cores=4,
         clock=lambda: machine.now,
         times=machine.times,
+        running=lambda: machine.running,
         throttled=lambda: machine.is_hot,
         pause=machine.passes,
     )
@@ -80,6 +82,32 @@ def test_a_neighbour_that_has_ended_since_takes_no_thread(machine: Machine) -> N
     governor.begin_turn()
     assert machine.n_threads == 4
     assert list(governor.take_messages()) == []
+
+
+def test_when_nobody_runs_just_now_a_turn_does_not_wait_to_see_it(machine: Machine) -> None:
+    governor = governor_of(machine)
+    machine.others = 4.0
+    machine.passes(60.0)
+    machine.running = 0
+    governor.begin_turn()
+    assert (machine.n_threads, governor.others_cores) == (4, 0.0)
+    assert machine.now - 60.0 < 0.01
+
+
+def test_somebody_who_still_runs_takes_the_cores_that_he_had(machine: Machine) -> None:
+    governor = governor_of(machine)
+    machine.others = 2.0
+    machine.passes(60.0)
+    machine.running = 2
+    governor.begin_turn()
+    assert machine.n_threads == 2
+
+
+def test_who_is_running_is_read_without_the_one_that_asks(tmp_path: Path) -> None:
+    assert others_running(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/stat").write_text("cpu 1 2\nprocs_running 3\nprocs_blocked 0\n", encoding="utf-8")
+    assert others_running(tmp_path) == 2
 
 
 def test_cores_that_are_not_ours_to_use_may_be_busy(machine: Machine) -> None:
@@ -174,6 +202,7 @@ def test_threads_change_live_and_the_turn_says_so(
         assert governor.is_active
         fake = Machine()
         governor._clock, governor._times = lambda: fake.now, fake.times  # type: ignore[method-assign]
+        governor._running = lambda: 2
         governor._looked_at, governor._looked = 0.0, fake.times()
         fake.others = 2.0
         fake.passes(5.0)

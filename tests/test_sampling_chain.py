@@ -15,7 +15,6 @@ from edgellm.sampling.candidates import Candidates
 from edgellm.sampling.chain import Chain, Draw, StepContext
 from edgellm.sampling.draw import ordered
 from edgellm.sampling.stage import Rewind, sampler
-from edgellm.sampling.tap import VocabularyTop
 from edgellm.testing import ByteVocabulary, draw_tokens, random_logits
 
 CHAINS = [
@@ -131,26 +130,6 @@ def test_branches_draw_different_numbers() -> None:
     logits = np.zeros(300, dtype=np.float32)
     tokens = {chain.sample(logits, StepContext(5, branch)).token for branch in range(20)}
     assert len(tokens) > 10
-
-
-@given(st.integers(1, 500), st.integers(1, 3000), st.integers(0, 50), st.sampled_from([0.0, 1.0, 8.0]))
-@settings(max_examples=80)
-def test_the_quick_way_to_the_top_finds_the_k_largest(k: int, n: int, seed: int, digits: float) -> None:
-    # Rounded, so that there are ties.
-    logits = np.round(random_logits(n, seed), int(digits))
-    found = VocabularyTop(logits).ids(k)
-    bound = np.sort(logits)[::-1][min(k, n) - 1]
-    assert list(found) == sorted(set(found))
-    assert set(np.flatnonzero(logits >= bound)) <= set(found)
-    # What it finds besides reaches down to one bound: nothing above the lowest is missing.
-    assert set(found) == set(np.flatnonzero(logits >= logits[found].min()))
-
-
-def test_the_quick_way_to_the_top_finds_few_more() -> None:
-    assert len(VocabularyTop(random_logits(49_152, 1)).ids(40)) < 80
-    masked = np.full(49_152, -np.inf, dtype=np.float32)
-    masked[[7, 9000, 49_151]] = 1.0
-    assert list(VocabularyTop(masked).ids(40)) == [7, 9000, 49_151]
 
 
 def test_top_k_in_front_draws_what_top_k_behind_another_stage_draws() -> None:

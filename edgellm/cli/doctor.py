@@ -87,6 +87,10 @@ def _print(report: DoctorReport) -> None:
             "threads",
             f"{report.usable_cores} of {report.cores} cores usable, wait policy {report.wait_policy}",
         ),
+        (
+            "scan",
+            f"of the vocabulary by {'compiled code' if report.vocabulary_scan == 'compiled' else 'numpy'}",
+        ),
         ("memory", in_use),
         (
             "store",

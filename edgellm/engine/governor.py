@@ -14,7 +14,15 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from edgellm.machine import CpuTimes, cpu_pressure, cpu_times, is_throttled, load_average, temperature_c
+from edgellm.machine import (
+    CpuTimes,
+    cpu_pressure,
+    cpu_times,
+    is_throttled,
+    load_average,
+    others_running,
+    temperature_c,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +32,7 @@ _SHORTEST_S = 0.1  # what is measured over less is noise: the system counts in h
 _STALE_S = (
     1.0  # what was measured over more tells of the past: before threads are given up for it, one looks again
 )
+_GLANCES, _GLANCE_S = 3, 0.001  # at who is running just now, in a row: nobody in all of them, and it is quiet
 _HEAT_LOOK_S = 5.0
 _CALM_LOOKS = 4  # threads come back when so many looks in a row found room for them
 _RECENT = 16  # tokens over which latency is judged
@@ -75,6 +84,7 @@ class Governor:
         cores: int,
         clock: Callable[[], float] = time.perf_counter,
         times: Callable[[], CpuTimes | None] = cpu_times,
+        running: Callable[[], int | None] = others_running,
         throttled: Callable[[], bool] = is_throttled,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -84,7 +94,8 @@ class Governor:
         self.is_active = is_active and self.limit > 1 and os.environ.get("EDGELLM_GOVERNOR", "") != "off"
         self.others_cores = 0.0
         self.is_throttled = False
-        self._clock, self._times, self._throttled, self._pause = clock, times, throttled, pause
+        self._clock, self._times, self._running = clock, times, running
+        self._throttled, self._pause = throttled, pause
         self._token_s: deque[float] = deque(maxlen=_RECENT)
         self._prefill: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self._best_s = 0.0
@@ -114,9 +125,13 @@ class Governor:
         is_stale = self._clock() - self._looked_at > _STALE_S
         if self._look():
             if is_stale and self.wanted() < self.limit:
-                # Somebody was busy since the last turn. Whether that is over is worth a tenth of a second.
-                self._pause(1.2 * _SHORTEST_S)
-                self._look()
+                # Somebody was busy since the last turn. Whether that is over is often seen at a glance; else it is
+                # worth a tenth of a second.
+                if self._is_quiet():
+                    self.others_cores = 0.0
+                else:
+                    self._pause(1.2 * _SHORTEST_S)
+                    self._look()
             wanted = self.wanted()
             # Nobody is in the middle of anything: what the quiet time before has shown counts at once.
             if wanted != self.target.n_threads:
@@ -150,6 +165,13 @@ class Governor:
                 self._messages.append(
                     "The processor is held down by heat or want of power: tokens take longer."
                 )
+        return True
+
+    def _is_quiet(self) -> bool:
+        for _ in range(_GLANCES):
+            if self._running() != 0:
+                return False
+            self._pause(_GLANCE_S)
         return True
 
     def _within_turn(self) -> None:

@@ -14,15 +14,14 @@ import numpy as np
 
 from edgellm.errors import SamplerError
 from edgellm.native.library import lib
+from edgellm.native.scan import ROW, VocabularyScan, draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-"""One candidate row, laid out as llama_token_data."""
-
+_ROW_BYTES = ROW.itemsize
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp would draw a seed of its own
 
 
@@ -81,6 +80,7 @@ class CandidateBuffer:
         self.ids: NDArray[np.int32] = self.rows["id"]
         self.logits: NDArray[np.float32] = self.rows["logit"]
         self._all_ids = np.arange(n_vocab, dtype=np.int32)
+        self.scan = VocabularyScan(n_vocab)
         self._base: int = self.rows.ctypes.data
         self._array = _RowArray(self._base, 0, -1, False)
         self.address = ctypes.addressof(self._array)
@@ -97,6 +97,15 @@ class CandidateBuffer:
         self.logits[:n] = logits
         self.ids[:n] = ids
         self._begin(n, is_sorted=False)
+
+    def fill_top(self, logits: NDArray[np.float32], k: int) -> float:
+        """The `k` most probable tokens (and a few more may come along), in the order of ids; gives the largest logit.
+
+        logits: (n_vocab,), contiguous. Where that is not finite, no row is alive.
+        """
+        count, maximum = self.scan.top(logits, k, self.rows)
+        self._begin(count, is_sorted=False)
+        return maximum
 
     def _begin(self, n: int, *, is_sorted: bool) -> None:
         array = self._array
@@ -117,7 +126,7 @@ class CandidateBuffer:
     @property
     def offset(self) -> int:
         """Index of the first row that is alive."""
-        return (self._array.data - self._base) // ROW.itemsize
+        return (self._array.data - self._base) // _ROW_BYTES
 
     @property
     def is_sorted(self) -> bool:
@@ -146,6 +155,15 @@ class CandidateBuffer:
         """View of the logits that are alive, (n,)."""
         start = self.offset
         return self.logits[start : start + self._array.size]
+
+    def copy(self) -> bytes:
+        """The rows that are alive, as bytes of ROW: quicker than any array can be made."""
+        array = self._array
+        return ctypes.string_at(array.data, array.size * _ROW_BYTES)
+
+    def draw(self, u: float) -> int:
+        """The token that `u` in [0, 1) draws from the rows, or -1: see scan.draw."""
+        return draw(self._array.data, self._array.size, u)
 
     def keep(self, selection: NDArray[Any], *, is_sorted: bool) -> None:
         """Keep the rows that a mask or indices (counted from `offset`) pick, in that order. A choice is forgotten."""

@@ -16,7 +16,7 @@ from edgellm.sampling.draw import best, pick, uniform
 from edgellm.sampling.parts import NativePart, PythonPart, ReseededPart
 from edgellm.sampling.spec import ChainLike, ChainSpec, StageSpec
 from edgellm.sampling.stage import Rewind
-from edgellm.sampling.tap import Snapshot, Tap, VocabularyTop
+from edgellm.sampling.tap import Snapshot, Tap
 from edgellm.types import Distribution
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Chain:
         if self._chooses_by != "stage":
             stages.pop()
         self._leading_k = stages[0].complete_args["k"] if stages and stages[0].name == "top_k" else 0
+        self._needs_top = bool(self._leading_k) or (not stages and self._chooses_by == "greedy")
         run: list[StageSpec] = []
         for spec in stages:
             if spec.info.make is not None or spec.name == "xtc":
@@ -160,16 +161,16 @@ class Chain:
         if len(logits) != self.n_vocab:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
         buffer = self._buffer
-        top: VocabularyTop | None = None
         taps: list[Snapshot] | None = None
         log_total = 0.0
+        is_filled = False
         if trace > 0:
-            tap = self._tap = self._tap or Tap(self.n_vocab)
-            top = VocabularyTop(logits)
-            _check_logits(top.maximum)
-            raw, log_total = tap.raw(logits, top, top.ids(max(trace, self._leading_k)))
-            taps = [raw]
-        self._enter(logits, context, constraint, top, taps, trace)
+            maximum = buffer.fill_top(logits, max(trace, self._leading_k))
+            _check_logits(maximum)
+            tap = self._tap = self._tap or Tap(buffer)
+            raw, log_total = tap.raw(logits, maximum)
+            taps, is_filled = [raw], self._needs_top
+        self._enter(logits, context, constraint, taps, trace, is_filled=is_filled)
         needs_u = self._chooses_by == "dist" or self._python
         u = uniform(self.seed, context.branch, context.position, context.label) if needs_u else _NAN
         for part in self._parts:
@@ -205,20 +206,19 @@ class Chain:
         logits: NDArray[np.float32],
         context: StepContext,
         constraint: Constraint | None,
-        top: VocabularyTop | None,
         taps: list[Snapshot] | None,
         trace: int,
+        *,
+        is_filled: bool,
     ) -> None:
-        """Fill the buffer with the rows that the first stage has to see."""
+        """Fill the buffer with the rows that the first stage has to see; `is_filled`: the top of all is in it."""
         buffer = self._buffer
         banned = self._bans.get(context.position)
         if constraint is None and not banned:
-            if self._leading_k or (not self._parts and self._chooses_by == "greedy"):
+            if self._needs_top:
                 # Rows that top_k would cut need not be written: the set it keeps is the same.
-                top = top or VocabularyTop(logits)
-                _check_logits(top.maximum)
-                ids = top.ids(self._leading_k or 1)
-                buffer.fill_rows(ids, logits[ids])
+                if not is_filled:
+                    _check_logits(buffer.fill_top(logits, self._leading_k or 1))
                 return
             _check_logits(float(logits.max()))
             buffer.fill(logits)
@@ -243,11 +243,16 @@ class Chain:
 
     def _choose(self, u: float) -> tuple[int, float]:
         buffer = self._buffer
-        ids, logits = buffer.live_ids(), buffer.live_logits()
-        if self._chooses_by == "dist":
-            return int(ids[pick(ids, logits, u, is_sorted=buffer.is_sorted)]), u
-        if self._chooses_by == "greedy":
-            return int(ids[best(ids, logits)]), _NAN
+        if self._chooses_by != "stage":
+            is_greedy = self._chooses_by == "greedy"
+            # 0 draws the first row there is: the most probable.
+            token = buffer.draw(0.0 if is_greedy else u)
+            if token < 0:
+                ids, logits = buffer.live_ids(), buffer.live_logits()
+                row = best(ids, logits) if is_greedy else pick(ids, logits, u, is_sorted=buffer.is_sorted)
+                token = int(ids[row])
+            return token, _NAN if is_greedy else u
+        ids = buffer.live_ids()
         selected = buffer.selected
         if not 0 <= selected < len(ids):
             raise SamplerError(f"sampler stage '{self._choosing.name}' chose no token.")
@@ -255,7 +260,7 @@ class Chain:
 
     def _tap_rows(self, stage: str, taps: list[Snapshot] | None, trace: int) -> None:
         if taps is not None and self._tap is not None:
-            taps.append(self._tap.after(stage, self._buffer.live_ids(), self._buffer.live_logits(), trace))
+            taps.append(self._tap.after(stage, trace))
 
     # -- the tape
 
@@ -344,7 +349,8 @@ class Chain:
         twin = Chain.__new__(Chain)
         twin.spec, twin.seed, twin.n_vocab = self.spec, self.seed, self.n_vocab
         twin._vocabulary, twin._buffer, twin._tap = self._vocabulary, self._buffer, self._tap
-        twin._choosing, twin._chooses_by, twin._leading_k = self._choosing, self._chooses_by, self._leading_k
+        twin._choosing, twin._chooses_by = self._choosing, self._chooses_by
+        twin._leading_k, twin._needs_top = self._leading_k, self._needs_top
         twin._parts = []
         for part in self._parts:
             if isinstance(part, NativePart):

@@ -1,0 +1,213 @@
+/* What a drawn token needs of a whole vocabulary, in one pass with nothing allocated: the largest logits, the mass of
+ * the softmax, and the draw itself. edgellm/native/scan.py says what each function gives, and does the same with numpy
+ * where this file was not compiled.
+ *
+ * The long loops are written with the vector types of GCC and Clang, which become whatever instructions there are, with
+ * sums in an order of their own: the same input gives the same bits on every processor of one kind.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Floats in a vector register: compilers take wider vectors apart, and comparisons down to single numbers. */
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define BLOCK 64 /* entries whose maximum is remembered */
+#define MOST_ROWS 1024
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+typedef struct {
+    int32_t id;
+    float logit;
+    float p;
+} row_t; /* llama_token_data (llama.h) */
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+
+#define LOAD(into, from) memcpy(&(into), (from), sizeof(into))
+#define WHERE(mask, yes, no) ((floats)(((mask) & (ints)(yes)) | (~(mask) & (ints)(no))))
+
+/* Fills `maxima`, one for each whole block of `logits`; gives the largest of all n, or NaN where one is NaN. */
+static float block_maxima(const float *logits, int64_t n, float *maxima) {
+    ints wrong = {0};
+    float largest = -INFINITY;
+    int64_t block = 0, has_nan = 0;
+    for (; (block + 1) * BLOCK <= n; block++) {
+        floats top, next;
+        LOAD(top, logits + block * BLOCK);
+        wrong |= top != top;
+        for (int step = LANES; step < BLOCK; step += LANES) {
+            LOAD(next, logits + block * BLOCK + step);
+            wrong |= next != next;
+            top = WHERE(next > top, next, top);
+        }
+        float most = top[0];
+        for (int lane = 1; lane < LANES; lane++) most = top[lane] > most ? top[lane] : most;
+        maxima[block] = most;
+        largest = most > largest ? most : largest;
+    }
+    for (int lane = 0; lane < LANES; lane++) has_nan |= wrong[lane];
+    for (int64_t i = block * BLOCK; i < n; i++) {
+        has_nan |= logits[i] != logits[i];
+        largest = logits[i] > largest ? logits[i] : largest;
+    }
+    return has_nan ? NAN : largest;
+}
+
+/* Sums, over n logits, of w = exp(logit - maximum) and of w * (logit - maximum).
+ *
+ * exp is within 2 units in the last place: 2^k times a polynomial (that of Cephes' expf). What lies 87 or more below the
+ * maximum weighs less than 1e-37 and counts as 0; -inf is among it. */
+static void mass(const float *logits, int64_t n, float maximum, double *total, double *product) {
+    const floats magic = (floats){0} + 12582912.0f; /* 1.5 * 2^23: added, it rounds, and leaves an integer in the low bits */
+    const floats lowest = (floats){0} - 87.0f;
+    double totals = 0, products = 0;
+    int64_t i = 0;
+    while (i + LANES <= n) {
+        /* Some thousand entries at a time in single precision, and those sums in double. */
+        int64_t end = i + 4096 < n ? i + 4096 : n;
+        floats sums = {0}, weighted = {0};
+        for (; i + LANES <= end; i += LANES) {
+            floats x;
+            LOAD(x, logits + i);
+            x -= maximum;
+            ints counts = x > lowest;
+            x = WHERE(counts, x, lowest);
+            floats shifted = x * 1.44269504088896341f + magic;
+            floats k = shifted - magic;
+            floats r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+            floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+            p = p * r + 8.3334519073e-3f;
+            p = p * r + 4.1665795894e-2f;
+            p = p * r + 1.6666665459e-1f;
+            p = p * r + 5.0000001201e-1f;
+            p = p * r * r + r + 1.0f;
+            floats w = (floats)(((ints)p + ((ints)shifted << 23)) & counts);
+            sums += w;
+            weighted += w * x;
+        }
+        for (int lane = 0; lane < LANES; lane++) {
+            totals += sums[lane];
+            products += weighted[lane];
+        }
+    }
+    for (; i < n; i++) {
+        double x = (double)logits[i] - maximum;
+        if (x > -87.0) {
+            totals += exp(x);
+            products += exp(x) * x;
+        }
+    }
+    *total = totals;
+    *product = products;
+}
+
+/* The k-th largest of n values, 1 <= k <= n, with a heap of k; `heap` has room for k. */
+static float kth_largest(const float *values, int64_t n, int64_t k, float *heap) {
+    int64_t size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float value = values[i];
+        int64_t at;
+        if (size < k) {
+            at = size++;
+            while (at > 0 && heap[(at - 1) / 2] > value) {
+                heap[at] = heap[(at - 1) / 2];
+                at = (at - 1) / 2;
+            }
+        } else if (value > heap[0]) {
+            at = 0;
+            for (int64_t child = 1; child < k; child = 2 * at + 1) {
+                if (child + 1 < k && heap[child + 1] < heap[child]) child++;
+                if (heap[child] >= value) break;
+                heap[at] = heap[child];
+                at = child;
+            }
+        } else {
+            continue;
+        }
+        heap[at] = value;
+    }
+    return heap[0];
+}
+
+EXPORT int32_t edgellm_scan_version(void) { return 1; } /* VERSION in scan.py */
+
+/* Scratch for one caller at a time: blocks of the vocabulary, twice. */
+EXPORT int64_t edgellm_scratch_floats(int64_t n) { return 2 * (n / BLOCK + 1); }
+
+/* The k largest of n logits, and what equals or nearly equals them, in the order of ids: how many were written to
+ * `rows`, or -1 where more than `room` (or k is too large a part of n). `maximum` is set in any case. */
+EXPORT int64_t edgellm_top(const float *logits, int64_t n, int64_t k, row_t *rows, int64_t room, float *scratch,
+                           float *maximum) {
+    int64_t blocks = n / BLOCK;
+    float *maxima = scratch, *heap = scratch + blocks + 1;
+    *maximum = block_maxima(logits, n, maxima);
+    if (!(fabsf(*maximum) < INFINITY) || k < 1 || 4 * k > blocks) return -1;
+    /* k blocks have a maximum of at least this, so k entries have; what is above it can only be in such blocks. */
+    float bound = kth_largest(maxima, blocks, k, heap);
+    if (!(bound > -INFINITY)) return -1;
+    int64_t count = 0;
+    for (int64_t block = 0; block <= blocks; block++) {
+        if (block < blocks && maxima[block] < bound) continue;
+        int64_t end = block < blocks ? (block + 1) * BLOCK : n;
+        for (int64_t i = block * BLOCK; i < end; i++)
+            if (logits[i] >= bound) {
+                if (count == room) return -1;
+                rows[count].id = (int32_t)i;
+                rows[count].logit = logits[i];
+                rows[count].p = 0.0f;
+                count++;
+            }
+    }
+    return count;
+}
+
+/* See `mass`. */
+EXPORT void edgellm_mass(const float *logits, int64_t n, float maximum, double *sums) {
+    mass(logits, n, maximum, &sums[0], &sums[1]);
+}
+
+static int by_logit_then_id(const void *one, const void *other) {
+    const row_t *a = one, *b = other;
+    if (a->logit != b->logit) return a->logit > b->logit ? -1 : 1;
+    return (a->id > b->id) - (a->id < b->id);
+}
+
+/* The token that `u` in [0, 1) draws from the softmax of the rows, laid out by descending logit, equal ones by
+ * ascending id; -1 where there are none, or too many for the stack. The rows stay as they are. */
+EXPORT int32_t edgellm_draw(const row_t *rows, int64_t n, double u) {
+    if (n < 1 || n > MOST_ROWS) return -1;
+    if (n == 1) return rows[0].id;
+    row_t sorted[MOST_ROWS];
+    double cumulated[MOST_ROWS];
+    const row_t *in_order = rows;
+    for (int64_t i = 1; i < n; i++)
+        if (by_logit_then_id(&rows[i - 1], &rows[i]) > 0) {
+            memcpy(sorted, rows, (size_t)n * sizeof(row_t));
+            qsort(sorted, (size_t)n, sizeof(row_t), by_logit_then_id);
+            in_order = sorted;
+            break;
+        }
+    double total = 0, largest = in_order[0].logit;
+    for (int64_t i = 0; i < n; i++) cumulated[i] = total += exp(in_order[i].logit - largest);
+    double target = u * total;
+    for (int64_t i = 0; i < n; i++)
+        if (cumulated[i] > target) return in_order[i].id;
+    /* u * total may round up to the total itself; the last row with any weight takes it. */
+    int64_t last = n - 1;
+    while (last > 0 && cumulated[last - 1] == total) last--;
+    return in_order[last].id;
+}

@@ -1,0 +1,136 @@
+"""What a draw needs of a whole vocabulary: its largest logits and the mass of its softmax, and the draw from the rows.
+
+Compiled from scan.c when edgellm is installed; where there was no C compiler, numpy gives the same, several times
+slower. All calls keep the GIL, as those in samplers.py do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VERSION = 1
+"""Goes up whenever scan.c changes what its functions take or give: a library of another version is not used."""
+
+LIBRARY = Path(__file__).with_name("_scan.dll" if os.name == "nt" else "_scan.so")
+"""Where the compiled library stands."""
+
+ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""One candidate row, laid out as llama_token_data."""
+
+MOST_ROWS = 1024
+"""The compiled draw takes at most so many rows."""
+
+
+class _Functions:
+    """The compiled functions."""
+
+    def __init__(self, library: ctypes.PyDLL) -> None:
+        self.scratch_floats = library.edgellm_scratch_floats
+        self.scratch_floats.argtypes, self.scratch_floats.restype = (ctypes.c_int64,), ctypes.c_int64
+        self.top = library.edgellm_top
+        self.top.argtypes = (
+            ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64,
+            ctypes.c_void_p, ctypes.c_void_p,
+        )  # fmt: skip
+        self.top.restype = ctypes.c_int64
+        self.mass = library.edgellm_mass
+        self.mass.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p)
+        self.mass.restype = None
+        self.draw = library.edgellm_draw
+        self.draw.argtypes, self.draw.restype = (
+            (ctypes.c_void_p, ctypes.c_int64, ctypes.c_double),
+            ctypes.c_int32,
+        )
+
+
+@cache
+def _functions() -> _Functions | None:
+    try:
+        library = ctypes.PyDLL(str(LIBRARY))
+        return _Functions(library) if library.edgellm_scan_version() == VERSION else None
+    except (OSError, AttributeError):
+        return None
+
+
+def is_compiled() -> bool:
+    """False where numpy does the work: nothing was compiled at installation, or for another version."""
+    return _functions() is not None
+
+
+class VocabularyScan:
+    """Looks through arrays of up to `n_vocab` logits. Owns scratch memory: for one thread at a time.
+
+    `is_compiled` False: with numpy, also where the compiled library is there.
+    """
+
+    def __init__(self, n_vocab: int, *, is_compiled: bool = True) -> None:
+        functions = self._functions = _functions() if is_compiled else None
+        if functions is not None:
+            # ctypes objects whose addresses are asked for once: that takes longer than the functions themselves.
+            self._scratch = (ctypes.c_float * functions.scratch_floats(n_vocab))()
+            self._maximum, self._sums = ctypes.c_float(), (ctypes.c_double * 2)()
+            self._scratch_at = ctypes.addressof(self._scratch)
+            self._maximum_at, self._sums_at = ctypes.addressof(self._maximum), ctypes.addressof(self._sums)
+
+    def top(self, logits: NDArray[np.float32], k: int, rows: NDArray[np.void]) -> tuple[int, float]:
+        """Writes the `k` largest (and what equals them; a few more may come along) into `rows`; gives how many, and the
+        largest.
+
+        logits: (n,), contiguous; rows: (at least n,) of ROW, contiguous. Where the largest is not finite, nothing is
+        written and the first number is 0; one NaN makes the largest NaN.
+        """
+        n = len(logits)
+        if self._functions is not None:
+            count: int = self._functions.top(
+                logits.ctypes.data, n, k, rows.ctypes.data, len(rows), self._scratch_at, self._maximum_at
+            )
+            maximum = self._maximum.value
+            if count >= 0:
+                return count, maximum
+        else:
+            maximum = float(logits.max())
+        if not math.isfinite(maximum):
+            return 0, maximum
+        if k >= n:
+            found = np.flatnonzero(logits > -math.inf)
+        else:
+            bound = np.partition(logits, n - k)[n - k]
+            found = np.flatnonzero(logits >= bound if bound > -math.inf else logits > bound)
+        rows["id"][: len(found)] = found
+        rows["logit"][: len(found)] = logits[found]
+        return len(found), maximum
+
+    def mass(self, logits: NDArray[np.float32], maximum: float) -> tuple[float, float]:
+        """Sums of w = exp(logit - maximum) and of w * (logit - maximum). logits: (n,), contiguous, no NaN."""
+        if self._functions is not None:
+            self._functions.mass(logits.ctypes.data, len(logits), maximum, self._sums_at)
+            return self._sums[0], self._sums[1]
+        shifted = logits - np.float32(maximum)
+        weights = np.exp(shifted)
+        # Rows at -inf weigh nothing; 0 * -inf has to be told so.
+        return float(weights.sum(dtype=np.float64)), float(
+            np.dot(weights, np.maximum(shifted, np.float32(-1e30)))
+        )
+
+
+def draw(address: int, n: int, u: float) -> int:
+    """The token that `u` in [0, 1) draws from `n` rows of ROW at `address`, as edgellm/sampling/draw.py says; -1 where
+    the rows are too many (MOST_ROWS), or nothing is compiled."""
+    functions = _functions()
+    return functions.draw(address, n, u) if functions is not None else -1
+
+
+def rows_of(data: bytes) -> NDArray[Any]:
+    """Rows of ROW that were copied as bytes, read-only."""
+    # Any: structured rows.
+    return np.frombuffer(data, dtype=ROW)

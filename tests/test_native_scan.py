@@ -1,0 +1,147 @@
+"""The scan of a vocabulary: compiled and numpy's, which must agree, against what plain numpy says."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgellm.native import scan
+from edgellm.native.samplers import CandidateBuffer
+from edgellm.native.scan import ROW, VocabularyScan
+from edgellm.sampling.draw import ordered, pick
+
+ROOT = Path(__file__).parents[1]
+BOTH = pytest.mark.parametrize("is_compiled", [True, False])
+
+
+def random_logits(n: int, seed: int, digits: int = 8) -> np.ndarray:
+    # Rounded, there are ties.
+    return np.round(np.random.default_rng(seed).normal(0, 3, n), digits).astype(np.float32)
+
+
+def top(logits: np.ndarray, k: int, is_compiled: bool) -> tuple[list[int], list[float], float]:
+    rows = np.zeros(len(logits), dtype=ROW)
+    count, maximum = VocabularyScan(len(logits), is_compiled=is_compiled).top(logits, k, rows)
+    return rows["id"][:count].tolist(), rows["logit"][:count].tolist(), maximum
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler was there to compile it")
+def test_it_is_compiled_where_it_was_installed_with_a_compiler() -> None:
+    if not scan.LIBRARY.exists():
+        pytest.skip("this copy of the source was not installed")
+    assert scan.is_compiled()
+
+
+@BOTH
+@given(st.integers(1, 500), st.integers(1, 5000), st.integers(0, 50), st.sampled_from([0, 1, 8]))
+@settings(max_examples=60)
+def test_it_finds_the_k_largest(is_compiled: bool, k: int, n: int, seed: int, digits: int) -> None:
+    logits = random_logits(n, seed, digits)
+    found, values, maximum = top(logits, k, is_compiled)
+    bound = np.sort(logits)[::-1][min(k, n) - 1]
+    assert maximum == logits.max()
+    assert found == sorted(set(found)) and values == logits[found].tolist()
+    assert set(np.flatnonzero(logits >= bound)) <= set(found)
+    # What it finds besides reaches down to one bound: nothing above the lowest is missing.
+    assert set(found) == set(np.flatnonzero(logits >= logits[found].min()))
+
+
+@BOTH
+def test_it_finds_few_more_than_that(is_compiled: bool) -> None:
+    assert len(top(random_logits(49_152, 1), 40, is_compiled)[0]) < 80
+
+
+@BOTH
+def test_rows_that_were_masked_do_not_come_along(is_compiled: bool) -> None:
+    masked = np.full(49_152, -np.inf, dtype=np.float32)
+    masked[[7, 9000, 49_151]] = 1.0
+    assert top(masked, 40, is_compiled)[0] == [7, 9000, 49_151]
+
+
+@BOTH
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 63, 64, 4097, 4999])
+def test_a_logit_that_is_no_number_shows_in_the_largest(is_compiled: bool, wrong: float, place: int) -> None:
+    logits = random_logits(5000, 3)
+    logits[place] = wrong
+    found, _, maximum = top(logits, 40, is_compiled)
+    assert not found and (np.isnan(maximum) if np.isnan(wrong) else maximum == np.inf)
+
+
+@BOTH
+def test_only_infinitely_small_ones_are_told_too(is_compiled: bool) -> None:
+    found, _, maximum = top(np.full(5000, -np.inf, dtype=np.float32), 40, is_compiled)
+    assert not found and maximum == -np.inf
+
+
+@BOTH
+@given(st.integers(1, 60_000), st.integers(0, 50), st.sampled_from([0.1, 1.0, 10.0, 100.0]), st.booleans())
+@settings(max_examples=60)
+def test_the_mass_is_that_of_double_precision(
+    is_compiled: bool, n: int, seed: int, spread: float, is_masked: bool
+) -> None:
+    logits = (random_logits(n, seed) * spread).astype(np.float32)
+    if is_masked:
+        logits[1::2] = -np.inf
+    exact = logits.astype(np.float64) - float(logits.max())
+    weights = np.exp(exact)
+    total, product = VocabularyScan(n, is_compiled=is_compiled).mass(logits, float(logits.max()))
+    assert total == pytest.approx(weights.sum(), rel=2e-6)
+    expected = (weights[weights > 0] * exact[weights > 0]).sum()
+    assert product == pytest.approx(expected, rel=2e-5, abs=1e-6)
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, -1.0, 2.5, 2.5000002, -30.0, -np.inf]), min_size=1, max_size=200),
+    st.floats(0, 1, exclude_max=True),
+    st.integers(0, 5),
+)
+def test_the_compiled_draw_is_the_documented_one(values: list[float], u: float, seed: int) -> None:
+    if not scan.is_compiled():
+        pytest.skip("nothing was compiled")
+    logits = np.array(values, dtype=np.float32)
+    if not np.isfinite(logits.max()):
+        return
+    ids = np.random.default_rng(seed).permutation(len(logits)).astype(np.int32)
+    buffer = CandidateBuffer(len(logits))
+    buffer.fill_rows(ids, logits)
+    assert buffer.draw(u) == ids[pick(ids, logits, u)]
+    order = ordered(ids, logits)
+    assert buffer.draw(0.0) == ids[order[0]]
+    # The rows are as they were.
+    assert buffer.live_ids().tolist() == ids.tolist()
+
+
+def test_more_rows_than_the_compiled_draw_takes_are_left_to_numpy() -> None:
+    buffer = CandidateBuffer(2000)
+    buffer.fill(random_logits(2000, 1))
+    assert buffer.draw(0.5) == -1
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "VERSION", scan.VERSION + 1)
+    scan._functions.cache_clear()
+    try:
+        assert not scan.is_compiled()
+        assert top(random_logits(5000, 1), 3, True) == top(random_logits(5000, 1), 3, False)
+    finally:
+        monkeypatch.undo()
+        scan._functions.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_both_languages_name_one_version_and_the_portable_flags_compile(tmp_path: Path) -> None:
+    source = ROOT / "edgellm/native/scan.c"
+    made = tmp_path / "scan.so"
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run(["cc", *flags, "-o", made, source, "-lm"], check=True)
+    code = f"import ctypes; print(ctypes.CDLL({str(made)!r}).edgellm_scan_version())"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(printed.stdout) == scan.VERSION
