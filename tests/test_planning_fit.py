@@ -15,11 +15,10 @@ import edgellm
 from edgellm.errors import ConfigError, OutOfMemory
 from edgellm.models.gguf_info import inspect_gguf
 from edgellm.planning.cache_shape import cache_shape
-from edgellm.planning.calibration import Calibration, TypeSpeed, calibrate, known_calibration
+from edgellm.planning.calibration import Calibration, TypeSpeed
 from edgellm.planning.demand import Demand, Gpu, Machine, measure_demand
 from edgellm.planning.fit import Fitting
 from edgellm.planning.plan import fit_options, make_plan
-from edgellm.planning.speed import active_share, predict
 from edgellm.types import LoadOptions
 
 # Large enough that a context weighs something: 8,192 tokens are 16 MB of keys and values.
@@ -190,7 +189,7 @@ def test_fewer_threads_are_advised_where_they_were_faster(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = Calibration(1, 0.0, {"F32": TypeSpeed(1e9, 1e9)})
-    monkeypatch.setattr("edgellm.planning.plan.known_calibration", lambda: known)
+    monkeypatch.setattr("edgellm.planning.machine_speed.known_calibration", lambda device="": known)
     info = inspect_gguf(model)
     plan = make_plan(info, LoadOptions(), machine=machine(1 << 30), is_measured=False)
     assert plan.notes == ("Measured here, 1 thread decodes fastest: consider --threads 1.",)
@@ -204,34 +203,6 @@ def test_a_plan_that_does_not_fit_still_has_its_rows(model: Path) -> None:
     assert "does not fit into memory" in plan.refusal
     assert plan.rows
     assert not any(row.fits for row in plan.rows)
-
-
-def test_speed_follows_bytes_and_bandwidth(model: Path, tiny_model: Callable[..., Path]) -> None:
-    info = inspect_gguf(model)
-    slow = Calibration(2, 0.0, {"F32": TypeSpeed(1e9, 1e9)})
-    speed = predict(info, slow, kv_bytes=0)
-    assert speed is not None
-    size = sum(info.quantization.values())
-    assert speed.decode_tok_s == pytest.approx(1e9 / (size - info.weights.embedding), rel=1e-6)
-    full = predict(info, slow, kv_bytes=size)
-    assert full is not None and full.decode_full_tok_s < full.decode_tok_s == speed.decode_tok_s
-    assert predict(info, Calibration(2, 0.0, {}), kv_bytes=0) is None
-    moe = inspect_gguf(tiny_model("moe"))
-    unread = moe.weights.embedding + sum(moe.weights.experts) / 2
-    assert active_share(moe) == pytest.approx(1 - unread / sum(moe.quantization.values()))
-
-
-@pytest.mark.slow
-def test_the_machine_is_measured_once(tmp_path: Path) -> None:
-    assert known_calibration() is None
-    found = calibrate(["Q8_0", "NO_SUCH"])
-    assert found.layer_s > 0
-    assert set(found.types) == {"Q8_0"}
-    assert found.types["Q8_0"].decode_bytes_s > 1e6
-    assert known_calibration() == found
-    file = tmp_path / "home/cache/calibration.json"
-    file.write_text("{", encoding="utf-8")
-    assert known_calibration() is None
 
 
 # -- the command -------------------------------------------------------------------------------------------

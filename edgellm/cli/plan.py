@@ -82,6 +82,8 @@ def _print(found: Plan) -> None:
     if found.rows:
         print()
         print(_rows(found))
+        for gap in found.gaps:
+            print(escape(f"?: {gap}"))
         print()
     if found.refusal:
         print(styled(escape(found.refusal), "red", sys.stdout))
@@ -107,7 +109,7 @@ def _rows(found: Plan) -> str:
 def _cells(row: PlanRow, found: Plan, *, has_gpu: bool) -> list[str]:
     speed = row.speed
     speeds = (
-        ["", "", ""]
+        ["?", "?", "?"]
         if speed is None
         else [f"{speed.prefill_tok_s:,.0f}", f"{speed.decode_tok_s:,.1f}", f"{speed.decode_full_tok_s:,.1f}"]
     )

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from edgellm.models.adapter_file import read_adapter
-from edgellm.planning.demand import is_on_gpu
+from edgellm.planning.placement import is_on_gpu
 
 if TYPE_CHECKING:
     from edgellm.models.adapter_file import AdapterFile

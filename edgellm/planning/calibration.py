@@ -1,4 +1,4 @@
-"""How fast this machine is: two seconds of llama.cpp on a model of zeros, once a machine and type of weights.
+"""How fast this machine is: two seconds of llama.cpp on a model of zeros, once a processor or GPU and type of weights.
 
 The model is a header in front of a hole in a file: nothing is written to the disk. llama.cpp computes on zeros as fast
 as on anything else, and reads them from memory like real weights.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.errors import EdgeError
 from edgellm.folders import cache_dir
 from edgellm.models.gguf_file import TENSOR_TYPES
+from edgellm.native import devices
 from edgellm.native.context import Context, usable_cores
 from edgellm.native.library import wait_policy
 from edgellm.native.model import Model
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _WIDE = (4, 1024, 3072)  # layers, width, feed-forward: 57 M weights, larger than the caches of small machines
+_LARGE = (4, 2048, 8192)  # for a GPU: 243 M weights, larger than its caches
 _NARROW = (16, 64, 64)  # next to no weights: what is left is the cost of starting and joining threads
 _PREFILL_ROWS = 64
+_GPU_PREFILL_ROWS = 256  # few rows leave most of a GPU idle
 _CONTEXT = 512
 _BUDGET_S = 0.35
 _FEWER_THREADS_GAIN = (
@@ -50,7 +53,8 @@ class TypeSpeed:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """This machine's speed. `layer_s` is what a layer costs beside its weights; `threads` decode fastest.
+    """The speed of this machine's processor, or of a GPU. `layer_s` is what a layer costs beside its weights; `threads`
+    decode fastest (of a GPU: those that went with it).
 
     `types` maps names such as "Q4_0" to their speed.
     """
@@ -60,13 +64,32 @@ class Calibration:
     types: dict[str, TypeSpeed] = field(default_factory=dict[str, TypeSpeed])
 
 
-def machine_key() -> str:
-    """What a calibration holds for: processor, cores, llama.cpp's version, how its threads wait."""
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is measured: the processor, or the GPU `device`, on a model of that `shape`."""
+
+    device: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return _LARGE if self.device else _WIDE
+
+    @property
+    def prefill_rows(self) -> int:
+        return _GPU_PREFILL_ROWS if self.device else _PREFILL_ROWS
+
+
+def machine_key(device: str = "") -> str:
+    """What a calibration holds for: processor, cores, llama.cpp's version, how its threads wait, GPUs; and which of
+    them was measured."""
     try:
         version = metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:
         version = "unknown"
-    return f"{_processor()} x{usable_cores()}, llama-cpp-python {version}, {wait_policy()}"
+    key = f"{_processor()} x{usable_cores()}, llama-cpp-python {version}, {wait_policy()}"
+    # Large batches are computed on a GPU also where all layers are on the processor.
+    gpus = [f"{one.name} ({one.description})" for one in devices.devices() if one.kind in ("gpu", "igpu")]
+    return f"{key}{', beside ' if gpus else ''}{', '.join(gpus)}{f': {device}' if device else ''}"
 
 
 def _processor() -> str:
@@ -80,10 +103,10 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def known_calibration() -> Calibration | None:
-    """What was measured on this machine before, if anything was."""
+def known_calibration(device: str = "") -> Calibration | None:
+    """What was measured on this machine before, if anything was: of the GPU `device`, "" for the processor."""
     try:
-        kept = json.loads((cache_dir() / _FILE).read_text(encoding="utf-8"))[machine_key()]
+        kept = json.loads((cache_dir() / _FILE).read_text(encoding="utf-8"))[machine_key(device)]
         return Calibration(
             int(kept["threads"]),
             float(kept["layer_s"]),
@@ -93,33 +116,35 @@ def known_calibration() -> Calibration | None:
         return None
 
 
-def calibrate(types: Iterable[str]) -> Calibration:
-    """The machine's speed for these types of weights; what is not known yet is measured, a second each, and kept.
+def calibrate(types: Iterable[str], device: str = "") -> Calibration:
+    """The speed for these types of weights, of the GPU `device` or, "", of the processor; what is not known yet is
+    measured, a second each, and kept.
 
-    A type that cannot be measured is left out.
+    A type that cannot be measured is left out. Raises EdgeError where nothing can.
     """
-    found = known_calibration()
+    subject = _Subject(device)
+    found = known_calibration(device)
     if found is None:
-        threads, layer_s = _measure_layers()
+        threads, layer_s = _measure_layers(subject)
         found = Calibration(threads, layer_s)
     missing = [name for name in types if name in _TYPE_IDS and name not in found.types]
     for name in missing:
         try:
-            found.types[name] = _measure_type(name, found.threads, found.layer_s)
+            found.types[name] = _measure_type(subject, name, found.threads, found.layer_s)
         except EdgeError:  # this build has no kernels for it
             continue
     if missing:
-        _keep(found)
+        _keep(found, device)
     return found
 
 
-def _keep(found: Calibration) -> None:
+def _keep(found: Calibration, device: str) -> None:
     file = cache_dir() / _FILE
     try:
         everything: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         everything = {}
-    everything[machine_key()] = asdict(found)
+    everything[machine_key(device)] = asdict(found)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as beside:
@@ -129,32 +154,34 @@ def _keep(found: Calibration) -> None:
         return
 
 
-def _measure_layers() -> tuple[int, float]:
+def _measure_layers(subject: _Subject) -> tuple[int, float]:
     """(threads that decode fastest, seconds a layer costs beside reading its weights)."""
     cores = usable_cores()
     candidates = dict.fromkeys((cores, max(1, cores - 1), max(1, cores // 2)))
+    best = cores
     with tempfile.TemporaryDirectory() as folder:
-        wide = _hollow_model(Path(folder) / "wide.gguf", "Q8_0", _WIDE)
-        times = {threads: _decode_s(wide, threads) for threads in candidates}
-        best = cores
-        for threads in candidates:
-            if times[threads] * _FEWER_THREADS_GAIN < times[best]:
-                best = threads
+        if not subject.device:
+            wide = _hollow_model(Path(folder) / "wide.gguf", "Q8_0", subject.shape)
+            times = {threads: _timed(wide, threads, subject) for threads in candidates}
+            for threads in candidates:
+                if times[threads] * _FEWER_THREADS_GAIN < times[best]:
+                    best = threads
         narrow = _hollow_model(Path(folder) / "narrow.gguf", "Q8_0", _NARROW)
-        return best, _decode_s(narrow, best) / _NARROW[0]
+        return best, _timed(narrow, best, subject) / _NARROW[0]
 
 
-def _measure_type(name: str, threads: int, layer_s: float) -> TypeSpeed:
+def _measure_type(subject: _Subject, name: str, threads: int, layer_s: float) -> TypeSpeed:
+    rows = subject.prefill_rows
     with tempfile.TemporaryDirectory() as folder:
-        path = _hollow_model(Path(folder) / "wide.gguf", name, _WIDE)
-        size = _weights(_WIDE)
+        path = _hollow_model(Path(folder) / "wide.gguf", name, subject.shape)
+        size = _weights(subject.shape)
         block, block_bytes = next((b, s) for n, b, s in TENSOR_TYPES.values() if n == name)
-        beside = layer_s * _WIDE[0]
-        seconds = _decode_s(path, threads)
-        rows_s = _prefill_s(path, threads)
+        beside = layer_s * subject.shape[0]
+        seconds = _timed(path, threads, subject)
+        rows_s = _timed(path, threads, subject, rows=rows)
     return TypeSpeed(
         decode_bytes_s=size // block * block_bytes / max(seconds - beside, seconds / 10),
-        prefill_macs_s=size * _PREFILL_ROWS / max(rows_s - beside, rows_s / 10),
+        prefill_macs_s=size * rows / max(rows_s - beside, rows_s / 10),
     )
 
 
@@ -225,19 +252,17 @@ def _hollow_model(path: Path, kind: str, shape: tuple[int, int, int]) -> Path:
     return path
 
 
-def _decode_s(path: Path, threads: int) -> float:
-    """Seconds a token."""
-    return _timed(path, threads, rows=1)
-
-
-def _prefill_s(path: Path, threads: int) -> float:
-    """Seconds for a batch of _PREFILL_ROWS tokens."""
-    return _timed(path, threads, rows=_PREFILL_ROWS)
-
-
-def _timed(path: Path, threads: int, *, rows: int) -> float:
+def _timed(path: Path, threads: int, subject: _Subject, *, rows: int = 1) -> float:
+    """Seconds that a batch of so many tokens takes."""
+    device = subject.device
     options = LoadOptions(
-        n_ctx=_CONTEXT, n_seq_max=1, threads=threads, threads_batch=threads, n_gpu_layers=0, fit="off"
+        n_ctx=_CONTEXT,
+        n_seq_max=1,
+        threads=threads,
+        threads_batch=threads,
+        n_gpu_layers="all" if device else 0,
+        devices=(device,) if device else (),
+        fit="off",
     )
     model = Model.load(path, options)
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgellm.machine import memory
+from edgellm.planning.placement import layers_on_gpu, placed_weights
 
 if TYPE_CHECKING:
     from edgellm.models.gguf_info import GGUFInfo
@@ -89,6 +90,7 @@ class Demand:
     other_bytes: int = 0
     gpu_weights_bytes: int = 0
     gpu_kv_bytes: int = 0
+    gpu_state_bytes: int = 0
     gpu_compute_bytes: int = 0
     draft_bytes: int = 0
     gpu_draft_bytes: int = 0
@@ -104,8 +106,13 @@ class Demand:
     @property
     def gpu_bytes(self) -> int:
         """All of it on GPUs."""
-        own = self.gpu_weights_bytes + self.gpu_kv_bytes + self.gpu_compute_bytes
+        own = self.gpu_weights_bytes + self.gpu_kv_bytes + self.gpu_state_bytes + self.gpu_compute_bytes
         return own + self.gpu_draft_bytes + self.gpu_adapter_bytes
+
+    @property
+    def context_bytes(self) -> int:
+        """Keys, values and recurrent state, wherever they are."""
+        return self.kv_bytes + self.state_bytes + self.gpu_kv_bytes + self.gpu_state_bytes
 
     @property
     def all_bytes(self) -> int:
@@ -127,7 +134,7 @@ def measure_demand(
 ) -> Demand:
     """The demand of settled options. Without `buffers` (llama.cpp's rehearsal), compute memory is estimated, high."""
     gpu_layers = layers_on_gpu(info, options)
-    host, on_gpu = _weights(info, options)
+    host, on_gpu = placed_weights(info, options)
     kv, state = _kv(shape, options, sequences), shape.state_bytes(sequences)
     if buffers is not None and buffers.kv_bytes:
         kv = buffers.kv_bytes
@@ -145,44 +152,11 @@ def measure_demand(
         compute_bytes=compute + outputs,
         other_bytes=_BYTES_A_TOKEN * info.tokenizer.vocabulary_size,
         gpu_weights_bytes=on_gpu,
-        gpu_kv_bytes=gpu_kv + gpu_state,
+        gpu_kv_bytes=gpu_kv,
+        gpu_state_bytes=gpu_state,
         # Also without a layer there, large batches are computed on the GPU: the rehearsal knows.
         gpu_compute_bytes=gpu_compute if gpu_layers or buffers is not None else 0,
     )
-
-
-def _weights(info: GGUFInfo, options: LoadOptions) -> tuple[int, int]:
-    """(main memory, GPU) bytes of weights."""
-    weights = info.weights
-    sizes = [weights.embedding, 0]
-    for layer, (size, experts) in enumerate(zip(weights.layers, weights.experts, strict=True)):
-        sizes[is_on_gpu(info, options, layer)] += size - experts
-        sizes[is_on_gpu(info, options, layer, is_expert=True)] += experts
-    is_output_there = is_on_gpu(info, options, info.layers)
-    sizes[is_output_there] += weights.rest
-    if is_output_there and weights.is_tied:
-        sizes[1] += weights.embedding
-    return sizes[0], sizes[1]
-
-
-def is_on_gpu(info: GGUFInfo, options: LoadOptions, layer: int, *, is_expert: bool = False) -> bool:
-    """Whether a layer (counted from 0; the output is the one behind the last), or its experts, lie on a GPU."""
-    count = layers_on_gpu(info, options)
-    if is_expert and layer < _layers_with_experts_at_home(info, options):
-        return False
-    # llama.cpp fills the GPU from the last layer on.
-    return count > 0 and layer >= info.layers + 1 - count
-
-
-def layers_on_gpu(info: GGUFInfo, options: LoadOptions) -> int:
-    """How many layers go to a GPU, the output as one of them; "auto" and "all" mean all."""
-    count = options.n_gpu_layers
-    return info.layers + 1 if isinstance(count, str) or count < 0 else min(count, info.layers + 1)
-
-
-def _layers_with_experts_at_home(info: GGUFInfo, options: LoadOptions) -> int:
-    moved = options.cpu_moe
-    return info.layers if moved == "all" else 0 if moved == "auto" else moved
 
 
 def _kv(shape: CacheShape, options: LoadOptions, sequences: int) -> int:

@@ -216,7 +216,7 @@ class Fitting:
     def _out_of_memory(self, options: LoadOptions, demand: Demand) -> OutOfMemory:
         machine = self.machine
         weights = demand.weights_bytes + demand.gpu_weights_bytes
-        kv = demand.kv_bytes + demand.state_bytes + demand.gpu_kv_bytes
+        kv = demand.context_bytes
         draft = demand.draft_bytes + demand.gpu_draft_bytes
         adapters = demand.adapter_bytes + demand.gpu_adapter_bytes
         rest = demand.all_bytes - weights - kv - draft - adapters

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import ConfigError, OutOfMemory
-from edgellm.planning.calibration import calibrate, known_calibration
 from edgellm.planning.demand import this_machine
 from edgellm.planning.fit import Fitted, Fitting
-from edgellm.planning.speed import main_types, predict
+from edgellm.planning.machine_speed import measured_speed
 
 if TYPE_CHECKING:
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.planning.calibration import Calibration
     from edgellm.planning.demand import Demand, Machine
+    from edgellm.planning.machine_speed import MachineSpeed
     from edgellm.planning.speed import Speed
     from edgellm.types import LoadOptions
 
@@ -30,10 +30,7 @@ _COARSE = ("q4_0", "q4_1")
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One setting: what it takes, whether that fits, and the speed to expect (None where it is not known).
-
-    Speeds are of layers on the processor; with layers on a GPU there is no prediction.
-    """
+    """One setting: what it takes, whether that fits, and the speed to expect (None: see `Plan.gaps`)."""
 
     n_ctx: int
     kv_type: str
@@ -51,6 +48,8 @@ class Plan:
     """`options` are what `load` would take, `demand` what they take, `notes` what was given up for it and why.
 
     `refusal` says why nothing fits, "" where something does; then options and demand are those that were asked for.
+    `calibration` is the processor's, `gpu_calibrations` those of GPUs by name; `gaps` says which speeds are not known,
+    and why.
     """
 
     model: str
@@ -63,6 +62,8 @@ class Plan:
     speed: Speed | None
     calibration: Calibration | None
     rows: tuple[PlanRow, ...]
+    gpu_calibrations: dict[str, Calibration] = field(default_factory=dict["str", "Calibration"])
+    gaps: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -106,12 +107,12 @@ def make_plan(
 ) -> Plan:
     """The whole plan. `draft` is the draft model that the options name.
 
-    `is_measured` takes two seconds to measure this machine, where it has not been measured yet.
+    `is_measured` takes two seconds to measure this machine, and each GPU, where that has not been done yet.
 
     Raises ModelUnsupported, ConfigError.
     """
     machine = machine or this_machine(options.devices)
-    speeds = calibrate(main_types(info)) if is_measured else known_calibration()
+    speeds = measured_speed(info, options, machine, is_measured=is_measured)
     with Fitting(info, machine, options, draft=draft) as fitting:
         refusal = ""
         try:
@@ -125,10 +126,11 @@ def make_plan(
         rows = tuple(_rows(fitting, fitted.options, speeds))
     warning = settings_warning(fitted.options, has_tools=has_tools)
     notes = [*fitted.notes, *([warning] if warning else ())]
-    if speeds is not None and not options.threads and speeds.threads < machine.cores:
+    cpu = speeds.cpu
+    if cpu is not None and not options.threads and cpu.threads < machine.cores:
         # Advice, not a choice: a neighbour that was busy during the measurement would halve every later answer.
-        count = "1 thread decodes" if speeds.threads == 1 else f"{speeds.threads} threads decode"
-        notes.append(f"Measured here, {count} fastest: consider --threads {speeds.threads}.")
+        count = "1 thread decodes" if cpu.threads == 1 else f"{cpu.threads} threads decode"
+        notes.append(f"Measured here, {count} fastest: consider --threads {cpu.threads}.")
     return Plan(
         model=model or info.path.name,
         architecture=info.architecture,
@@ -137,13 +139,15 @@ def make_plan(
         demand=fitted.demand,
         notes=tuple(notes),
         refusal=refusal,
-        speed=_speed(info, fitted.options, fitted.demand, speeds),
-        calibration=speeds,
+        speed=speeds.speed(info, fitted.options, fitted.demand, machine),
+        calibration=cpu,
         rows=rows,
+        gpu_calibrations=speeds.gpus,
+        gaps=speeds.gaps,
     )
 
 
-def _rows(fitting: Fitting, chosen: LoadOptions, speeds: Calibration | None) -> list[PlanRow]:
+def _rows(fitting: Fitting, chosen: LoadOptions, speeds: MachineSpeed) -> list[PlanRow]:
     rows: list[PlanRow] = []
     # By layers first: each number of them is a rehearsal of its own, each context on it a matter of milliseconds.
     for layers in _layer_counts(fitting, chosen):
@@ -165,10 +169,10 @@ def _rows(fitting: Fitting, chosen: LoadOptions, speeds: Calibration | None) -> 
                         gpu_layers=layers,
                         host_bytes=demand.host_bytes,
                         gpu_bytes=demand.gpu_bytes,
-                        kv_bytes=demand.kv_bytes + demand.state_bytes + demand.gpu_kv_bytes,
+                        kv_bytes=demand.context_bytes,
                         compute_bytes=demand.compute_bytes + demand.gpu_compute_bytes,
                         fits=demand.fits(fitting.machine),
-                        speed=_speed(fitting.info, options, demand, speeds),
+                        speed=speeds.speed(fitting.info, options, demand, fitting.machine),
                     )
                 )
     return rows
@@ -192,9 +196,3 @@ def _layer_counts(fitting: Fitting, chosen: LoadOptions) -> list[int]:
     every = fitting.info.layers + 1
     count = chosen.n_gpu_layers
     return sorted({0, every // 2, every, every if isinstance(count, str) else min(count, every)})
-
-
-def _speed(info: GGUFInfo, options: LoadOptions, demand: Demand, speeds: Calibration | None) -> Speed | None:
-    if speeds is None or demand.gpu_bytes:
-        return None
-    return predict(info, speeds, kv_bytes=demand.kv_bytes)

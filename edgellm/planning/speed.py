@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgellm.planning.placement import read_weights
+from edgellm.types import LoadOptions
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.planning.calibration import Calibration
 
 _MAIN_TYPES = 2
+_BATCH = 128  # so many tokens of a prefill share what a layer costs beside its weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,33 +38,54 @@ def main_types(info: GGUFInfo) -> list[str]:
 
 
 def active_share(info: GGUFInfo) -> float:
-    """The part of all weights that one token reads: without the input table (unless the output is made with it), and
-    of the experts those that are used."""
-    weights = info.weights
-    everything = sum(weights.layers) + weights.embedding + weights.rest
-    unread = 0.0 if weights.is_tied else float(weights.embedding)
-    if info.experts:
-        unread += sum(weights.experts) * (1 - info.experts_used / info.experts)
-    return 1 - unread / everything if everything else 1.0
+    """The part of all weights that one token reads (see `read_weights`)."""
+    everything = sum(info.weights.layers) + info.weights.embedding + info.weights.rest
+    return sum(read_weights(info, LoadOptions(n_gpu_layers=0))) / everything if everything else 1.0
 
 
-def predict(info: GGUFInfo, calibration: Calibration, *, kv_bytes: int) -> Speed | None:
-    """What to expect of this machine's processor, or None where no type of the model could be measured.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one processor does of every token: it reads `read_bytes` of weights, and with a full context `kv_bytes` of
+    the KV cache."""
 
-    `kv_bytes` is the KV cache of the whole context: with a full one all of it is read for each token.
+    calibration: Calibration
+    layers: float
+    read_bytes: float
+    kv_bytes: float
+
+
+def predict(info: GGUFInfo, parts: Sequence[Part]) -> Speed | None:
+    """What to expect where the parts of a model are computed one after the other: their times add up.
+
+    None where one of them could be measured with no type of the model's weights.
     """
-    known = [name for name in info.quantization if name in calibration.types]
-    if not known:
-        return None
-    share = active_share(info)
-    stand_in = known[0]
+    read = sum(part.read_bytes for part in parts)
+    decode_s = full_s = prefill_s = 0.0
+    for part in parts:
+        known = [name for name in info.quantization if name in part.calibration.types]
+        if not known or not read:
+            return None
+        beside_s = part.calibration.layer_s * part.layers
+        macs = _macs(info) * part.read_bytes / read
+        weights_s, batch_s = _weights_s(info, part, known[0], macs)
+        fastest = max(speed.decode_bytes_s for speed in part.calibration.types.values())
+        decode_s += beside_s + weights_s
+        full_s += reading_s(part.kv_bytes, fastest)
+        prefill_s += beside_s / _BATCH + batch_s
+    return Speed(1 / decode_s, 1 / (decode_s + full_s), 1 / prefill_s) if decode_s else None
+
+
+def _macs(info: GGUFInfo) -> float:
+    """Multiply-adds of a token: one for each weight in use."""
+    return info.active_parameters * (1.0 if info.weights.is_tied else active_share(info))
+
+
+def _weights_s(info: GGUFInfo, part: Part, stand_in: str, macs: float) -> tuple[float, float]:
+    """Seconds that a part's weights take of a token: (decoded alone, in a batch)."""
+    alone_s = batch_s = 0.0
     total = sum(info.quantization.values())
-    active_parameters = info.active_parameters * (1.0 if info.weights.is_tied else share)
-    decode_s = prefill_s = calibration.layer_s * info.layers
-    prefill_s /= 128  # a batch pays it once
-    fastest = max(speed.decode_bytes_s for speed in calibration.types.values())
     for name, size in info.quantization.items():
-        speed = calibration.types.get(name, calibration.types[stand_in])
-        decode_s += reading_s(size * share, speed.decode_bytes_s)
-        prefill_s += active_parameters * size / total / speed.prefill_macs_s
-    return Speed(1 / decode_s, 1 / (decode_s + reading_s(kv_bytes, fastest)), 1 / prefill_s)
+        speed = part.calibration.types.get(name, part.calibration.types[stand_in])
+        alone_s += reading_s(part.read_bytes * size / total, speed.decode_bytes_s)
+        batch_s += macs * size / total / speed.prefill_macs_s
+    return alone_s, batch_s
