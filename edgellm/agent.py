@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from edgellm.decoding import NEXT_TOKEN, Decoding, Waiting
+from edgellm.decoding import Decoding
 from edgellm.errors import Cancelled, ConfigError, ContextFull, TemplateError, ToolError
 from edgellm.events import (
     ApprovalRequested,
@@ -28,6 +28,7 @@ from edgellm.events import (
 )
 from edgellm.toolbox.permission import Decision
 from edgellm.types import Leg, Message, ToolResult, Usage
+from edgellm.waiting import NEXT_TOKEN, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.agent import Agent, AgentLimits
-from edgellm.decoding import Waiting
 from edgellm.draft import Draft
 from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
@@ -17,6 +16,7 @@ from edgellm.ledger import head_cost, make_ledger
 from edgellm.outlook import outlook
 from edgellm.response_format import ResponseFormat
 from edgellm.types import Leg, Message, Usage
+from edgellm.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence

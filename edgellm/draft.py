@@ -6,9 +6,9 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
-from edgellm.decoding import NEXT_TOKEN, Waiting
 from edgellm.errors import Cancelled, ContextFull, TemplateError
 from edgellm.types import Message
+from edgellm.waiting import NEXT_TOKEN, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Generator

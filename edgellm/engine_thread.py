@@ -9,8 +9,8 @@ from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from edgellm.decoding import Waiting
 from edgellm.errors import Cancelled, ConfigError
+from edgellm.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.template import ChatTemplate
     from edgellm.conversation import Conversation
-    from edgellm.decoding import Waiting
     from edgellm.dialogue import Chat, ChatOptions
     from edgellm.engine.draft_model import DraftModel
     from edgellm.engine.embedder import Embedder
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from edgellm.sampling.constraint import Constraint
     from edgellm.sampling.spec import ChainLike, ChainSpec
     from edgellm.types import AdapterSet, ToolSpec
+    from edgellm.waiting import Waiting
 
 DEFAULT_MODEL = "smollm2-135m"
 _WAIT_S = 0.05

@@ -8,11 +8,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from edgellm.context_policy import ContextTurn, Crowding, Drop, Shorten, Summarize, find_policy, stop
-from edgellm.decoding import NEXT_TOKEN, Decoding, Waiting
+from edgellm.decoding import Decoding
 from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, PluginError, TemplateError
 from edgellm.events import ContextEvicted, Notice, PrefillProgress
 from edgellm.rewriting import Rewritten, rewrite
 from edgellm.types import Leg, Message
+from edgellm.waiting import NEXT_TOKEN, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence

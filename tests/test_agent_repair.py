@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import edgellm
-from edgellm.decoding import Decoding
+from edgellm.grammars import Grammars
 from edgellm.scripted import Scripted
 from edgellm.toolbox.tool import ToolOptions, raw_tool
 
@@ -76,7 +76,7 @@ DAMAGED = {
 @pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_call_is_written_again(runtime: edgellm.Runtime, damaged: str) -> None:
     chat = make_chat(runtime, damaged, "", "It is 5.")
-    events = list(chat.send("What is 2 + 3?"))
+    events: list[Any] = list(chat.send("What is 2 + 3?"))
     (repaired,) = (event for event in events if isinstance(event, edgellm.CallRepaired))
     assert repaired.before.strip() in damaged
     assert repaired.after == GOOD or damaged == DAMAGED["cut off"]
@@ -96,7 +96,7 @@ def test_damaged_call_is_written_again(runtime: edgellm.Runtime, damaged: str) -
 
 def test_text_before_the_call_stays(runtime: edgellm.Runtime) -> None:
     chat = make_chat(runtime, "Let me see.\n" + DAMAGED["trailing comma"], "", "It is 5.")
-    events = list(chat.send("What is 2 + 3?"))
+    events: list[Any] = list(chat.send("What is 2 + 3?"))
     assert events[-1].text == "Let me see.It is 5."
     assert "Let me see.\n" + GOOD in tape_text(chat)
 
@@ -105,7 +105,7 @@ def test_newline_in_a_string_needs_no_repair(runtime: edgellm.Runtime) -> None:
     chat = make_chat(
         runtime, '<tool_call>\n{"name": "shout", "arguments": {"text": "a\nb"}}\n</tool_call>', "A."
     )
-    events = list(chat.send("Say a b."))
+    events: list[Any] = list(chat.send("Say a b."))
     assert chat.usage.repaired_calls == 0
     assert next(e for e in events if isinstance(e, edgellm.ToolFinished)).result.text == "A\nB"
 
@@ -113,13 +113,13 @@ def test_newline_in_a_string_needs_no_repair(runtime: edgellm.Runtime) -> None:
 def test_plain_answers_are_left_alone(runtime: edgellm.Runtime) -> None:
     answer = 'Write {"name": "x"} to call, or <tool_ call> not.'
     chat = make_chat(runtime, answer)
-    assert list(chat.send("How?"))[-1].text == answer
+    assert chat.ask("How?") == answer
     assert chat.usage.repaired_calls == 0
 
 
 def test_limit_inside_a_repair_emits_no_call(runtime: edgellm.Runtime) -> None:
     chat = make_chat(runtime, "<tool_call>\nnothing at all\n</tool_call>")
-    events = list(chat.send("What is 2 + 3?", max_tokens=25))
+    events: list[Any] = list(chat.send("What is 2 + 3?", max_tokens=25))
     assert not any(isinstance(event, (edgellm.ToolCallReady, edgellm.CallRepaired)) for event in events)
     assert events[-1].finish_reason == "length"
     # Nothing is left to write it better with: the model is not told of it.
@@ -141,7 +141,7 @@ WRONG_NAMES = {
 @pytest.mark.parametrize("name", WRONG_NAMES)
 def test_call_of_a_tool_that_is_not_there_is_written_again(runtime: edgellm.Runtime, name: str) -> None:
     chat = make_chat(runtime, WRONG_NAMES[name], "", "It is 5.", chat_format=name)
-    events = list(chat.send("What is 2 + 3?"))
+    events: list[Any] = list(chat.send("What is 2 + 3?"))
     (repaired,) = (event for event in events if isinstance(event, edgellm.CallRepaired))
     assert "'addd' is not a tool, there is add, shout" in repaired.error
     (finished,) = (event for event in events if isinstance(event, edgellm.ToolFinished))
@@ -154,7 +154,7 @@ def test_call_of_a_tool_that_is_not_there_is_written_again(runtime: edgellm.Runt
 def test_unknown_tool_behind_a_good_call_leaves_that_alone(runtime: edgellm.Runtime) -> None:
     listed = "<|tool_call_start|>[add(a=2, b=3), subtract(a=2)]<|tool_call_end|>"
     chat = make_chat(runtime, listed, "It is 5.", chat_format="lfm2")
-    events = list(chat.send("What is 2 + 3?"))
+    events: list[Any] = list(chat.send("What is 2 + 3?"))
     ready = [event.call.name for event in events if isinstance(event, edgellm.ToolCallReady)]
     assert ready == ["add"]
     assert chat.usage.repaired_calls == 0
@@ -170,10 +170,14 @@ def test_a_call_written_under_the_grammar_is_refused_not_written_again(runtime: 
     parameters = {"type": "object", "properties": {"number": number}, "required": ["number"]}
     description = {"name": "halve", "description": "Halves a number.", "parameters": parameters}
     seen: list[int] = []
-    tool = raw_tool(description, lambda number: seen.append(number), ToolOptions(permission="auto"))
+
+    def halve(number: int) -> None:
+        seen.append(number)
+
+    tool = raw_tool(description, halve, ToolOptions(permission="auto"))
     call = '<tool_call>\n{"name": "halve", "arguments": {"number": 3}}\n</tool_call>'
     chat = make_chat(runtime, call, "It is odd.", tools=[tool], constraint="check")
-    events = list(chat.send("Half of 3?"))
+    events: list[Any] = list(chat.send("Half of 3?"))
     (finished,) = (event for event in events if isinstance(event, edgellm.ToolFinished))
     assert not finished.result.is_ok
     assert seen == []
@@ -187,11 +191,11 @@ def test_without_a_grammar_the_model_is_told(
     def refuse(*_: Any, **__: Any) -> Any:
         raise edgellm.ConstraintError("no such grammar.")
 
-    monkeypatch.setattr(Decoding, "_grammar", refuse)
+    monkeypatch.setattr(Grammars, "of_call", refuse)
     good = WRONG_NAMES["lfm2"].replace("addd", "add")
     answers = (WRONG_NAMES["lfm2"], good, "It is 5.")
     chat = make_chat(runtime, *answers, chat_format="lfm2", constraint="check")
-    events = list(chat.send("What is 2 + 3?"))
+    events: list[Any] = list(chat.send("What is 2 + 3?"))
     assert any(isinstance(event, edgellm.ToolCallBroken) for event in events)
     assert "could not be read: 'addd' is not a tool, there is add, shout." in tape_text(chat)
     assert events[-1].text == "It is 5."

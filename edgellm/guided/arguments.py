@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.decoding import NEXT_TOKEN
 from edgellm.engine.scoring import score_continuations
 from edgellm.errors import ConstraintError, TemplateError
 from edgellm.guided.copy_bias import CopyBias
@@ -16,18 +15,19 @@ from edgellm.guided.grounding import NOTHING, Unused, is_stated, stated_choice, 
 from edgellm.guided.sessions import SessionsByAdapters
 from edgellm.sampling.schema_relax import relax
 from edgellm.types import Message, SpanKind, ToolCall, ToolExample, ToolSpec
+from edgellm.waiting import NEXT_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.template import ChatTemplate
-    from edgellm.decoding import Waiting
     from edgellm.engine.engine import Engine
     from edgellm.engine.session import Session
     from edgellm.native.overlay import Overlay
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
+    from edgellm.waiting import Waiting
 
 NULL_REQUEST = "Please do it."
 NULL_WEIGHT = 0.7

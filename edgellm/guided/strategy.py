@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.decoding import NEXT_TOKEN
 from edgellm.engine.scoring import score_after_each
 from edgellm.errors import Cancelled, ContextFull
 from edgellm.events import ToolChoiceScored
@@ -20,6 +19,7 @@ from edgellm.guided.arguments import ArgumentWriter
 from edgellm.guided.parameters import standing_alone
 from edgellm.guided.sessions import SessionsByAdapters
 from edgellm.types import Message, SpanKind, ToolCall
+from edgellm.waiting import NEXT_TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.template import ChatTemplate
-    from edgellm.decoding import Decoding, Waiting
+    from edgellm.decoding import Decoding
     from edgellm.engine.engine import Engine
     from edgellm.engine.session import Session
     from edgellm.events import Event
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
     from edgellm.types import ToolSpec
+    from edgellm.waiting import Waiting
 
 THRESHOLD = 1.2
 """Nats by which the best tool must beat the requests that want words; tuned on benchmarks/data, split tune."""
