@@ -20,6 +20,7 @@ _HOME_OF = {
         "call_tool",
         "catalog",
         "compare",
+        "discover_policies",
         "discover_samplers",
         "doctor",
         "find_tools",
@@ -64,6 +65,8 @@ _HOME_OF = {
         "Drop",
         "Shorten",
         "Summarize",
+        "context_policies",
+        "policy",
     ),
     "edgellm.ledger": ("Ledger", "LedgerEntry"),
     "edgellm.outlook": ("ContextOutlook",),
@@ -164,6 +167,8 @@ if TYPE_CHECKING:
         Drop,
         Shorten,
         Summarize,
+        context_policies,
+        policy,
     )
     from edgellm.dialogue import Chat, ChatOptions
     from edgellm.engine.governor import Meters
@@ -189,6 +194,7 @@ if TYPE_CHECKING:
     from edgellm.events import (
         ApprovalRequested,
         CallRepaired,
+        ContextEvicted,
         Event,
         ExactnessChecked,
         HistoryRewritten,
@@ -221,6 +227,7 @@ if TYPE_CHECKING:
         call_tool,
         catalog,
         compare,
+        discover_policies,
         discover_samplers,
         doctor,
         find_tools,
@@ -239,6 +246,7 @@ if TYPE_CHECKING:
         remove_model,
         sampler_stages,
         stored_models,
+        stream_parser,
     )
     from edgellm.outlook import ContextOutlook
     from edgellm.planning.plan import Plan

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from edgellm.errors import ConfigError
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 NOTICE = "[result dropped to make room: {tokens} tokens]"
 _NOTICE_TOKENS = 24
+# What discovery looks for (edgellm.plugins), which knows nothing of policies.
+_MARK, _NAME = "__edgellm_plugin__", "__edgellm_name__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ Remedy = Drop | Shorten | Summarize
 ContextPolicy = Callable[[Crowding], Sequence[Remedy]]
 """Called when the context fills. What it gives is done and told in a ContextEvicted event; nothing: the turn stops."""
 
+PolicyT = TypeVar("PolicyT", bound=ContextPolicy)
+
 
 def stop(crowding: Crowding) -> list[Remedy]:
     """Nothing gives way: the answer ends with `context_full`, and a message that does not fit is an error."""
@@ -113,32 +118,103 @@ def summarize(crowding: Crowding) -> list[Remedy]:
     return [Summarize(tuple(turns))] if turns else []
 
 
-POLICIES: dict[str, ContextPolicy] = {
-    "stop": stop,
-    "evict": evict,
-    "summarize": summarize,
-    "drop-results": drop_results,
-}
+class PolicyRegistry:
+    """Policies by name. `finder`, if set, is called once, at the first name nobody has registered."""
+
+    def __init__(self, built_in: dict[str, ContextPolicy]) -> None:
+        self._built_in = built_in
+        self._others: dict[str, ContextPolicy] = {}
+        self.finder: Callable[[], None] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The built-in policies' names, then those that were registered."""
+        return (*self._built_in, *self._others)
+
+    def register(self, policy: ContextPolicy) -> None:
+        """Makes a decorated policy known by its name. Raises ConfigError where a built-in one has that name."""
+        name = _name_of(policy)
+        if name in self._built_in:
+            raise ConfigError(
+                f"the context policy {name!r} has the name of a built-in one.",
+                hint="Give it another name: @edgellm.policy(name=...).",
+            )
+        self._others[name] = policy
+
+    def get(self, name: str) -> ContextPolicy | None:
+        """The policy of that name, or None."""
+        found = self._built_in.get(name) or self._others.get(name)
+        if found is None and self.finder is not None:
+            finder, self.finder = self.finder, None
+            finder()
+            found = self._others.get(name)
+        return found
 
 
-CONTEXT_POLICIES = tuple(POLICIES)
+CONTEXT_POLICIES: tuple[str, ...] = ("stop", "evict", "summarize", "drop-results")
 """The names of the built-in policies."""
+
+POLICIES = PolicyRegistry(
+    dict(zip(CONTEXT_POLICIES, (stop, evict, summarize, drop_results), strict=True)),
+)
+
+
+def context_policies() -> tuple[str, ...]:
+    """The names of all policies that are known: the built-in ones, and plugins' after `discover_policies`."""
+    return POLICIES.names
+
+
+@overload
+def policy(function: PolicyT, /) -> PolicyT: ...
+@overload
+def policy(*, name: str) -> Callable[[PolicyT], PolicyT]: ...
+def policy(function: PolicyT | None = None, /, *, name: str = "") -> PolicyT | Callable[[PolicyT], PolicyT]:
+    """Makes a function a context policy that plugins offer: it takes a Crowding and gives a list of Drop, Shorten and
+    Summarize.
+
+    It goes by `name`, else by its own name. Raises ConfigError for what takes no Crowding.
+    """
+
+    def decorate(decorated: PolicyT) -> PolicyT:
+        own = str(name or getattr(decorated, "__name__", "")) or type(decorated).__name__
+        if isinstance(decorated, type) or not callable(decorated) or not _takes_one(decorated):
+            raise ConfigError(
+                f"the context policy {own!r} is no function of one argument, the Crowding.",
+                hint="docs/writing-a-policy.md shows a complete one.",
+            )
+        setattr(decorated, _MARK, "policy")
+        setattr(decorated, _NAME, own)
+        return decorated
+
+    return decorate if function is None else decorate(function)
 
 
 def find_policy(given: str | ContextPolicy) -> tuple[str, ContextPolicy]:
-    """(name, policy) of a built-in policy's name, or of a function. Raises ConfigError."""
+    """(name, policy) of a policy's name, or of a function. Raises ConfigError."""
     if callable(given):
-        return getattr(given, "__name__", type(given).__name__), given
+        return _name_of(given), given
     found = POLICIES.get(given)
     if found is None:
-        near = difflib.get_close_matches(str(given), POLICIES, n=1)
+        near = difflib.get_close_matches(str(given), POLICIES.names, n=1)
         raise ConfigError(
             f"context policy {given!r} is unknown.",
             hint=f"Did you mean {near[0]!r}?"
             if near
-            else f"There are: {', '.join(POLICIES)}; or a function.",
+            else f"There are: {', '.join(POLICIES.names)}; or a function.",
         )
     return given, found
+
+
+def _name_of(policy: ContextPolicy) -> str:
+    return getattr(policy, _NAME, "") or getattr(policy, "__name__", type(policy).__name__)
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _oldest(crowding: Crowding, wanted: int) -> list[int]:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgellm.errors import EdgeError
 from edgellm.machine import MemoryInfo, memory
@@ -233,11 +233,11 @@ def _configuration(problems: list[Problem]) -> dict[str, Any]:
 
 
 def _plugins(problems: list[Problem]) -> dict[str, Any]:
-    from edgellm.plugins import Plugins, object_name
+    from edgellm.plugins import Kind, Plugins, object_name
 
     plugins = Plugins()
     loaded: list[str] = []
-    for kind in ("tool", "sampler"):
+    for kind in get_args(Kind):
         names = sorted(map(object_name, plugins.load_all(kind)))
         loaded += [f"{kind} {name}" for name in names]
     for failure in plugins.failures:

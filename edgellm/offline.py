@@ -319,6 +319,22 @@ def discover_samplers() -> tuple[PluginFailure, ...]:
     return (*plugins.failures, *taken)
 
 
+def discover_policies() -> tuple[PluginFailure, ...]:
+    """Makes the context policies of all plugins known by name; gives those that were left out."""
+    from edgellm.context_policy import POLICIES
+    from edgellm.plugins import PluginFailure, Plugins, object_name
+
+    plugins = Plugins()
+    taken: list[PluginFailure] = []
+    for policy in plugins.load_all("policy"):
+        try:
+            POLICIES.register(policy)
+        except ConfigError as error:
+            origin = str(getattr(policy, "__module__", ""))
+            taken.append(PluginFailure(object_name(policy), "policy", origin, error))
+    return (*plugins.failures, *taken)
+
+
 def quantize(
     source: str | Path,
     target: str | Path,

@@ -1,8 +1,9 @@
-"""Discovery of tools and samplers: entry points, the user's folders, trusted folders, files named by hand.
+"""Discovery of tools, samplers and context policies.
 
-A plugin is a module; what it offers are its objects marked by a decorator (`@edgellm.tool`,
-`@edgellm.sampler`). Three grains: `sources` and `names` import nothing, `load` and `load_path` raise,
-`load_all` skips what is broken and lists it in `failures`.
+They come from entry points, the user's folders, trusted folders, and files named by hand. A plugin is a module;
+what it offers are its objects marked by a decorator (`@edgellm.tool`, `@edgellm.sampler`, `@edgellm.policy`).
+Three grains: `sources` and `names` import nothing, `load` and `load_path` raise, `load_all` skips what is broken
+and lists it in `failures`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, Literal
 from edgellm.errors import EdgeError, PluginError
 from edgellm.trust import FOLDER, Trust, config_dir
 
-Kind = Literal["tool", "sampler"]
+Kind = Literal["tool", "sampler", "policy"]
 
 PLUGIN_ATTRIBUTE = "__edgellm_plugin__"
 """Set by the decorators on what they return; its value is the kind."""
@@ -34,8 +35,13 @@ NAME_ATTRIBUTE = "__edgellm_name__"
 CHECK_ATTRIBUTE = "__edgellm_check__"
 """A method without arguments that raises EdgeError where the object is declared wrongly; optional."""
 
-GROUPS: dict[Kind, str] = {"tool": "edgellm.tools", "sampler": "edgellm.samplers"}
-_FOLDERS: dict[Kind, str] = {"tool": "tools", "sampler": "samplers"}
+GROUPS: dict[Kind, str] = {
+    "tool": "edgellm.tools",
+    "sampler": "edgellm.samplers",
+    "policy": "edgellm.context_policies",
+}
+FOLDERS: dict[Kind, str] = {"tool": "tools", "sampler": "samplers", "policy": "context_policies"}
+_MANY: dict[Kind, str] = {"tool": "tools", "sampler": "samplers", "policy": "policies"}
 _PACKAGE = "edgellm_user_plugins"
 
 
@@ -153,17 +159,21 @@ class Plugins:
         """
         path = Path(path).expanduser()
         if not path.exists():
-            raise PluginError(f"{path} does not exist.", hint=f"Name a .py file or a folder with {kind}s.")
+            raise PluginError(
+                f"{path} does not exist.", hint=f"Name a .py file or a folder with {_MANY[kind]}."
+            )
         sources = tuple(_sources_at(kind, path))
         if not sources:
-            raise PluginError(f"{path} holds no .py file.", hint=f"Name a .py file or a folder with {kind}s.")
+            raise PluginError(
+                f"{path} holds no .py file.", hint=f"Name a .py file or a folder with {_MANY[kind]}."
+            )
         found: dict[str, Any] = {}
         for source in sources:
             for item in _objects(source):
                 present = found.setdefault(object_name(item), item)
                 if present is not item:
                     raise PluginError(
-                        f"Two {kind}s in {path} are called {object_name(item)!r}.", hint="Rename one."
+                        f"Two {_MANY[kind]} in {path} are called {object_name(item)!r}.", hint="Rename one."
                     )
         return tuple(found.values())
 
@@ -177,7 +187,7 @@ class Plugins:
             origin = f"package {_package_of(point)}, module {point.value}"
             yield PluginSource(point.name, kind, origin, module=point.value)
         config = self._config or config_dir()
-        yield from self._discovered(kind, config / _FOLDERS[kind])
+        yield from self._discovered(kind, config / FOLDERS[kind])
         yield from self._in_trusted_folders(kind)
 
     def _discovered(self, kind: Kind, folder: Path) -> tuple[PluginSource, ...]:
@@ -191,7 +201,7 @@ class Plugins:
         trust = Trust(self._config)
         here = (self._cwd or Path.cwd()).resolve()
         for directory in (here, *here.parents):
-            folder = directory / FOLDER / _FOLDERS[kind]
+            folder = directory / FOLDER / FOLDERS[kind]
             if not folder.is_dir():
                 continue
             place = PluginSource(str(directory), kind, str(folder), path=folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from edgellm.errors import ConfigError
 from edgellm.machine import memory, resident_bytes
-from edgellm.offline import catalog, discover_samplers, inspect_draft, merged_options
+from edgellm.offline import catalog, discover_policies, discover_samplers, inspect_draft, merged_options
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ class Runtime:
 
     def _open(self, options: ChatOptions, session: Session) -> Chat:
         from edgellm.agent import Agent
+        from edgellm.context_policy import POLICIES
         from edgellm.dialogue import Chat
         from edgellm.planning.plan import settings_warning
         from edgellm.toolbox.permission import Permissions
@@ -186,6 +187,7 @@ class Runtime:
         from edgellm.toolbox.toolset import Toolset
         from edgellm.upkeep import Upkeep
 
+        POLICIES.finder = POLICIES.finder or _find_policies
         try:
             toolset = options.tools if isinstance(options.tools, Toolset) else Toolset(options.tools)
             template = self._template(options, has_tools=bool(toolset))
@@ -574,3 +576,7 @@ def _chat_options(options: Mapping[str, Any]) -> ChatOptions:
 
 def _find_samplers() -> None:
     discover_samplers()
+
+
+def _find_policies() -> None:
+    discover_policies()

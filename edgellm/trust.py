@@ -120,7 +120,8 @@ class Trust:
         folder = directory / FOLDER
         if folder.is_symlink() or not folder.is_dir():
             raise ConfigError(
-                f"{folder} is not a folder.", hint="Make it, and put tools/ or samplers/ inside."
+                f"{folder} is not a folder.",
+                hint="Make it, and put tools/, samplers/ or context_policies/ inside.",
             )
         found = content_hash(folder)
         self._write({**self.trusted(), str(directory): found})

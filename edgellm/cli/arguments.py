@@ -10,9 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
-# Written out: the policies themselves import what --help need not wait for.
+# Written out: the modes themselves import what --help need not wait for.
 SPECULATE = ("auto", "ngram", "draft", "off")
-WHEN_FULL = ("stop", "evict", "summarize", "drop-results")
 
 
 class UsageError(Exception):
@@ -163,8 +162,8 @@ def add_chatting(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--when-full",
         metavar="POLICY",
-        choices=WHEN_FULL,
-        help="what gives way when the context fills: stop (default), evict, summarize or drop-results",
+        type=text("the policy"),
+        help="what gives way when the context fills: stop (default), evict, summarize, drop-results, or a plugin's",
     )
     group.add_argument(
         "--speculate",

@@ -52,7 +52,14 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Talks until the user leaves."""
-    from edgellm.cli.opening import chat_options, check_chain, check_choice, choose_tools, open_runtime
+    from edgellm.cli.opening import (
+        chat_options,
+        check_chain,
+        check_choice,
+        check_policy,
+        choose_tools,
+        open_runtime,
+    )
     from edgellm.cli.talk import Talk
 
     if args.plain and args.logprobs:
@@ -60,6 +67,7 @@ def run(args: Namespace) -> int:
     if args.prompt is not None and not args.prompt.strip():
         raise UsageError('--prompt is empty. Write edgellm chat --prompt "...", or leave it out to chat.')
     check_chain(args.sampler)
+    check_policy(args.when_full)
     options = chat_options(args)
     toolset = choose_tools(args)
     check_choice(args, toolset)

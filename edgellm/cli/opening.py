@@ -172,6 +172,26 @@ def check_chain(text: str | None) -> None:
     ChainSpec.parse(text)
 
 
+def check_policy(name: str | None) -> None:
+    """Looks at a context policy before a model is loaded for it; plugins that do not load are warned of.
+
+    Raises ConfigError.
+    """
+    if name is None:
+        return
+    from edgellm.context_policy import POLICIES, find_policy
+
+    POLICIES.finder = _find_policies
+    find_policy(name)
+
+
+def _find_policies() -> None:
+    from edgellm.offline import discover_policies
+
+    for failure in discover_policies():
+        warn(f"warning: {failure.error}")
+
+
 def template_text(name: str) -> str:
     """A template's text: as it is for a built-in name, else the file's. Raises ConfigError."""
     from edgellm.chat.template import BUILTIN

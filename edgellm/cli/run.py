@@ -49,12 +49,13 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Answers one prompt. 0 where there is a whole answer."""
-    from edgellm.cli.opening import check_chain, check_choice, choose_tools, open_runtime
+    from edgellm.cli.opening import check_chain, check_choice, check_policy, choose_tools, open_runtime
     from edgellm.toolbox.toolset import Toolset
 
     schema = _schema(args)
     prompt = _prompt(args.prompt)
     check_chain(args.sampler)
+    check_policy(args.when_full)
     options = _options(args)
     toolset = Toolset() if schema is not None else choose_tools(args)
     check_choice(args, toolset)

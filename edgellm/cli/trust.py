@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  edgellm trust .                 load what lies in ./.edgellm (tools/, samplers/, models.toml)
+  edgellm trust .                 load what lies in ./.edgellm (tools/, samplers/, context_policies/, models.toml)
   edgellm trust --list
   edgellm trust --forget ~/project
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.binding import Binding
 
-from edgellm import CONTEXT_POLICIES, ChainSpec, ConfigError
+from edgellm import CONTEXT_POLICIES, ChainSpec, ConfigError, context_policies, discover_policies
 from edgellm_tui import glyphs
 from edgellm_tui.footer import all_keys, keys_words
 from edgellm_tui.list_page import ListPage
@@ -141,7 +141,7 @@ class SettingsPage(ListPage):
         if entry.name == "glyphs":
             return ["auto", *glyphs.SETS]
         if entry.name == "context_policy":
-            return list(CONTEXT_POLICIES)
+            return list(_policies())
         if entry.name == "sampler":
             return ["", *self.edge.settings.presets]
         return [False, True] if isinstance(getattr(self.edge.settings, entry.name), bool) else []
@@ -224,6 +224,12 @@ def parsed(name: str, text: str) -> Any:
     return text
 
 
+def _policies() -> tuple[str, ...]:
+    """The names of all context policies, plugins' among them."""
+    discover_policies()
+    return context_policies()
+
+
 def check_value(name: str, value: Any, themes: Iterable[str], settings: Settings) -> None:
     """What a type alone does not tell. Raises ConfigError, SamplerError."""
     # Any: the setting's own type.
@@ -231,8 +237,10 @@ def check_value(name: str, value: Any, themes: Iterable[str], settings: Settings
         raise ConfigError(f"there is no theme {value!r}.", hint="Left and right show what there is.")
     if name == "glyphs" and value not in ("auto", *glyphs.SETS):
         raise ConfigError(f"there are no glyphs {value!r}.", hint="Choose auto, ascii, box or full.")
-    if name == "context_policy" and value not in CONTEXT_POLICIES:
-        raise ConfigError(f"there is no policy {value!r}.", hint=f"There are {', '.join(CONTEXT_POLICIES)}.")
+    if name == "context_policy" and value not in CONTEXT_POLICIES and value not in _policies():
+        raise ConfigError(
+            f"there is no policy {value!r}.", hint=f"There are {', '.join(context_policies())}."
+        )
     if name == "sampler" and value:
         chain = replace(settings, sampler=value).sampler_chain()
         if chain:
