@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.sampling.draw import best, ordered, pick, top_rows, uniform
+from edgellm.sampling.draw import Uniforms, best, ordered, pick, top_rows, uniform
 
 
 def test_uniform_is_the_documented_function() -> None:
@@ -38,6 +38,13 @@ def test_uniform_is_in_range_and_its_streams_differ(seed: int, branch: int, posi
         )
         == 4
     )
+
+
+def test_uniforms_made_ahead_are_those_of_their_places() -> None:
+    made = Uniforms(5)
+    places = [(0, n) for n in range(40)] + [(1, 39), (0, 3), (0, 200), (0, 199), (1, 200)]
+    assert [made.at(branch, n) for branch, n in places] == [uniform(5, branch, n) for branch, n in places]
+    assert made.at(1, 200, "again") == uniform(5, 1, 200, "again")
 
 
 def test_uniform_numbers_are_spread_evenly() -> None:

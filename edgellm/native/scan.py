@@ -67,6 +67,22 @@ def is_compiled() -> bool:
     return _functions() is not None
 
 
+class _Addresses:
+    """Where arrays' data lies. numpy takes longer to say so than the compiled functions to run, and a loop asks for the
+    same array time and again."""
+
+    def __init__(self) -> None:
+        self._last: tuple[NDArray[Any] | None, int] = (None, 0)
+
+    def of(self, array: NDArray[Any]) -> int:
+        # The array is held, so nobody else can have its place.
+        last, address = self._last
+        if last is not array:
+            address = array.ctypes.data
+            self._last = array, address
+        return address
+
+
 class VocabularyScan:
     """Looks through arrays of up to `n_vocab` logits. Owns scratch memory: for one thread at a time.
 
@@ -76,6 +92,7 @@ class VocabularyScan:
     def __init__(self, n_vocab: int, *, is_compiled: bool = True) -> None:
         functions = self._functions = _functions() if is_compiled else None
         if functions is not None:
+            self._logits_at, self._rows_at = _Addresses(), _Addresses()
             # ctypes objects whose addresses are asked for once: that takes longer than the functions themselves.
             self._scratch = (ctypes.c_float * functions.scratch_floats(n_vocab))()
             self._maximum, self._sums = ctypes.c_float(), (ctypes.c_double * 2)()
@@ -92,7 +109,13 @@ class VocabularyScan:
         n = len(logits)
         if self._functions is not None:
             count: int = self._functions.top(
-                logits.ctypes.data, n, k, rows.ctypes.data, len(rows), self._scratch_at, self._maximum_at
+                self._logits_at.of(logits),
+                n,
+                k,
+                self._rows_at.of(rows),
+                len(rows),
+                self._scratch_at,
+                self._maximum_at,
             )
             maximum = self._maximum.value
             if count >= 0:
@@ -113,7 +136,7 @@ class VocabularyScan:
     def mass(self, logits: NDArray[np.float32], maximum: float) -> tuple[float, float]:
         """Sums of w = exp(logit - maximum) and of w * (logit - maximum). logits: (n,), contiguous, no NaN."""
         if self._functions is not None:
-            self._functions.mass(logits.ctypes.data, len(logits), maximum, self._sums_at)
+            self._functions.mass(self._logits_at.of(logits), len(logits), maximum, self._sums_at)
             return self._sums[0], self._sums[1]
         shifted = logits - np.float32(maximum)
         weights = np.exp(shifted)

@@ -12,7 +12,7 @@ import numpy as np
 from edgellm.errors import SamplerError
 from edgellm.native.samplers import CandidateBuffer
 from edgellm.sampling.candidates import StageContext
-from edgellm.sampling.draw import best, pick, uniform
+from edgellm.sampling.draw import Uniforms, best, pick
 from edgellm.sampling.parts import NativePart, PythonPart, ReseededPart
 from edgellm.sampling.spec import ChainLike, ChainSpec, StageSpec
 from edgellm.sampling.stage import Rewind
@@ -96,6 +96,7 @@ class Chain:
         self.seed: int = (
             written if written is not None else seed if seed is not None else secrets.randbits(32)
         )
+        self._uniforms = Uniforms(self.seed)
         self.n_vocab = n_vocab
         self._vocabulary = vocabulary
         self._buffer = CandidateBuffer(n_vocab)
@@ -172,7 +173,7 @@ class Chain:
             taps, is_filled = [raw], self._needs_top
         self._enter(logits, context, constraint, taps, trace, is_filled=is_filled)
         needs_u = self._chooses_by == "dist" or self._python
-        u = uniform(self.seed, context.branch, context.position, context.label) if needs_u else _NAN
+        u = self._uniforms.at(context.branch, context.position, context.label) if needs_u else _NAN
         for part in self._parts:
             if isinstance(part, NativePart):
                 if taps is None:
@@ -348,6 +349,7 @@ class Chain:
         """
         twin = Chain.__new__(Chain)
         twin.spec, twin.seed, twin.n_vocab = self.spec, self.seed, self.n_vocab
+        twin._uniforms = self._uniforms
         twin._vocabulary, twin._buffer, twin._tap = self._vocabulary, self._buffer, self._tap
         twin._choosing, twin._chooses_by = self._choosing, self._chooses_by
         twin._leading_k, twin._needs_top = self._leading_k, self._needs_top
