@@ -72,6 +72,7 @@ _HOME_OF = {
     "edgellm.outlook": ("ContextOutlook",),
     "edgellm.sampling.spec": ("ChainSpec", "StageSpec"),
     "edgellm.sampling.registry": ("StageInfo", "Param"),
+    "edgellm.models.adapter_set": ("adapter_set",),
     "edgellm.models.merges": ("Merges", "MergeStep"),
     "edgellm.types": (
         "Distribution",
@@ -218,6 +219,7 @@ if TYPE_CHECKING:
     from edgellm.folders import private_dir, state_dir
     from edgellm.grants import Grants, grant_origin
     from edgellm.ledger import Ledger, LedgerEntry
+    from edgellm.models.adapter_set import adapter_set
     from edgellm.models.merges import Merges, MergeStep
     from edgellm.native.importance import ImportanceMatrix
     from edgellm.native.quantizer import QuantizePlan

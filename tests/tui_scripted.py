@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ from edgellm import (
 
 CHAIN = "top_k(3) | temperature(0.5) | dist(seed=7)"
 IM_START, IM_END, END_OF_TEXT = 0, 1, 2
-_CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+_CONTROL: tuple[str, ...] = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _PIECES = re.compile(r"\s*\S+|\s+")
 _STEP_S = 0.1
 
@@ -157,6 +157,7 @@ class ScriptedRuntime:
         self.model = SimpleNamespace(path=Path(f"/models/{name}.gguf"), metadata={}, size_bytes=10**9)
         self.chats: list[ScriptedChat] = []
         self.loaded: list[str] = []
+        self.approvals: list[edgellm.Approval] = []
         self.is_closed = False
         # Whether a draft goes on until it is stopped.
         self.drafts_last = False
@@ -168,6 +169,7 @@ class ScriptedRuntime:
         return self
 
     def chat(self, **options: Any) -> ScriptedChat:
+        _absolute(options.get("adapters"))
         chat = ScriptedChat(self, options)
         self.chats.append(chat)
         return chat
@@ -179,6 +181,9 @@ class ScriptedRuntime:
         chat.kinds = [SpanKind(kind) for kind in saved["kinds"]]
         chat.texts = [Message(**message) for message in saved["messages"]]
         chat.starts = saved["starts"]
+        if "adapters" not in options:
+            lora = tuple(edgellm.LoraAdapter(**one) for one in saved["adapters"]["lora"])
+            chat.set_adapters(edgellm.AdapterSet(lora))
         self.vocabulary.texts = saved["vocabulary"]
         return chat
 
@@ -194,7 +199,7 @@ class ScriptedChat:
 
     def __init__(self, runtime: ScriptedRuntime, options: dict[str, Any]) -> None:
         self.runtime = runtime
-        self.options = options
+        self.options: dict[str, Any] = options
         self.tokens: list[int] = []
         self.kinds: list[SpanKind] = []
         self.texts: list[Message] = list(options.get("history") or ())
@@ -268,6 +273,16 @@ class ScriptedChat:
     def is_answer_open(self) -> bool:
         is_last = bool(self.texts) and self.texts[-1].role == "assistant"
         return is_last and self.tokens[-1] not in (IM_END, END_OF_TEXT)
+
+    @property
+    def adapters(self) -> edgellm.AdapterSet:
+        return self.options.get("adapters") or edgellm.AdapterSet()
+
+    def set_adapters(self, adapters: edgellm.AdapterSet | None) -> int:
+        if self.is_open:
+            raise edgellm.ConfigError("cannot change the adapters while a turn is open.", hint="Wait.")
+        self.options = {**self.options, "adapters": _absolute(adapters)}
+        return len(self.tokens)
 
     # -- talking --------------------------------------------------------------------------------------------
 
@@ -399,7 +414,7 @@ class ScriptedChat:
             reason = f"{item.name} asks before it runs."
             yield edgellm.ApprovalRequested(call, reason)
             answer = self.options["approve"](call, spec, reason)
-            self.runtime.approvals = [*getattr(self.runtime, "approvals", []), answer]
+            self.runtime.approvals.append(answer)
             if answer.decision == "deny":
                 yield edgellm.ToolDenied(call, answer.reason or "the user did not allow it")
                 result = ToolResult("Not run.", is_ok=False)
@@ -523,6 +538,7 @@ class ScriptedChat:
                 for message in self.texts
             ],
             "starts": self.starts,
+            "adapters": asdict(self.adapters),
             "vocabulary": self.runtime.vocabulary.texts,
         }
         Path(path).write_text(json.dumps(saved), encoding="utf-8")
@@ -530,6 +546,22 @@ class ScriptedChat:
     def close(self) -> None:
         self.cancel()
         self.is_closed = True
+
+
+def _absolute(adapters: edgellm.AdapterSet | None) -> edgellm.AdapterSet:
+    """As the engine gives them back: whole paths, and nothing of scale 0."""
+    chosen = adapters or edgellm.AdapterSet()
+    for one in (*chosen.lora, *chosen.control):
+        if not Path(one.path).is_file():
+            raise edgellm.ConfigError(f"there is no adapter at {one.path}.", hint="Check the path.")
+    return edgellm.AdapterSet(
+        tuple(replace(one, path=str(Path(one.path).absolute())) for one in chosen.lora if one.scale),
+        tuple(
+            replace(one, path=str(Path(one.path).absolute()), last_layer=one.last_layer or 3)
+            for one in chosen.control
+            if one.scale
+        ),
+    )
 
 
 def _rows(stage: str, ids: Any, probs: Any, n_left: int) -> Rows:

@@ -60,7 +60,7 @@ def _sampler(talk: Talk, rest: str) -> None:
 
 
 def _adapters(talk: Talk, rest: str) -> None:
-    from edgellm.cli.opening import any_adapters
+    from edgellm.models.adapter_set import adapter_set
 
     chat = talk.chat
     if rest:
@@ -68,7 +68,7 @@ def _adapters(talk: Talk, rest: str) -> None:
             words = shlex.split(rest)
         except ValueError as error:
             raise ConfigError(f"/adapters cannot be read: {error}.", hint="Close the quotation.") from None
-        again = chat.set_adapters(any_adapters([] if words == ["none"] else words))
+        again = chat.set_adapters(adapter_set(*([] if words == ["none"] else words)))
         if again:
             print(f"The next turn computes {again} tokens again.")
     used = chat.adapters

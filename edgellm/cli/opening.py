@@ -12,13 +12,11 @@ from edgellm.errors import Cancelled, ConfigError, EdgeError
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
 
     from edgellm.plugins import Plugins
     from edgellm.runtime import Runtime
     from edgellm.toolbox.tool import Tool
     from edgellm.toolbox.toolset import Toolset
-    from edgellm.types import AdapterSet
 
 DEFAULT_TOOLS = ("calculator", "clock")
 _LOADING = {
@@ -60,7 +58,9 @@ def load_options(args: Namespace) -> dict[str, Any]:
         options["kv_type_k"] = options["kv_type_v"] = args.kv_type
     if args.threads:
         options["threads_batch"] = args.threads
-    chosen = adapters(args.lora, args.control_vector)
+    from edgellm.models.adapter_set import adapters_of_kinds
+
+    chosen = adapters_of_kinds(args.lora, args.control_vector)
     if chosen.lora:
         options["lora"] = chosen.lora
     if chosen.control:
@@ -120,45 +120,10 @@ def chat_options(args: Namespace) -> dict[str, Any]:
     if args.template is not None:
         options["template"] = template_text(args.template)
     if args.lora or args.control_vector:
-        options["adapters"] = adapters(args.lora, args.control_vector)
+        from edgellm.models.adapter_set import adapters_of_kinds
+
+        options["adapters"] = adapters_of_kinds(args.lora, args.control_vector)
     return options
-
-
-def adapters(lora: Sequence[str], control: Sequence[str]) -> AdapterSet:
-    """The adapters that `FILE` and `FILE:SCALE` name; their headers are looked at. Raises ConfigError."""
-    from edgellm.models.adapter_file import read_adapter
-    from edgellm.types import AdapterSet, ControlVector, LoraAdapter
-
-    chosen = AdapterSet(
-        tuple(LoraAdapter(*_scaled(text)) for text in lora),
-        tuple(ControlVector(*_scaled(text)) for text in control),
-    )
-    for one in chosen.lora:
-        read_adapter(one.path, "LoRA adapter")
-    for one in chosen.control:
-        read_adapter(one.path, "control vector")
-    return chosen
-
-
-def any_adapters(words: Sequence[str]) -> AdapterSet:
-    """`adapters` for files of either kind: their headers say which they are. Raises ConfigError."""
-    from edgellm.models.adapter_file import adapter_kind
-
-    lora = [word for word in words if adapter_kind(_scaled(word)[0]) == "LoRA adapter"]
-    return adapters(lora, [word for word in words if word not in lora])
-
-
-def _scaled(text: str) -> tuple[str, float]:
-    """`FILE:SCALE` as (file, scale); where there is a file of the whole name, or no colon, that and 1."""
-    path, colon, number = text.rpartition(":")
-    if not colon or not path or Path(text).expanduser().exists():
-        return text, 1.0
-    try:
-        return path, float(number)
-    except ValueError:
-        raise ConfigError(
-            f"the scale {number!r} of {path} is no number.", hint="Write, for example, FILE:0.5."
-        ) from None
 
 
 def check_chain(text: str | None) -> None:

@@ -21,6 +21,7 @@ from textual.widgets import ContentSwitcher
 import edgellm
 from edgellm_tui import edits, glyphs
 from edgellm_tui.accounts import Accounts
+from edgellm_tui.adapters import Adapters
 from edgellm_tui.answer import ConversationView
 from edgellm_tui.applog import AppLog
 from edgellm_tui.approval import ApprovalModal
@@ -128,6 +129,7 @@ class EdgeApp(App[int]):
             load=load,
             index=index,
         )
+        self.adapters = Adapters(self.talk)
         self.looks = Looks(self.talk)
         self.accounts = Accounts(self.talk, clock)
         # Where the inspector begins; None is the newest token.

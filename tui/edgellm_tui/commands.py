@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm import ConfigError
 from edgellm_tui import edits
+from edgellm_tui.adapters import entry_words
 from edgellm_tui.export import KINDS, export_kind, export_path, exported, write_export
 from edgellm_tui.plain import one_line, visible
 
@@ -163,6 +165,23 @@ def _sampler(app: EdgeApp, rest: str) -> None:
     app.talk.worker.submit(job, strand.note, app.report)
 
 
+def _adapters(app: EdgeApp, rest: str) -> None:
+    if not rest:
+        app.run_worker(app.action_page("adapters"))
+        return
+    try:
+        names = shlex.split(rest)
+    except ValueError as error:
+        raise ConfigError(f"/adapters cannot be read: {error}.", hint="Close the quotation.") from None
+    strand = app.talk.current
+
+    def told(price: str) -> None:
+        used = [entry_words(entry) for entry in app.adapters.used()]
+        strand.note("\n".join([*map(visible, used or ["no adapters"]), price]))
+
+    app.adapters.only([] if names == ["none"] else names, told, app.report)
+
+
 def _system(app: EdgeApp, rest: str) -> None:
     if rest:
         app.settings.system = rest
@@ -259,6 +278,11 @@ COMMANDS: dict[str, tuple[Callable[[EdgeApp, str], None], str, str]] = {
     "load": (_load, "FILE", "go on with a chat saved in a file"),
     "model": (_model, "[NAME]", "choose a model, or load this one"),
     "sampler": (_sampler, "[CHAIN]", "show the chain, or draw from this one or a preset"),
+    "adapters": (
+        _adapters,
+        "[FILE]",
+        "LoRA and control vectors; go on with FILE:SCALE ..., or none (ctrl+g)",
+    ),
     "system": (_system, "[TEXT]", "show the system turn, or begin anew with another"),
     "tools": (_tools, "", "the tools, * those that are offered"),
     "stats": (_stats, "", "tokens, speed and context"),

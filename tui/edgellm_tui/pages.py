@@ -59,6 +59,7 @@ PAGES: dict[str, PageInfo] = {
     "tools": PageInfo("f8", "tools", "tools_page:ToolsPage"),
     "settings": PageInfo("f9", "settings", "settings_page:SettingsPage"),
     "meters": PageInfo("f10", "meters", "meters_page:MetersPage"),
+    "adapters": PageInfo("ctrl+g", "adapters", "adapters_page:AdaptersPage"),
     "log": PageInfo("ctrl+l", "log", "log_page:LogPage"),
     "chats": PageInfo("ctrl+o", "chats", "chats:ChatsPage"),
     "model": PageInfo("f5", "models", "model_page:ModelPage"),

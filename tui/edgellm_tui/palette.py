@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from textual.app import SystemCommand
 
 import edgellm
+from edgellm_tui.adapters import entry_words
+from edgellm_tui.adapters_page import AdaptersPage
 from edgellm_tui.export import KINDS
 from edgellm_tui.pages import PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgellm_tui.adapters import Entry
     from edgellm_tui.app import EdgeApp
 
 
@@ -33,6 +36,13 @@ def palette(app: EdgeApp) -> Iterator[SystemCommand]:
         yield SystemCommand(f"Chat: export as {name}", told, partial(app.command, f"/export {kind}"))
     for preset, chain in app.settings.presets.items():
         yield SystemCommand(f"Sampler: preset {preset}", chain, partial(app.command, f"/sampler {preset}"))
+    yield SystemCommand(
+        "Adapters: load one from a file", "A LoRA or a control vector", partial(_add_adapter, app)
+    )
+    for entry in app.adapters.used():
+        yield SystemCommand(
+            f"Adapters: take {entry.name} off", entry_words(entry), partial(_take_off, app, entry)
+        )
     for stored in edgellm.stored_models():
         switch = partial(app.open_model, stored.name)
         yield SystemCommand(f"Model: switch to {stored.name}", "A new chat on it", switch)
@@ -40,3 +50,16 @@ def palette(app: EdgeApp) -> Iterator[SystemCommand]:
         yield SystemCommand(f"Page: {info.title}", f"Show it ({info.key})", partial(app.action_page, name))
     yield SystemCommand("Distribution: show or hide", "Under or beside the chat (p)", app.action_toggle_panel)
     yield SystemCommand("App: quit", "Stop, save and leave", app.action_quit)
+
+
+async def _add_adapter(app: EdgeApp) -> None:
+    await app.action_page("adapters")
+    if isinstance(app.page, AdaptersPage):
+        app.page.action_add()
+
+
+def _take_off(app: EdgeApp, entry: Entry) -> None:
+    try:
+        app.adapters.set_scale(entry, 0.0, app.hint, app.report)
+    except edgellm.EdgeError as error:
+        app.hint(str(error))

@@ -42,27 +42,38 @@ def branches_of(
         branch = SavedBranch(strand.number_on_disk, strand.name, messages, strand is current, parent)
         if origin is not None:
             branch = replace(branch, position=origin.position, token=origin.token, why=origin.why)
-        found.append(branch)
+        found.append(replace(branch, adapters=strand.chat.adapters))
     return found
 
 
 def restored(talk: Talk, id: str, branch: SavedBranch) -> Opened:
-    """A branch with its memory; where that was not written, or is another model's, with its messages alone."""
+    """A branch with its memory; where that was not written, or is another model's, with its messages alone.
+
+    Where its adapters cannot be used, it goes on without them, and the note says so.
+    """
     problem = "its memory had not been saved yet"
     growing = read_growing(talk.index, id, branch.number)
     if growing:
         branch = replace(branch, messages=(*branch.messages, edgellm.Message("assistant", growing)))
+    own = {"adapters": branch.adapters} if branch.adapters is not None else {}
     path = talk.index.path(id, branch.number)
     if path.exists():
         try:
-            chat = talk.runtime.open_chat(path, **talk.kept_options())
+            chat = talk.runtime.open_chat(path, **talk.kept_options(), **own)
         except edgellm.EdgeError as error:
             problem = error.message
         else:
             if _said(chat.messages) == _said(branch.messages):
                 return Opened(chat, branch)
             chat.close()
-    chat = talk.runtime.chat(**talk.chat_options(), history=branch.messages)
+    try:
+        chat = talk.runtime.chat(**talk.chat_options(), **own, history=branch.messages)
+    except edgellm.EdgeError as error:
+        if not own:
+            raise
+        # A file of an adapter may be gone.
+        problem = f"{error.message.rstrip('.')}, so it goes on without adapters"
+        chat = talk.runtime.chat(**talk.chat_options(), history=branch.messages)
     note = f"This chat is read again with your next message: {problem}."
     return Opened(chat, branch, note if branch.is_current else "")
 

@@ -18,7 +18,7 @@ class SavedBranch:
     """One branch of a chat: its messages as they were last seen, and the file that may hold its memory.
 
     `parent` is its place in the list of branches, None for the first; `position`, `token` and `why` say where it
-    began.
+    began. `adapters` are those it decoded with, None where that was not written.
     """
 
     number: int
@@ -29,6 +29,7 @@ class SavedBranch:
     position: int | None = None
     token: str = ""
     why: str = ""
+    adapters: edgellm.AdapterSet | None = None
 
 
 def chat_index() -> edgellm.ChatIndex:
@@ -97,7 +98,14 @@ def model_of(saved: edgellm.IndexedChat, runtime: Any, loaded: str) -> str:
 def _read_branch(record: dict[str, Any]) -> SavedBranch:
     # Any: JSON that `record_branches` wrote.
     messages = cast("list[dict[str, Any]]", record.pop("messages"))
-    return SavedBranch(messages=tuple(_read_message(message) for message in messages), **record)
+    adapters = record.pop("adapters", None)
+    if adapters is not None:
+        adapters = edgellm.AdapterSet(
+            tuple(edgellm.LoraAdapter(**one) for one in adapters["lora"]),
+            tuple(edgellm.ControlVector(**one) for one in adapters["control"]),
+        )
+    told = tuple(_read_message(message) for message in messages)
+    return SavedBranch(messages=told, adapters=adapters, **record)
 
 
 def _read_message(record: dict[str, Any]) -> Message:
