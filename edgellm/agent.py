@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections import Counter
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
+from edgellm.calling import Calling, not_run
 from edgellm.decoding import Decoding
-from edgellm.errors import Cancelled, ConfigError, ContextFull, TemplateError, ToolError
+from edgellm.errors import Cancelled
 from edgellm.events import (
-    ApprovalRequested,
     ExactnessChecked,
     HistoryRewritten,
     Notice,
     PrefillProgress,
-    ToolApproved,
-    ToolDenied,
-    ToolFinished,
-    ToolRunning,
     TurnFinished,
 )
-from edgellm.toolbox.permission import Decision
-from edgellm.types import Leg, Message, ToolResult, Usage
+from edgellm.offer import Offer
+from edgellm.types import Leg, Message, Usage
 from edgellm.waiting import NEXT_TOKEN, Waiting
 
 if TYPE_CHECKING:
@@ -40,10 +31,9 @@ if TYPE_CHECKING:
     from edgellm.sampling.constraint import Constraint
     from edgellm.toolbox.permission import Permissions
     from edgellm.toolbox.results import ResultStore
-    from edgellm.toolbox.runner import Runner, Running
-    from edgellm.toolbox.tool import Tool
+    from edgellm.toolbox.runner import Runner
     from edgellm.toolbox.toolset import Toolset
-    from edgellm.types import ConstraintMode, FinishReason, ToolCall, ToolSpec
+    from edgellm.types import ConstraintMode, FinishReason, ToolSpec
     from edgellm.upkeep import Upkeep
 
 ToolChoice = str
@@ -52,9 +42,6 @@ ToolChoice = str
 T = TypeVar("T")
 
 _MAX_COMPLAINTS = 1
-_MOST_READ = 1 << 18
-_CANCELLED_TEXT = "The user cancelled this call before it finished."
-_NOT_RUN = ToolResult("This call was cancelled before it was run.", is_ok=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +109,8 @@ class Agent:
         self._make_constraint = make_constraint
         self._constraint_mode: ConstraintMode = constraint_mode
         self._guided = guided
-        self._running: list[Running] = []
+        self._offer = Offer(conversation, toolset, runner.results)
+        self._calling = Calling(conversation, self._offer, runner, permissions, limits)
         self._legs: list[Leg] = []
         self.is_shared = False
         self._is_past_training = False
@@ -168,8 +156,7 @@ class Agent:
     def cancel(self) -> None:
         """Ends the turn in whatever phase it is. Safe from any thread."""
         self.conversation.session.cancel()
-        for running in list(self._running):
-            running.cancel()
+        self._calling.cancel()
 
     def run(
         self,
@@ -185,19 +172,20 @@ class Agent:
         """
         turn = _Turn(choice, first=self._first_message(message))
         self._legs = turn.legs
-        specs = self._specs(choice)
+        specs = self._offer.chosen(choice)
         budget = self.limits.max_tokens if max_tokens is None else max_tokens
         tail = [message] if message is not None else []
         try:
             for step in range(self.limits.max_steps):
-                is_done = yield from self._leg(turn, tail, self._offered(specs), budget, step, answer)
+                is_done = yield from self._leg(turn, tail, self._offer.with_more(specs), budget, step, answer)
                 if turn.fault and turn.complaints < _MAX_COMPLAINTS:
                     turn.complaints += 1
                     tail = [Message("user", self._complaint(turn.fault))]
                     continue
                 if is_done:
                     break
-                tail = yield from self._run_tools(turn)
+                calls = turn.messages[-1].tool_calls
+                tail = yield from self._calling.run(calls, turn.repeats, is_shared=self.is_shared)
             else:
                 turn.finish_reason = "max_steps"
                 self.conversation.postpone(tail)
@@ -211,54 +199,11 @@ class Agent:
         )
 
     def _end(self) -> None:
-        for running in self._running:
-            running.cancel()
-        self._running.clear()
+        self._calling.end()
         session = self.conversation.session
         session.constraint = None
         session.settle()
         session.is_cancelled = False
-
-    def _offered(self, specs: tuple[ToolSpec, ...]) -> tuple[ToolSpec, ...]:
-        """These tools, and the one that reads on in a result that was cut, once there is such a result."""
-        more = self._read_more()
-        if more is None or not specs or more.spec in specs:
-            return specs
-        conversation = self.conversation
-        if more.spec not in conversation.offered:
-            conversation.offered = (*conversation.offered, more.spec)
-        return (*specs, more.spec)
-
-    def _read_more(self) -> Tool[..., Any] | None:
-        results = self._runner.results
-        is_there = results is not None and len(results) > 0 and results.tool.name not in self.toolset
-        return results.tool if results is not None and is_there else None
-
-    def _tool(self, name: str) -> Tool[..., Any]:
-        """The tool of that name. Raises ToolError in words for the model."""
-        more = self._read_more()
-        return more if more is not None and name == more.name else self.toolset.get(name)
-
-    def _specs(self, choice: ToolChoice) -> tuple[ToolSpec, ...]:
-        """The tools that a choice leaves. Raises ConfigError for one that is not there."""
-        specs = self.toolset.specs
-        if choice == "none":
-            return ()
-        if choice == "auto":
-            return specs
-        if not specs:
-            raise ConfigError(
-                f"tool_choice is {choice!r}, but there are no tools.", hint="Give the chat tools."
-            )
-        if choice == "required":
-            return specs
-        chosen = tuple(spec for spec in specs if spec.name == choice)
-        if not chosen:
-            names = ", ".join(spec.name for spec in specs)
-            raise ConfigError(
-                f"tool_choice {choice!r} is not a tool of this chat.", hint=f"There are: {names}."
-            )
-        return chosen
 
     # -- one leg -----------------------------------------------------------------------------------------
 
@@ -321,7 +266,7 @@ class Agent:
             max_calls=self.limits.max_calls_per_step,
             make_constraint=self._make_constraint,
             constraint_mode=self._constraint_mode,
-            find_fault=self._fault_of,
+            find_fault=self._offer.fault_of,
             answer=answer_format,
             reasoning_budget=self.limits.reasoning_budget,
             is_shared=self.is_shared,
@@ -374,7 +319,7 @@ class Agent:
             is_left = is_left or decoding.finish_reason in ("cancelled", "context_full")
             if is_left:
                 # A call without a result would stand there for good, and some templates refuse that.
-                self.conversation.postpone([_result_message(call, _NOT_RUN) for call in decoding.calls])
+                self.conversation.postpone([not_run(call) for call in decoding.calls])
         turn.finish_reason = decoding.finish_reason
         # Where the budget is spent there is nothing left to write it better with.
         is_over = is_left or bool(decoding.calls) or decoding.finish_reason == "length"
@@ -442,151 +387,3 @@ class Agent:
             + wire_format.render_call_tail("NAME")
         )
         return f"Your tool call could not be read: {fault}. Write it like this:\n{form}"
-
-    def _fault_of(self, call: ToolCall) -> str:
-        """What is wrong with a call, in words for the model; "" where nothing is."""
-        try:
-            self._tool(call.name).check(call.arguments)
-        except ToolError as error:
-            return str(error)
-        return ""
-
-    # -- tools --------------------------------------------------------------------------------------------
-
-    def _run_tools(self, turn: _Turn) -> Generator[Event | Waiting, None, list[Message]]:
-        """Approves and runs the calls of the last answer, all at once; their results in the order of the calls."""
-        calls = turn.messages[-1].tool_calls
-        results: list[ToolResult | Running] = []
-        approved: list[ToolCall] = []
-        messages: list[Message] = []
-        try:
-            for call in calls:
-                call, outcome = yield from self._start(turn, call)
-                approved.append(call)
-                results.append(outcome)
-            if self._running:
-                yield from self._compute_ahead(approved, results)
-            for call, outcome in zip(approved, results, strict=True):
-                if isinstance(outcome, ToolResult):
-                    result = outcome
-                else:
-                    while not outcome.wait(0.0):
-                        yield Waiting(outcome.wait)
-                    result = outcome.result()
-                    self._running.remove(outcome)
-                    if result.is_truncated:
-                        self._guess_from(outcome.whole)
-                    if self.is_cancelled and not result.is_ok:
-                        result = replace(result, text=_CANCELLED_TEXT)
-                messages.append(_result_message(call, result))
-                yield ToolFinished(call, result)
-        except BaseException:
-            # The turn is left here. What tools have done reaches the model all the same, with the next message.
-            for call, outcome in zip(approved[len(messages) :], results[len(messages) :], strict=True):
-                messages.append(_result_message(call, _result_so_far(outcome)))
-            messages += [_result_message(call, _NOT_RUN) for call in calls[len(messages) :]]
-            self.conversation.postpone(messages)
-            raise
-        return messages
-
-    def _guess_from(self, text: str) -> None:
-        """What was cut from a result may be quoted all the same, once it is read on."""
-        session = self.conversation.session
-        if session.speculation is not None:
-            session.speculation.read(session.engine.vocabulary.tokenize(text[:_MOST_READ]))
-
-    def _compute_ahead(
-        self, calls: Sequence[ToolCall], outcomes: Sequence[ToolResult | Running]
-    ) -> Generator[Waiting, None, None]:
-        """While the tools run: the template's text in front of the first result that is not there yet.
-
-        Also where a tool is quick: the same batches, the same text, however long it takes.
-        """
-
-        def results(stand_in: str) -> list[Message]:
-            return [
-                _result_message(call, outcome if isinstance(outcome, ToolResult) else ToolResult(stand_in))
-                for call, outcome in zip(calls, outcomes, strict=True)
-            ]
-
-        # A cancel, or a full context, is met where the results are appended.
-        with contextlib.suppress(Cancelled, ContextFull, TemplateError):
-            tokens, _ = self.conversation.foresee(results("?"), results("1x"))
-            for _ in self.conversation.session.prefill_ahead(tokens):
-                yield NEXT_TOKEN
-
-    def _start(
-        self, turn: _Turn, call: ToolCall
-    ) -> Generator[Event | Waiting, None, tuple[ToolCall, ToolResult | Running]]:
-        """Starts one call, or says at once why it does not run."""
-        if self.is_cancelled:
-            return call, _NOT_RUN
-        try:
-            tool = self._tool(call.name)
-            tool.check(call.arguments)
-        except ToolError as error:
-            return call, ToolResult(f"Error: {error}", is_ok=False)
-        key = call.name + msgspec.json.encode(call.arguments, order="sorted").decode()
-        turn.repeats[key] += 1
-        if turn.repeats[key] > self.limits.max_repeats:
-            yield Notice(f"{call.name} was called again with the same arguments; it was not run.")
-            return call, ToolResult(
-                "Error: this exact call has already been made in this turn. Use its earlier result, and answer.",
-                is_ok=False,
-            )
-        if self._permissions.must_ask(tool.spec):
-            yield ApprovalRequested(call, self._permissions.reason(tool.spec))
-        decision = yield from self._decide(tool, call)
-        call = decision.call
-        if decision.refusal is not None:
-            yield ToolDenied(call, decision.refusal.text)
-            return call, decision.refusal
-        yield ToolApproved(call, decision.by)
-        yield ToolRunning(call)
-        running = self._runner.start(tool, call)
-        self._running.append(running)
-        if self.is_cancelled:
-            # The cancel came while the call was being started, and did not see it.
-            running.cancel()
-        return call, running
-
-    def _decide(self, tool: Tool[..., Any], call: ToolCall) -> Generator[Event | Waiting, None, Decision]:
-        """Asks the user where that is needed: here, or on a thread where others must not wait for the answer."""
-        timeout_s = self.limits.approval_timeout_s
-        if not self._permissions.must_ask(tool.spec) or not (self.is_shared or timeout_s):
-            return self._permissions.decide(tool, call)
-        answer: Future[Decision] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(self._permissions.decide(tool, call))
-            except BaseException as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=ask, name="edgellm-approval", daemon=True).start()
-        deadline = time.monotonic() + (timeout_s or float("inf"))
-
-        def is_over(wait_s: float) -> bool:
-            with contextlib.suppress(TimeoutError):
-                answer.exception(timeout=wait_s)
-            return answer.done() or self.is_cancelled or time.monotonic() > deadline
-
-        while not is_over(0.0):
-            yield Waiting(is_over)
-        if answer.done():
-            return answer.result()
-        refusal = ToolResult("Not run: nobody allowed it in time. Answer without it.", is_ok=False)
-        return Decision(call, "nobody", refusal)
-
-
-def _result_message(call: ToolCall, result: ToolResult) -> Message:
-    return Message("tool", result.text, tool_call_id=call.id, name=call.name)
-
-
-def _result_so_far(outcome: ToolResult | Running) -> ToolResult:
-    """The result of a call that nobody waits for any more."""
-    if isinstance(outcome, ToolResult):
-        return outcome
-    outcome.cancel()
-    result = outcome.result()
-    return result if result.is_ok else replace(result, text=_CANCELLED_TEXT)
