@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "edgellm.chat_index": ("ChatIndex", "IndexedChat"),
-    "edgellm.dialogue": ("Chat", "ChatOptions"),
+    "edgellm.dialogue": ("Chat",),
+    "edgellm.chat_options": ("ChatOptions",),
     "edgellm.offline": (
         "Parsed",
         "calibrate",
@@ -160,6 +161,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from edgellm.agent import AgentLimits, ToolChoice
     from edgellm.chat_index import ChatIndex, IndexedChat
+    from edgellm.chat_options import ChatOptions
     from edgellm.context_policy import (
         CONTEXT_POLICIES,
         ContextPolicy,
@@ -171,7 +173,7 @@ if TYPE_CHECKING:
         context_policies,
         policy,
     )
-    from edgellm.dialogue import Chat, ChatOptions
+    from edgellm.dialogue import Chat
     from edgellm.engine.governor import Meters
     from edgellm.errors import (
         Cancelled,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from contextlib import aclosing, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.agent import Agent, AgentLimits
 from edgellm.draft import Draft
 from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
@@ -21,10 +20,10 @@ from edgellm.waiting import Waiting
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 
-    from edgellm.agent import ToolChoice
+    from edgellm.agent import Agent, ToolChoice
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.template import ChatTemplate
-    from edgellm.context_policy import ContextPolicy
+    from edgellm.chat_options import ChatOptions
     from edgellm.conversation import Conversation
     from edgellm.engine.speculation import SpeculateMode
     from edgellm.events import Event
@@ -33,12 +32,8 @@ if TYPE_CHECKING:
     from edgellm.runtime import Runtime
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.spec import ChainLike
-    from edgellm.toolbox.permission import Approve
     from edgellm.types import (
         AdapterSet,
-        ConstraintMode,
-        Permission,
-        ReasoningPolicy,
         Resumed,
         Span,
         Step,
@@ -47,59 +42,6 @@ if TYPE_CHECKING:
 _WAIT_S = 0.05
 LEGS_KEPT = 256
 """A chat's usage lists so many legs; of the others it has the sums."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatOptions:
-    """What a chat is made with.
-
-    `tools` are functions, Tool objects, instances, modules or a Toolset. `sampler` None is the model's own chain,
-    else the default one. `trace` above 0 sends TokenDrawn events with that many rows a point. `permissions` may
-    only tighten what a tool declares; `approve` None: whatever asks is denied. `strategy`: "auto" (the
-    catalogue's word), "guided" or "free". `constraint`: how calls are kept to their grammar, once one has begun:
-    "off" (written freely; what breaks is repaired), "check" (drawn freely, and again among what is allowed where
-    the token is refused: cheap; cuts such as top_p then see all tokens) or "force" (always drawn among those).
-    `chat_format` and `template` override what the GGUF says (`template`: "chatml", or the template's text).
-
-    `thinking` and `effort` ("low", "medium", "high" ...) are passed to the template under the names that templates use.
-    `reasoning_policy`: what becomes of earlier reasoning at the next user turn: "keep" (the tape only grows), "excise"
-    (cut out; where the memory can be shifted, what stands behind is not computed again: approximate) or "render"
-    (rendered anew; computed again from the first token that differs).
-    `context_policy`: what gives way when the context fills: "stop" (nothing: the answer ends there), "evict" (the
-    oldest turns), "summarize" (the oldest turns, once the model has summed them up), "drop-results" (old tool results,
-    then the oldest turns), or a function of your own; ContextEvicted says what went. `check_exactness` compares the
-    tape with a full render after each tool result and sends ExactnessChecked.
-    `speculate`: tokens that may follow are computed along with the next one; the text stays what the chain draws.
-    "ngram": always, by what the tape has said before; "draft": always, by the draft model; "auto": by the draft model
-    where there is one, else by the tape, while measurements say that it pays; None is "auto" with a draft model, else
-    "off". `speculate_from`: texts that are likely to be quoted.
-    `adapters`: LoRA adapters and control vectors for this chat alone; None are those the model was loaded with (of an
-    opened chat, those it was saved with), AdapterSet() is none. `Chat.set_adapters` changes them.
-    """
-
-    system: str = ""
-    tools: Any = ()
-    sampler: ChainLike | None = None
-    seed: int | None = None
-    trace: int = 0
-    chat_format: str = "auto"
-    template: str | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    approve: Approve | None = None
-    permissions: Mapping[str, Permission] = field(default_factory=dict[str, "Permission"])
-    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    strategy: str = "auto"
-    constraint: ConstraintMode = "check"
-    thinking: bool | None = None
-    effort: str = ""
-    reasoning_policy: ReasoningPolicy = "keep"
-    context_policy: str | ContextPolicy = "stop"
-    check_exactness: bool = False
-    limits: AgentLimits = field(default_factory=AgentLimits)
-    history: Sequence[Message] = ()
-    speculate: SpeculateMode | None = None
-    speculate_from: Sequence[str] = ()
-    adapters: AdapterSet | None = None
 
 
 class Chat:

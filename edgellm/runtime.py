@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -20,10 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgellm.chat.formats.wire import WireFormat
-    from edgellm.chat.template import ChatTemplate
-    from edgellm.conversation import Conversation
-    from edgellm.dialogue import Chat, ChatOptions
+    from edgellm.chat_options import ChatOptions
+    from edgellm.dialogue import Chat
     from edgellm.engine.draft_model import DraftModel
     from edgellm.engine.embedder import Embedder
     from edgellm.engine.governor import Meters
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
     from edgellm.sampling.spec import ChainLike, ChainSpec
-    from edgellm.types import AdapterSet, ToolSpec
+    from edgellm.types import AdapterSet
     from edgellm.waiting import Waiting
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -115,7 +112,8 @@ class Runtime:
         # What prefill has cost so far: the prices of ledgers.
         self.pace = Pace()
         self._chats: list[Chat] = []
-        self._guided_by_template: dict[str, Guided] = {}
+        # Guided strategies by template source: chats with one template share what is computed for it.
+        self.guided_by_template: dict[str, Guided] = {}
         self._embedder: Embedder | None = None
         self._thread: EngineThread | None = None
         self._is_closed = False
@@ -127,8 +125,10 @@ class Runtime:
 
         Raises ConfigError, SamplerError, ToolError, TemplateError.
         """
+        from edgellm.chat_options import checked_options
+
         self._check_open()
-        chosen = _chat_options(options)
+        chosen = checked_options(options)
         overlay = self.overlay(chosen.adapters)
         return self._open(chosen, self.engine.session(self._chain_for(chosen), overlay))
 
@@ -147,6 +147,7 @@ class Runtime:
     def _open_saved(
         self, path: str | Path, options: Mapping[str, Any], count: int | None
     ) -> tuple[Chat, ...]:
+        from edgellm.chat_options import checked_options
         from edgellm.engine.saving import restore_session
         from edgellm.engine.session_file import read_sessions
 
@@ -161,7 +162,7 @@ class Runtime:
                     "system": branch.record.extra.get("system", ""),
                     **options,
                 }
-                chosen = _chat_options(own)
+                chosen = checked_options(own)
                 chain = self._chain_for(chosen)
                 session, resumed = self.in_turn(
                     partial(
@@ -177,47 +178,14 @@ class Runtime:
         return tuple(chats)
 
     def _open(self, options: ChatOptions, session: Session) -> Chat:
-        from edgellm.agent import Agent
+        from edgellm.chat_making import make_chat
         from edgellm.context_policy import POLICIES
-        from edgellm.dialogue import Chat
         from edgellm.planning.plan import settings_warning
-        from edgellm.toolbox.permission import Permissions
-        from edgellm.toolbox.results import ResultStore
-        from edgellm.toolbox.runner import Runner
-        from edgellm.toolbox.toolset import Toolset
-        from edgellm.upkeep import Upkeep
 
         POLICIES.finder = POLICIES.finder or _find_policies
-        try:
-            toolset = options.tools if isinstance(options.tools, Toolset) else Toolset(options.tools)
-            template = self._template(options, has_tools=bool(toolset))
-            wire_format = self._format(options, template)
-            guided = self._guided(options, template, wire_format) if len(toolset) else None
-            conversation = self._conversation(
-                options, session, template, wire_format, toolset.specs, is_guided=guided is not None
-            )
-            conversation.offered = toolset.specs
-            agent = Agent(
-                conversation,
-                toolset,
-                Runner(truncate=self._truncate, settings=options.settings, results=ResultStore()),
-                Permissions(options.permissions, approve=options.approve),
-                limits=options.limits,
-                make_constraint=self.grammar_constraint,
-                constraint_mode=options.constraint,
-                guided=guided,
-                upkeep=Upkeep(conversation, options.context_policy, make_chain=self.make_chain),
-            )
-        except BaseException:
-            session.close()
-            raise
-        session.trace = options.trace
-        session.speculation = self.speculation(options.speculate, options.speculate_from)
-        if warning := settings_warning(self.options, has_tools=bool(len(toolset))):
+        chat = make_chat(self, options, session)
+        if warning := settings_warning(self.options, has_tools=bool(chat.tools)):
             self._unsaid.append(warning)
-        conversation.reasoning_policy = options.reasoning_policy
-        agent.checks_exactness = options.check_exactness
-        chat = Chat(self, conversation, agent, options)
         self._chats.append(chat)
         return chat
 
@@ -236,94 +204,6 @@ class Runtime:
         for text in texts:
             made.index.add_text(self.vocabulary.tokenize(text))
         return made
-
-    def _conversation(
-        self,
-        options: ChatOptions,
-        session: Session,
-        template: ChatTemplate,
-        wire_format: WireFormat,
-        specs: Sequence[ToolSpec],
-        *,
-        is_guided: bool,
-    ) -> Conversation:
-        from edgellm.chat.continuation import Continuation
-        from edgellm.conversation import Conversation
-        from edgellm.guided.strategy import worked_turns
-
-        return Conversation(
-            session,
-            template,
-            Continuation(template, wire_format),
-            wire_format,
-            system=options.system,
-            # Where the runtime chooses, the model need not read about tools: what it learns from are the turns.
-            specs=() if is_guided else specs,
-            preamble=worked_turns(wire_format) if is_guided else (),
-            history=options.history,
-        )
-
-    def _template(self, options: ChatOptions, *, has_tools: bool) -> ChatTemplate:
-        from edgellm.chat.template import BUILTIN, ChatTemplate, select_template
-
-        given = options.template or (self.entry.chat_template if self.entry is not None else "")
-        if given:
-            name, source = ("named", BUILTIN[given]) if given in BUILTIN else ("given", given)
-            if given not in BUILTIN and "{" not in given:
-                raise ConfigError(
-                    f"chat template {given!r} is unknown.",
-                    hint=f"Give the template's text, or one of: {', '.join(BUILTIN)}.",
-                )
-        else:
-            name, source = select_template(self._templates(), has_tools)
-        vocabulary = self.vocabulary
-
-        def text_of(token: int | None) -> str:
-            return vocabulary.piece(token).decode("utf-8", "replace") if token is not None else ""
-
-        return ChatTemplate(
-            source,
-            bos_text=text_of(vocabulary.bos),
-            eos_text=text_of(vocabulary.eos),
-            name=name,
-            kwargs={**_reasoning_switches(options), **options.template_kwargs},
-        )
-
-    def _templates(self) -> dict[str, str]:
-        if self.info is not None:
-            return dict(self.info.chat_templates)
-        source = self.model.chat_template()
-        return {"default": source} if source else {}
-
-    def _format(self, options: ChatOptions, template: ChatTemplate) -> WireFormat:
-        from edgellm.chat.formats import choose_format
-
-        override = options.chat_format
-        if override == "auto" and self.entry is not None:
-            override = self.entry.chat_format
-        return choose_format(template.source, self.vocabulary.special_tokens, override, template.text)
-
-    def _guided(self, options: ChatOptions, template: ChatTemplate, wire_format: WireFormat) -> Guided | None:
-        """The guided strategy, where the chat, or the catalogue for this model, asks for it."""
-        from edgellm.guided.strategy import Guided
-
-        strategy = options.strategy
-        if strategy == "auto" and self.entry is not None:
-            strategy = self.entry.tool_strategy
-        if strategy not in ("auto", "free", "guided"):
-            raise ConfigError(f"tool strategy {strategy!r} is unknown.", hint="Choose auto, guided or free.")
-        if strategy != "guided":
-            return None
-        guided = self._guided_by_template.get(template.source)
-        if guided is None:
-            guided = self._guided_by_template[template.source] = Guided(
-                self.engine,
-                template,
-                wire_format,
-                make_chain=self.make_chain,
-                make_constraint=self.grammar_constraint,
-            )
-        return guided
 
     def _load_draft(self) -> DraftModel | None:
         if not self.options.draft_model:
@@ -477,12 +357,6 @@ class Runtime:
 
         return Constraint.from_json_schema(self._grammar_tokenizer, schema)
 
-    def _truncate(self, text: str, max_tokens: int) -> tuple[str, int]:
-        tokens = self.vocabulary.tokenize(text)
-        if len(tokens) <= max_tokens:
-            return text, len(tokens)
-        return self.vocabulary.text_of(tokens[:max_tokens]).decode("utf-8", "ignore"), len(tokens)
-
     @property
     def thread(self) -> EngineThread:
         """The thread that serves `asend`; started on first use."""
@@ -548,30 +422,6 @@ class Runtime:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _reasoning_switches(options: ChatOptions) -> dict[str, Any]:
-    """The names under which templates ask whether, and how much, to think."""
-    found: dict[str, Any] = {}
-    if options.thinking is not None:
-        found |= {"enable_thinking": options.thinking, "thinking": options.thinking}
-    if options.effort:
-        found["reasoning_effort"] = options.effort
-    return found
-
-
-def _chat_options(options: Mapping[str, Any]) -> ChatOptions:
-    from edgellm.dialogue import ChatOptions
-
-    known = [item.name for item in fields(ChatOptions)]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f"chat option {name!r} is unknown.",
-                hint=f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}.",
-            )
-    return ChatOptions(**options)
 
 
 def _find_samplers() -> None:

@@ -1,0 +1,85 @@
+"""What a chat is made with."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from edgellm.agent import AgentLimits
+from edgellm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from edgellm.context_policy import ContextPolicy
+    from edgellm.engine.speculation import SpeculateMode
+    from edgellm.sampling.spec import ChainLike
+    from edgellm.toolbox.permission import Approve
+    from edgellm.types import AdapterSet, ConstraintMode, Message, Permission, ReasoningPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """What a chat is made with.
+
+    `tools` are functions, Tool objects, instances, modules or a Toolset. `sampler` None is the model's own chain,
+    else the default one. `trace` above 0 sends TokenDrawn events with that many rows a point. `permissions` may
+    only tighten what a tool declares; `approve` None: whatever asks is denied. `strategy`: "auto" (the
+    catalogue's word), "guided" or "free". `constraint`: how calls are kept to their grammar, once one has begun:
+    "off" (written freely; what breaks is repaired), "check" (drawn freely, and again among what is allowed where
+    the token is refused: cheap; cuts such as top_p then see all tokens) or "force" (always drawn among those).
+    `chat_format` and `template` override what the GGUF says (`template`: "chatml", or the template's text).
+
+    `thinking` and `effort` ("low", "medium", "high" ...) are passed to the template under the names that templates use.
+    `reasoning_policy`: what becomes of earlier reasoning at the next user turn: "keep" (the tape only grows), "excise"
+    (cut out; where the memory can be shifted, what stands behind is not computed again: approximate) or "render"
+    (rendered anew; computed again from the first token that differs).
+    `context_policy`: what gives way when the context fills: "stop" (nothing: the answer ends there), "evict" (the
+    oldest turns), "summarize" (the oldest turns, once the model has summed them up), "drop-results" (old tool results,
+    then the oldest turns), or a function of your own; ContextEvicted says what went. `check_exactness` compares the
+    tape with a full render after each tool result and sends ExactnessChecked.
+    `speculate`: tokens that may follow are computed along with the next one; the text stays what the chain draws.
+    "ngram": always, by what the tape has said before; "draft": always, by the draft model; "auto": by the draft model
+    where there is one, else by the tape, while measurements say that it pays; None is "auto" with a draft model, else
+    "off". `speculate_from`: texts that are likely to be quoted.
+    `adapters`: LoRA adapters and control vectors for this chat alone; None are those the model was loaded with (of an
+    opened chat, those it was saved with), AdapterSet() is none. `Chat.set_adapters` changes them.
+    """
+
+    system: str = ""
+    tools: Any = ()
+    sampler: ChainLike | None = None
+    seed: int | None = None
+    trace: int = 0
+    chat_format: str = "auto"
+    template: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    approve: Approve | None = None
+    permissions: Mapping[str, Permission] = field(default_factory=dict[str, "Permission"])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    strategy: str = "auto"
+    constraint: ConstraintMode = "check"
+    thinking: bool | None = None
+    effort: str = ""
+    reasoning_policy: ReasoningPolicy = "keep"
+    context_policy: str | ContextPolicy = "stop"
+    check_exactness: bool = False
+    limits: AgentLimits = field(default_factory=AgentLimits)
+    history: Sequence[Message] = ()
+    speculate: SpeculateMode | None = None
+    speculate_from: Sequence[str] = ()
+    adapters: AdapterSet | None = None
+
+
+def checked_options(options: Mapping[str, Any]) -> ChatOptions:
+    """ChatOptions from keywords. Raises ConfigError for a name that is none of its fields."""
+    known = [item.name for item in fields(ChatOptions)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"chat option {name!r} is unknown.",
+                hint=f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}.",
+            )
+    return ChatOptions(**options)
