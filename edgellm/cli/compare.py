@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm.atomic import replacing
 from edgellm.cli.arguments import UsageError, text, whole_number
 from edgellm.cli.interrupt import raising
+from edgellm.cli.plot import Plot, Point, svg_plot, text_plot
 from edgellm.cli.progress import shown_steps
 from edgellm.cli.quantize import read_text
-from edgellm.cli.render import megabytes, table
+from edgellm.cli.render import megabytes, one_line, table
+from edgellm.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -20,12 +25,13 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   edgellm compare model-q4_0.gguf model-q8_0.gguf --text notes.txt
+  edgellm compare model-*.gguf --text notes.txt --plot sizes.svg
   edgellm compare model-*.gguf --text notes.txt --json
 
 Predictions are compared with the largest file's: KL is their divergence from it (nats a token, 0 is equal), "same top"
 the share of tokens where both find the same one likeliest. Differences in perplexity are noisier than KL.
 """
-_PLOT_WIDTH, _PLOT_HEIGHT = 56, 10
+_LABEL = 28
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -53,6 +59,9 @@ def add_measuring(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--threads", metavar="N", type=whole_number(1, 1024), default=0, help="default: all cores"
     )
+    parser.add_argument(
+        "--plot", metavar="FILE.svg", type=text("the file"), help="write a plot of loss over size, as SVG"
+    )
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
 
 
@@ -62,6 +71,7 @@ def run(args: Namespace) -> int:
 
     if len(args.models) < 2:
         raise UsageError("compare needs two models or more.")
+    file = svg_file(args.plot)
     with raising(), shown_steps("comparing") as progress:
         found = edgellm.compare(
             args.models,
@@ -71,10 +81,12 @@ def run(args: Namespace) -> int:
             threads=args.threads,
             progress=progress,
         )
+    if file is not None:
+        write_plot(found, file)
     if args.json:
         print(json.dumps(figures(found)))
     else:
-        show(found)
+        show(found, file)
     return 0
 
 
@@ -89,8 +101,8 @@ def figures(found: Comparison) -> dict[str, Any]:
     }
 
 
-def show(found: Comparison) -> None:
-    """A table, and a plot of loss over time."""
+def show(found: Comparison, file: Path | None = None) -> None:
+    """A table, and a plot of loss over time; where one over size was written to `file`, that too."""
     rows = [
         (
             letter,
@@ -112,25 +124,64 @@ def show(found: Comparison) -> None:
         f" tokens in, 100 out; {found.scored_tokens} tokens predicted.\n"
     )
     print(plot(found))
+    if file is not None:
+        print(f"\n{text_plot(size_plot(found, y_name='KL'))}\n\nWritten: {one_line(str(file))}")
 
 
 def plot(found: Comparison) -> str:
     """Loss (upwards) over seconds a turn (to the right), a letter a file: the best is at the bottom left."""
-    files, letters = found.files, _letters(found)
-    top = max(file.kl for file in files) or 1.0
-    slowest = max(file.turn_s() for file in files)
-    grid = [[" "] * (_PLOT_WIDTH + 1) for _ in range(_PLOT_HEIGHT + 1)]
-    for letter, file in zip(letters, files, strict=True):
-        column = round(_PLOT_WIDTH * file.turn_s() / slowest)
-        row = _PLOT_HEIGHT - round(_PLOT_HEIGHT * file.kl / top)
-        while grid[row][column] != " " and column:
-            column -= 1
-        grid[row][column] = letter
-    lines = [f"{top:8.4f} |" + "".join(grid[0]).rstrip()]
-    lines += [f"{'KL':>8} |" + "".join(row).rstrip() for row in grid[1:2]]
-    lines += [" " * 9 + "|" + "".join(row).rstrip() for row in grid[2:-1]]
-    lines += [f"{0:8.4f} |" + "".join(grid[-1]).rstrip(), " " * 9 + "+" + "-" * _PLOT_WIDTH]
-    return "\n".join([*lines, " " * 10 + "0" + f"seconds a turn {slowest:8.1f}".rjust(_PLOT_WIDTH - 1)])
+    points = [
+        Point(letter, file.turn_s(), file.kl)
+        for letter, file in zip(_letters(found), found.files, strict=True)
+    ]
+    return text_plot(Plot("", "seconds a turn", "KL", tuple(points)))
+
+
+def size_plot(found: Comparison, y_name: str = "") -> Plot:
+    """Loss over size, dots as large as the files are quick."""
+    points = [
+        Point(
+            letter,
+            file.size_bytes / 1e6,
+            file.kl,
+            label=f"{_short(file)} · {file.decode_tok_s:.3g} tokens/s",
+            weight=file.decode_tok_s,
+            error=file.kl_error,
+            note=f"{one_line(file.path.name)}: {megabytes(file.size_bytes)}, KL {file.kl:.4f} ± {file.kl_error:.4f},"
+            f" perplexity {file.perplexity:.2f}, {file.decode_tok_s:.3g} tokens/s",
+        )
+        for letter, file in zip(_letters(found), found.files, strict=True)
+    ]
+    return Plot(
+        "What each file loses, over its size",
+        "size, MB",
+        y_name or f"KL from {_short(found.reference)}, nats a token",
+        tuple(points),
+        legend="dot area: tokens/s in decode",
+    )
+
+
+def svg_file(name: str | None) -> Path | None:
+    """The file that --plot names, looked at before anything is measured. Raises ConfigError."""
+    if name is None:
+        return None
+    file = Path(name).expanduser()
+    if file.suffix.lower() != ".svg":
+        raise ConfigError(f"--plot writes SVG, and {file} is called otherwise.", hint="Name it FILE.svg.")
+    if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise ConfigError(f"{file} cannot be written.", hint="Name a file in a folder that you may write to.")
+    return file
+
+
+def write_plot(found: Comparison, file: Path) -> None:
+    """Writes the SVG. Raises OSError."""
+    with replacing(file) as opened:
+        opened.write(svg_plot(size_plot(found)).encode())
+
+
+def _short(file: Measured) -> str:
+    name = one_line(file.path.stem)
+    return name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"  # the type stands at the end
 
 
 def named(file: Measured) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.cli.arguments import UsageError, text
-from edgellm.cli.compare import add_measuring, figures, named, show
+from edgellm.cli.compare import add_measuring, figures, named, show, svg_file, write_plot
 from edgellm.cli.interrupt import raising
 from edgellm.cli.progress import shown_steps
 from edgellm.cli.quantize import read_text
@@ -70,6 +70,7 @@ def run(args: Namespace) -> int:
         raise ConfigError(f"{output} exists already.", hint="Remove it, or choose another name.")
     if args.windows == 0 and not args.text:
         raise UsageError("--windows 0 is all of a text: give one with --text.")
+    drawn = svg_file(args.plot)
     with tempfile.TemporaryDirectory(prefix="edgellm-optimize-") as folder:
         with raising(), shown_steps("optimizing") as progress:
             found = edgellm.optimize(
@@ -82,8 +83,10 @@ def run(args: Namespace) -> int:
                 threads=args.threads,
                 progress=progress,
             )
+        if drawn is not None:
+            write_plot(found.comparison, drawn)
         if not args.json:
-            show(found.comparison)
+            show(found.comparison, drawn)
             print("\n" + _verdict(found))
         kept = ""
         if found.is_better and output is not None:
