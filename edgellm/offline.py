@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from edgellm.chat.formats import WireFormat
     from edgellm.chat.parser import OutputParser
+    from edgellm.examination import DoctorReport
     from edgellm.models.catalogue import Catalogue, ModelEntry
     from edgellm.models.gguf_info import GGUFInfo
     from edgellm.models.merges import Merges
@@ -485,8 +486,8 @@ def keep_copy(model: str | Path, copy: str | Path) -> str:
     return keep_derived(resolve(model, catalogue, store).entry, Path(copy), catalogue, store)
 
 
-def doctor() -> Any:
+def doctor() -> DoctorReport:
     """What this machine and installation offer and what is wrong with them: a `DoctorReport`."""
-    from edgellm.doctor import examine
+    from edgellm.examination import examine
 
     return examine()

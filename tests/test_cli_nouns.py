@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from cli_harness import cli
 
 import edgellm
-import edgellm.doctor
 
 CALL = '<think>hm</think>Hi\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "zwei é"}}\n</tool_call>'
 
@@ -229,10 +229,12 @@ def test_doctor_names_a_broken_plugin_and_a_broken_catalogue(tmp_path: Path) -> 
 
 
 def test_doctor_notes_an_untested_llama_cpp_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = edgellm.doctor._version
-    monkeypatch.setattr(
-        edgellm.doctor, "_version", lambda name: "0.4.0" if name == "llama-cpp-python" else real(name)
-    )
+    real = metadata.version
+
+    def version(package: str) -> str:
+        return "0.4.0" if package == "llama-cpp-python" else real(package)
+
+    monkeypatch.setattr(metadata, "version", version)
     outcome = cli("doctor")
     assert outcome.code == 0
     assert "0.4.0 is installed; edgellm is tested with 0.3.36" in outcome.out

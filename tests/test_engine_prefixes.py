@@ -133,6 +133,7 @@ def test_chats_of_one_configuration_share_system_turn_and_tools(tiny_model: Call
         return a + b
 
     usages: list[edgellm.Usage] = []
+    start = 0
     for _ in range(2):
         with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, threads=1) as runtime:
             chat = runtime.chat(
@@ -160,7 +161,7 @@ def test_switched_off_nothing_is_kept(
 
 def test_doctor_shows_and_clears_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from edgellm.cli.main import main
-    from edgellm.doctor import examine
+    from edgellm.examination import examine
 
     PrefixStore(10_000_000).put("a", b"a" * 3_000_000, model="m", tokens=1)
     assert examine().prefix_count == 1

@@ -12,7 +12,7 @@ from edgellm.cli.render import megabytes, one_line, styled
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from edgellm.doctor import DoctorReport
+    from edgellm.examination import DoctorReport
 
 _EXAMPLES = """\
 examples:
@@ -35,7 +35,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Prints the report; 1 where something is broken."""
-    from edgellm.doctor import examine
+    from edgellm.examination import examine
 
     if args.clear_prefixes:
         return _clear_prefixes()
@@ -64,7 +64,7 @@ def _clear_prefixes() -> int:
 
 
 def _print(report: DoctorReport) -> None:
-    from edgellm.doctor import TESTED_SERIES
+    from edgellm.examination import TESTED_SERIES
 
     llama = report.versions["llama-cpp-python"]
     others = ", ".join(
