@@ -199,7 +199,7 @@ def test_a_kept_chat_goes_on_with_its_adapters_or_says_that_they_are_gone(is_the
         await pilot.press("ctrl+o")
         await shown(pilot, "1 chat")
         await pilot.press("enter")
-        await wait_until(pilot, lambda: app.page is None and app.talk.title == "one")
+        await wait_until(pilot, lambda: app.page is None and app.talk.kept.title == "one")
         await settled(pilot)
         assert used(app) == ([("pirate.gguf", 0.5)] if is_there else [])
         assert ("goes on without adapters" in " ".join(screen_text(app).split())) is not is_there

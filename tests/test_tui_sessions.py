@@ -37,7 +37,7 @@ async def opened(app: EdgeApp, pilot: Pilot[Any], title: str) -> None:
     page: Any = app.page
     page._list.highlighted = next(i for i, saved in enumerate(page.chats) if saved.title == title)
     await pilot.press("enter")
-    await wait_until(pilot, lambda: app.page is None and app.talk.title == title, "the chat")
+    await wait_until(pilot, lambda: app.page is None and app.talk.kept.title == title, "the chat")
     await settled(pilot)
 
 
@@ -76,7 +76,7 @@ def test_what_was_said_is_kept_though_the_app_died_in_the_answer() -> None:
 
     async def before(app: EdgeApp, pilot: Pilot[Any]) -> None:
         await said(pilot, "one")
-        app.talk.save()
+        app.talk.kept.save()
         await say(pilot, "two")
         await wait_until(pilot, gate.reached.is_set)
         saved = chat_index()

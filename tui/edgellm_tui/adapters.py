@@ -133,7 +133,7 @@ class Adapters:
         def done(found: tuple[int, float | None]) -> None:
             over()
             strand.is_written = False
-            talk.unsaved = True
+            talk.kept.is_unsaved = True
             then(price_words(*found))
 
         def not_done(error: Exception) -> None:

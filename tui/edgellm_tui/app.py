@@ -242,7 +242,7 @@ class EdgeApp(App[int]):
             self.screen.close()
 
     def _keep_growing(self) -> None:
-        job = self.talk.keep_growing()
+        job = self.talk.kept.keep_growing()
         if job is None:
             return
 
@@ -284,7 +284,7 @@ class EdgeApp(App[int]):
 
     def _save_if_idle(self) -> None:
         if not self.worker.is_busy:
-            self.talk.save()
+            self.talk.kept.save()
 
     def _draw(self) -> None:
         if not self.is_running or self.frames.is_over:
@@ -564,7 +564,7 @@ class EdgeApp(App[int]):
     async def go_on_with(self, saved: edgellm.IndexedChat) -> None:
         """Opens a saved chat; another model is loaded first where the chat was held with one."""
         self.worker.stop()
-        if saved.id != self.talk.session_id:
+        if saved.id != self.talk.kept.id:
             model = model_of(saved, self.talk.runtime, self.talk.model)
             if model:
                 self._resumes = saved

@@ -60,11 +60,11 @@ class ChatsPage(PageView):
 
     def show(self) -> None:
         """Reads the index anew; the chat that is open is saved first."""
-        self.edge.talk.save()
+        self.edge.talk.kept.save()
         self._renames = self._doomed = ""
         self.query_one("#words", Input).placeholder = "/ search in titles and texts"
         talk = self.edge.talk
-        talk.worker.submit(talk.index.adopt, self._adopted, self.edge.report)
+        talk.worker.submit(talk.kept.index.adopt, self._adopted, self.edge.report)
         self.refill()
         self._list.focus()
 
@@ -88,7 +88,7 @@ class ChatsPage(PageView):
             return
         words = "" if self._renames else self.query_one("#words", Input).value
         try:
-            self.chats = self.edge.talk.index.list(words)
+            self.chats = self.edge.talk.kept.index.list(words)
         except edgellm.EdgeError as error:
             self.edge.report(error)
             self.chats = []
@@ -96,7 +96,7 @@ class ChatsPage(PageView):
         width = max(20, self.size.width - 44)
         lines: list[str] = []
         for saved in self.chats:
-            mark = "*" if saved.id == self.edge.talk.session_id else " "
+            mark = "*" if saved.id == self.edge.talk.kept.id else " "
             # Of a model that is a file, its name tells more than the folders in front of it.
             title, model = one_line(saved.title, width), one_line(Path(saved.model).name, 18)
             head = f"{mark} {title:<{width}} {saved.messages:>4} msg"
@@ -122,7 +122,7 @@ class ChatsPage(PageView):
         text = ""
         if saved is not None:
             words = "" if self._renames else self.query_one("#words", Input).value
-            index = self.edge.talk.index
+            index = self.edge.talk.kept.index
             # Words of the title alone stand in no line.
             shown = (index.lines(saved.id, words) or index.lines(saved.id))[:_PREVIEW_LINES]
             text = "\n".join(" " + one_line(visible(line), max(20, self.size.width - 3)) for line in shown)
@@ -151,7 +151,7 @@ class ChatsPage(PageView):
         if self._renames:
             title = " ".join(event.value.split())
             if title:
-                self.edge.talk.rename(title, self._renames)
+                self.edge.talk.kept.rename(title, self._renames)
             self._renames = ""
             event.input.value = ""
             event.input.placeholder = "/ search in titles and texts"
@@ -197,7 +197,7 @@ class ChatsPage(PageView):
             self.query_one("#saying", Line).set(told)
             return
         self._doomed = ""
-        self.edge.talk.delete(saved.id)
+        self.edge.talk.kept.delete(saved.id)
         self.refill()
 
     def action_new(self) -> None:

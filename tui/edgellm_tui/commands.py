@@ -83,10 +83,10 @@ def export(app: EdgeApp, kind: str, file: str = "", then: Callable[[str], None] 
     strand, talk = app.talk.current, app.talk
     if strand.chat is None or not strand.title:
         raise ConfigError("There is nothing to export yet.", hint="Say something first.")
-    path = export_path(talk.title or strand.title, kind, file)
+    path = export_path(talk.kept.title or strand.title, kind, file)
 
     def job() -> Path:
-        text = exported(kind, talk.title or strand.title, talk.model, strand.chat, dict(strand.steps))
+        text = exported(kind, talk.kept.title or strand.title, talk.model, strand.chat, dict(strand.steps))
         return write_export(path, text)
 
     def done(written: Path) -> None:
@@ -115,7 +115,7 @@ def _chats(app: EdgeApp, rest: str) -> None:
 def _rename(app: EdgeApp, rest: str) -> None:
     if not rest:
         raise ConfigError("/rename needs a title.", hint="Write /rename TITLE.")
-    app.talk.rename(rest)
+    app.talk.kept.rename(rest)
     app.hint(f"this chat is called {one_line(rest, 60)} now")
 
 
@@ -219,7 +219,7 @@ def _stats(app: EdgeApp, _rest: str) -> None:
 def _save(app: EdgeApp, rest: str) -> None:
     strand = app.talk.current
     if not rest:
-        app.talk.save()
+        app.talk.kept.save()
         app.hint("saved")
         return
     path = Path(rest).expanduser()

@@ -52,11 +52,11 @@ def restored(talk: Talk, id: str, branch: SavedBranch) -> Opened:
     Where its adapters cannot be used, it goes on without them, and the note says so.
     """
     problem = "its memory had not been saved yet"
-    growing = read_growing(talk.index, id, branch.number)
+    growing = read_growing(talk.kept.index, id, branch.number)
     if growing:
         branch = replace(branch, messages=(*branch.messages, edgellm.Message("assistant", growing)))
     own = {"adapters": branch.adapters} if branch.adapters is not None else {}
-    path = talk.index.path(id, branch.number)
+    path = talk.kept.index.path(id, branch.number)
     if path.exists():
         try:
             chat = talk.runtime.open_chat(path, **talk.kept_options(), **own)

@@ -1,4 +1,4 @@
-"""What the app talks about: the loaded model, the branches of the open chat, and where the chat is kept."""
+"""What the app talks about: the loaded model, and the branches of the open chat."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import edgellm
-from edgellm_tui.resume import Opened, branches_of, restored
-from edgellm_tui.saved_chats import (
-    SavedBranch,
-    chat_index,
-    record_branches,
-    recorded_branches,
-    write_growing,
-)
+from edgellm_tui.kept_chat import KeptChat
+from edgellm_tui.resume import Opened, restored
+from edgellm_tui.saved_chats import SavedBranch, recorded_branches
 from edgellm_tui.strand import Origin, Strand
 
 if TYPE_CHECKING:
@@ -48,13 +43,11 @@ class Talk:
         # Any: a Runtime, or what plays one in tests.
         self.worker = worker
         self.settings = settings
-        self.index = index or chat_index()
         self.runtime: Any = None
         self.tools: tuple[Tool[..., Any], ...] = ()
         self.failures: tuple[str, ...] = ()
         self.strands: dict[int, Strand] = {}
         self.current = Strand(0, None)
-        self.session_id = self.index.new_id()
         self.model = ""
         self.load_fraction = 0.0
         self.is_loading = False
@@ -64,8 +57,7 @@ class Talk:
         self._failed = failed
         self._next_key = 1
         self._next_number = 0
-        self.title = ""
-        self.unsaved = False
+        self.kept = KeptChat(self, index, failed)
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -99,7 +91,7 @@ class Talk:
                 self._changed()
             (missing if isinstance(error, edgellm.ModelNotFound) else self._failed)(error)
 
-        self.save()
+        self.kept.save()
         self.load_fraction = 0.0
         self.is_loading = True
         self.worker.submit(job, done, failed)
@@ -156,21 +148,21 @@ class Talk:
         def job() -> list[Opened]:
             return [Opened(self.runtime.chat(**self.chat_options()), None)]
 
-        self._open(job, self.index.new_id(), "")
+        self._open(job, self.kept.index.new_id(), "")
 
     def open_saved(self, saved: edgellm.IndexedChat) -> None:
         """Goes on with a saved chat and its branches, without computing them again."""
 
         def job() -> list[Opened]:
-            branches = recorded_branches(self.index, saved.id)
+            branches = recorded_branches(self.kept.index, saved.id)
             if branches:
                 return [restored(self, saved.id, branch) for branch in branches]
             return [
                 Opened(
-                    self.runtime.open_chat(self.index.path(saved.id, number), **self.kept_options()),
+                    self.runtime.open_chat(self.kept.index.path(saved.id, number), **self.kept_options()),
                     SavedBranch(number, f"branch {number}" if number else "main", ()),
                 )
-                for number in self.index.branches(saved.id)
+                for number in self.kept.index.branches(saved.id)
             ]
 
         self._open(job, saved.id, saved.title)
@@ -181,8 +173,8 @@ class Talk:
         def job() -> list[Opened]:
             return [Opened(self.runtime.open_chat(path, **self.kept_options()), None)]
 
-        self._open(job, self.index.new_id(), "")
-        self.unsaved = True
+        self._open(job, self.kept.index.new_id(), "")
+        self.kept.is_unsaved = True
 
     def kept_options(self) -> dict[str, Any]:
         """Fields of ChatOptions for a saved chat, which keeps its own system turn and sampler."""
@@ -191,8 +183,8 @@ class Talk:
         del options["system"], options["sampler"]
         return options
 
-    def _open(self, make: Callable[[], list[Opened]], session_id: str, title: str) -> None:
-        self.save()
+    def _open(self, make: Callable[[], list[Opened]], id: str, title: str) -> None:
+        self.kept.save()
         old = list(self.strands.values())
 
         def job() -> list[Opened]:
@@ -216,7 +208,7 @@ class Talk:
                 if each.note:
                     strand.note(each.note)
                 strands.append(strand)
-            self.session_id, self.title = session_id, title
+            self.kept.id, self.kept.title = id, title
             self._next_number = 1 + max(strand.number_on_disk for strand in strands)
             current = next((at for at, each in enumerate(found) if each.branch and each.branch.is_current), 0)
             self.show(strands[current])
@@ -248,8 +240,8 @@ class Talk:
         strand = strand or self.current
         strand.begin(text, self.worker.clock())
         strand.is_written = False
-        self.unsaved = True
-        self._record(saying=(strand, text) if text is not None else None)
+        self.kept.is_unsaved = True
+        self.kept.record(saying=(strand, text) if text is not None else None)
         self.worker.turn(strand.key, strand.chat, text, **options)
 
     def draft(self, text: str) -> None:
@@ -315,7 +307,7 @@ class Talk:
         for strand in strands:
             strand.begin(None, self.worker.clock())
             strand.is_written = False
-        self.unsaved = True
+        self.kept.is_unsaved = True
         self.worker.race([(strand.key, strand.chat) for strand in strands])
 
     def close_strand(self, strand: Strand) -> None:
@@ -326,94 +318,18 @@ class Talk:
         for other in self.strands.values():
             if other.origin is not None and other.origin.parent == strand.key:
                 other.origin = strand.origin
-        self.unsaved = True
+        self.kept.is_unsaved = True
         self.worker.submit(strand.chat.close, None, self._failed)
         self._changed()
 
     def ended(self, strand: Strand, messages: Sequence[Message]) -> None:
         """A turn is over: takes down which blocks are which messages, and what was said."""
         strand.number(messages)
-        self._record()
-
-    # -- keeping ------------------------------------------------------------------------------------------
-
-    def _record(self, saying: tuple[Strand, str] | None = None) -> None:
-        """Writes down what was said in all branches: in milliseconds, so it is done at once.
-
-        `saying` is a message that is about to be sent. What it leaves open is the memory: `save` writes that.
-        """
-        strands = [strand for strand in self.strands.values() if strand.chat is not None]
-        title = self.title or self.current.title
-        if not strands or not title:
-            return
-        session_id, model, current = self.session_id, self.model, self.current
-        short = " ".join(title.split())[:60]
-
-        def job() -> None:
-            branches = branches_of(strands, current, saying)
-            tokens = len(current.chat.tape)
-            record_branches(
-                self.index, session_id, title=short, model=model, branches=branches, tokens=tokens
-            )
-
-        self.worker.submit(job, None, self._failed)
-
-    def keep_growing(self) -> Callable[[], None] | None:
-        """What writes the answers that are being written to the disk, on any thread; None where there are none."""
-        growing = [
-            (strand.number_on_disk, strand.growing_answer)
-            for strand in self.strands.values()
-            if strand.is_running and strand.growing_answer
-        ]
-        if not growing:
-            return None
-        session_id = self.session_id
-
-        def job() -> None:
-            for number, text in growing:
-                write_growing(self.index, session_id, number, text)
-
-        return job
-
-    def save(self) -> None:
-        """Writes all branches with their KV memory, where anything has been said since the last time."""
-        if not self.unsaved or not (self.title or self.current.title):
-            return
-        self.unsaved = False
-        self._record()
-        session_id = self.session_id
-        strands = [strand for strand in self.strands.values() if strand.chat is not None]
-
-        def job() -> None:
-            for strand in strands:
-                if not strand.is_written:
-                    strand.chat.save(self.index.path(session_id, strand.number_on_disk))
-                    strand.is_written = True
-            self.index.keep_branches(session_id, [strand.number_on_disk for strand in strands])
-
-        self.worker.submit(job, None, self._failed)
-
-    def rename(self, title: str, id: str = "") -> None:
-        """Gives a chat another title, the open one where no id is given."""
-        if not id or id == self.session_id:
-            self.title = title
-        self.worker.submit(lambda: self.index.rename(id or self.session_id, title), None, self._failed)
-
-    def delete(self, id: str) -> None:
-        """Deletes a chat; where it is the open one, a new chat begins."""
-        is_open = id == self.session_id
-        if is_open:
-            self.unsaved = False
-            self.worker.stop()
-        self.worker.submit(lambda: self.index.delete(id), None, self._failed)
-        if is_open:
-            for strand in self.strands.values():
-                strand.is_written = True
-            self.new_chat()
+        self.kept.record()
 
     def close(self) -> None:
         """Saves, and gives everything back."""
-        self.save()
+        self.kept.save()
 
         def job() -> None:
             if self.runtime is not None:

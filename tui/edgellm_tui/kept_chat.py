@@ -1,0 +1,108 @@
+"""The open chat as it is kept: what was said at once, the memory of its branches when nothing else runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgellm_tui.resume import branches_of
+from edgellm_tui.saved_chats import chat_index, record_branches, write_growing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import edgellm
+    from edgellm_tui.strand import Strand
+    from edgellm_tui.talk import Talk
+
+_TITLE_CHARS = 60
+
+
+class KeptChat:
+    """`index` has all chats, `id` and `title` are those of the open one; `failed` gets errors.
+
+    `is_unsaved`: something has been said, or changed, since the memory was last written.
+    """
+
+    def __init__(
+        self, talk: Talk, index: edgellm.ChatIndex | None, failed: Callable[[Exception], None]
+    ) -> None:
+        self._talk = talk
+        self._failed = failed
+        self.index = index or chat_index()
+        self.id = self.index.new_id()
+        self.title = ""
+        self.is_unsaved = False
+
+    def _strands(self) -> list[Strand]:
+        return [strand for strand in self._talk.strands.values() if strand.chat is not None]
+
+    def record(self, saying: tuple[Strand, str] | None = None) -> None:
+        """Writes down what was said in all branches: in milliseconds, so it is done at once.
+
+        `saying` is a message that is about to be sent. What it leaves open is the memory: `save` writes that.
+        """
+        strands, id, model, current = self._strands(), self.id, self._talk.model, self._talk.current
+        title = self.title or current.title
+        if not strands or not title:
+            return
+        short = " ".join(title.split())[:_TITLE_CHARS]
+
+        def job() -> None:
+            branches = branches_of(strands, current, saying)
+            tokens = len(current.chat.tape)
+            record_branches(self.index, id, title=short, model=model, branches=branches, tokens=tokens)
+
+        self._talk.worker.submit(job, None, self._failed)
+
+    def keep_growing(self) -> Callable[[], None] | None:
+        """What writes the answers that are being written to the disk, on any thread; None where there are none."""
+        growing = [
+            (strand.number_on_disk, strand.growing_answer)
+            for strand in self._talk.strands.values()
+            if strand.is_running and strand.growing_answer
+        ]
+        if not growing:
+            return None
+        id = self.id
+
+        def job() -> None:
+            for number, text in growing:
+                write_growing(self.index, id, number, text)
+
+        return job
+
+    def save(self) -> None:
+        """Writes all branches with their KV memory, where anything has been said since the last time."""
+        if not self.is_unsaved or not (self.title or self._talk.current.title):
+            return
+        self.is_unsaved = False
+        self.record()
+        id, strands = self.id, self._strands()
+
+        def job() -> None:
+            for strand in strands:
+                if not strand.is_written:
+                    strand.chat.save(self.index.path(id, strand.number_on_disk))
+                    strand.is_written = True
+            self.index.keep_branches(id, [strand.number_on_disk for strand in strands])
+
+        self._talk.worker.submit(job, None, self._failed)
+
+    def rename(self, title: str, id: str = "") -> None:
+        """Gives a chat another title, the open one where no id is given."""
+        id = id or self.id
+        if id == self.id:
+            self.title = title
+        self._talk.worker.submit(lambda: self.index.rename(id, title), None, self._failed)
+
+    def delete(self, id: str) -> None:
+        """Deletes a chat; where it is the open one, a new chat begins."""
+        is_open = id == self.id
+        if is_open:
+            self.is_unsaved = False
+            self._talk.worker.stop()
+        self._talk.worker.submit(lambda: self.index.delete(id), None, self._failed)
+        if is_open:
+            for strand in self._talk.strands.values():
+                strand.is_written = True
+            self._talk.new_chat()
