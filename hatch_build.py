@@ -63,6 +63,3 @@ class ScanBuildHook(BuildHookInterface[Any]):
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
 
-
-if __name__ == "__main__":
-    sys.exit(compile_scan())

@@ -119,6 +119,26 @@ def test_the_compiled_draw_is_the_documented_one(values: list[float], u: float, 
     assert buffer.live_ids().tolist() == ids.tolist()
 
 
+@BOTH
+def test_holes_are_closed_in_order(is_compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(scan, "_functions", lambda: None)
+    buffer = CandidateBuffer(300)
+    logits = random_logits(300, 2)
+    logits[[0, 7, 8, 299]] = -np.inf
+    logits[100] = np.nan
+    buffer.fill(logits)
+    buffer.selected = 3
+    buffer.close_holes()
+    expected = np.flatnonzero(logits > -np.inf)
+    assert buffer.live_ids().tolist() == expected.tolist()
+    assert buffer.live_logits().tolist() == logits[expected].tolist()
+    assert buffer.selected == -1
+    buffer.selected = 3
+    buffer.close_holes()
+    assert (buffer.n, buffer.selected) == (295, 3)
+
+
 def test_more_rows_than_the_compiled_draw_takes_are_left_to_numpy() -> None:
     buffer = CandidateBuffer(2000)
     buffer.fill(random_logits(2000, 1))

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgellm.errors import SamplerError
 from edgellm.native.library import lib
-from edgellm.native.scan import ROW, VocabularyScan, draw
+from edgellm.native.scan import ROW, VocabularyScan, close_holes, draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -160,6 +160,13 @@ class CandidateBuffer:
         """The rows that are alive, as bytes of ROW: quicker than any array can be made."""
         array = self._array
         return ctypes.string_at(array.data, array.size * _ROW_BYTES)
+
+    def close_holes(self) -> None:
+        """Takes rows at -inf out. Where there were some, a choice is forgotten."""
+        array = self._array
+        left = close_holes(array.data, array.size)
+        if left < array.size:
+            array.size, array.selected = left, -1
 
     def draw(self, u: float) -> int:
         """The token that `u` in [0, 1) draws from the rows, or -1: see scan.draw."""

@@ -180,6 +180,17 @@ EXPORT void edgellm_mass(const float *logits, int64_t n, float maximum, double *
     mass(logits, n, maximum, &sums[0], &sums[1]);
 }
 
+/* Takes the rows at -inf (and NaN) out, in place and in order: how many are left. */
+EXPORT int64_t edgellm_close_holes(row_t *rows, int64_t n) {
+    int64_t left = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (rows[i].logit > -INFINITY) {
+            if (left != i) rows[left] = rows[i];
+            left++;
+        }
+    return left;
+}
+
 static int by_logit_then_id(const void *one, const void *other) {
     const row_t *a = one, *b = other;
     if (a->logit != b->logit) return a->logit > b->logit ? -1 : 1;

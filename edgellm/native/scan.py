@@ -46,6 +46,11 @@ class _Functions:
         self.mass = library.edgellm_mass
         self.mass.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p)
         self.mass.restype = None
+        self.close_holes = library.edgellm_close_holes
+        self.close_holes.argtypes, self.close_holes.restype = (
+            (ctypes.c_void_p, ctypes.c_int64),
+            ctypes.c_int64,
+        )
         self.draw = library.edgellm_draw
         self.draw.argtypes, self.draw.restype = (
             (ctypes.c_void_p, ctypes.c_int64, ctypes.c_double),
@@ -144,6 +149,19 @@ class VocabularyScan:
         return float(weights.sum(dtype=np.float64)), float(
             np.dot(weights, np.maximum(shifted, np.float32(-1e30)))
         )
+
+
+def close_holes(address: int, n: int) -> int:
+    """Takes rows at -inf (and NaN) out of `n` rows of ROW at `address`, in place, in order; gives how many are left."""
+    functions = _functions()
+    if functions is not None:
+        return functions.close_holes(address, n)
+    rows = np.frombuffer((ctypes.c_char * (n * ROW.itemsize)).from_address(address), dtype=ROW)
+    alive = rows["logit"] > -math.inf
+    left = int(alive.sum())
+    if left < n:
+        rows[:left] = rows[alive]
+    return left
 
 
 def draw(address: int, n: int, u: float) -> int:

@@ -191,11 +191,7 @@ class PythonPart:
 def close_holes(buffer: CandidateBuffer, has_holes: bool, name: str) -> None:
     """Takes rows at -inf out. Raises SamplerError where stage `name` left no row."""
     if has_holes:
-        alive = buffer.live_logits() > -math.inf
-        if not alive.all():
-            if not alive.any():
-                raise SamplerError(f"sampler stage '{name}' left no token.", hint="Loosen its arguments.")
-            buffer.keep(alive, is_sorted=buffer.is_sorted)
+        buffer.close_holes()
     if buffer.n < 1:
         raise SamplerError(f"sampler stage '{name}' left no token.", hint="Loosen its arguments.")
 
