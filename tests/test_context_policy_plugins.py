@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from cli_harness import cli
+from edgellm_tui.settings import Settings
+from edgellm_tui.settings_page import check_value
 
 import edgellm
 from edgellm.context_policy import (
@@ -155,6 +157,13 @@ def test_the_command_line_takes_its_name_and_refuses_others_before_it_loads(
     (folder / "broken.py").write_text("import nowhere_to_be_found\n", encoding="utf-8")
     warned = cli("run", "-m", "./none.gguf", "--when-full", "other", "Hello")
     assert "warning: Policy plugin 'broken' does not load" in warned.err
+
+
+def test_the_apps_setting_takes_its_name(folder: Path) -> None:
+    (folder / "mine.py").write_text(POLICY.format(name="newest"), encoding="utf-8")
+    check_value("context_policy", "newest", (), Settings())
+    with pytest.raises(edgellm.ConfigError, match="drop-results, newest"):
+        check_value("context_policy", "forget", (), Settings())
 
 
 def test_doctor_lists_them(folder: Path) -> None:

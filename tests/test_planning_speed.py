@@ -204,6 +204,7 @@ def test_what_cannot_be_measured_is_said_in_the_table(
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert "?: Stub0 cannot be measured: no device named 'Stub0'." in lines
+    assert max(map(len, lines)) <= 80
     rows = [line.split() for line in lines if line.startswith("2,048 ") and " f16 " in line]
     assert [(row[2], row[-1]) for row in rows if row[2] != "0"] == [("4", "?"), ("9", "?")]
     assert all(row[-1] != "?" for row in rows if row[2] == "0")

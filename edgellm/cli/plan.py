@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.cli.arguments import add_loading
@@ -66,7 +67,7 @@ def _print(found: Plan) -> None:
         ("recurrent state", demand.state_bytes),
         ("compute buffers", demand.compute_bytes),
         ("vocabulary", demand.other_bytes),
-        (f"draft model ({one_line(options.draft_model)})", demand.draft_bytes),
+        (f"draft model ({one_line(Path(options.draft_model).name)})", demand.draft_bytes),
         ("adapters", demand.adapter_bytes),
         ("on the GPU", demand.gpu_bytes),
     ]
@@ -101,8 +102,20 @@ def _print(found: Plan) -> None:
 
 def _rows(found: Plan) -> str:
     has_gpu = bool(found.machine.gpus)
-    heads = ["context", "KV", *(["GPU layers"] if has_gpu else []), "KV cache", "compute", "in all", "fits"]
-    heads += ["prefill/s", "tokens/s", "when full"]
+    if has_gpu:  # on 80 columns the speeds are worth more than the buffers, which are in the sum
+        heads = ["context", "KV", "GPU", "cache", "in all", "fits", "prefill", "tokens/s", "full"]
+    else:
+        heads = [
+            "context",
+            "KV",
+            "KV cache",
+            "compute",
+            "in all",
+            "fits",
+            "prefill/s",
+            "tokens/s",
+            "when full",
+        ]
     return table([_cells(row, found, has_gpu=has_gpu) for row in found.rows], heads)
 
 
@@ -122,7 +135,7 @@ def _cells(row: PlanRow, found: Plan, *, has_gpu: bool) -> list[str]:
         row.kv_type,
         *([str(row.gpu_layers)] if has_gpu else []),
         megabytes(row.kv_bytes),
-        megabytes(row.compute_bytes),
+        *([] if has_gpu else [megabytes(row.compute_bytes)]),
         total,
         fits,
         *speeds,
