@@ -11,6 +11,7 @@ from edgellm.chat.continuation import strip_leading
 from edgellm.chat.exactness import Exactness, compare
 from edgellm.chat.parser import OutputParser
 from edgellm.chat.utf8 import TextDecoder
+from edgellm.engine.surgery import excise
 from edgellm.errors import ConfigError, SessionError, TemplateError
 from edgellm.types import Message, SpanKind
 
@@ -139,7 +140,7 @@ class Conversation:
         removed, is_shifted = 0, True
         while span := next((s for s in self.session.tape.spans() if s.kind == SpanKind.REASONING), None):
             size = span.end - span.start
-            is_shifted &= self.session.excise(span.start, span.end)
+            is_shifted &= excise(self.session, span.start, span.end)
             removed += size
             self.starts = [start - size if start >= span.end else start for start in self.starts]
         return removed, is_shifted and removed > 0

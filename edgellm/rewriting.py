@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgellm.engine.surgery import splice
 from edgellm.types import Message, SpanKind
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class _Rewriting:
         computed_from = before
         moved = before
         for edit in reversed(edits):
-            if session.splice(edit.start, edit.end, edit.entries):
+            if splice(session, edit.start, edit.end, edit.entries):
                 moved = edit.start if edit.end < before else moved
             else:
                 computed_from = edit.start

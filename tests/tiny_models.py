@@ -366,7 +366,7 @@ def build_lora(
             b = random.normal(0.0, strength, (rows, rank)).astype(np.float32)
             writer.add_tensor(f"blk.{layer}.{name}.weight.lora_a", a)
             writer.add_tensor(f"blk.{layer}.{name}.weight.lora_b", b)
-    return _write(writer, path)
+    return write(writer, path)
 
 
 def build_control_vector(
@@ -379,10 +379,10 @@ def build_control_vector(
     writer.add_string("controlvector.model_hint", hint)
     for layer in range(1, layers):
         writer.add_tensor(f"direction.{layer}", random.normal(0.0, 1.0, n_embd).astype(np.float32))
-    return _write(writer, path)
+    return write(writer, path)
 
 
-def _write(writer: gguf.GGUFWriter, path: Path) -> Path:
+def write(writer: gguf.GGUFWriter, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgellm.engine.drawing import Drawing
 from edgellm.engine.guesses import Guesses
 from edgellm.engine.memory import Memory
-from edgellm.engine.prefixes import MIN_TOKENS
+from edgellm.engine.prefill import decode_chunk, prefill, prefill_ahead
 from edgellm.engine.tape import Tape
 from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError
 from edgellm.types import SpanKind, Step
@@ -169,6 +169,11 @@ class Session:
     def is_checked(self, is_checked: bool) -> None:
         self.drawing.is_checked = is_checked
 
+    @property
+    def is_closed(self) -> bool:
+        """Nothing can be done with it any more."""
+        return self._is_closed
+
     def check_open(self) -> None:
         """Raises ConfigError once the session is closed."""
         if self._is_closed:
@@ -183,7 +188,8 @@ class Session:
         self.check_open()
         return self.memory.own_seq()
 
-    def _cut_tape(self, length: int) -> None:
+    def cut_tape(self, length: int) -> None:
+        """Cuts the tape alone: the memory, the logits and the draws are the caller's to bring in step."""
         self.tape.cut(length)
         self.memory.tape_was_cut(length)
 
@@ -197,57 +203,7 @@ class Session:
         Closing the iterator early, a cancel, or a failure leaves tape and memory as before; when the last chunk
         is done, it is too late for that. Raises ContextFull, Cancelled, SamplerError, DecodeError.
         """
-        from edgellm.engine.engine import PREFILL_CHUNK
-
-        self.check_open()
-        self.settle()
-        self.check_room(len(entries))
-        length_before, kv_before, logits_before = len(self.tape), self.memory.length, self._logits
-        if entries:
-            with self.engine.in_use():
-                # A turn ends here: where the user goes back to, and this prefill if it fails.
-                self.memory.keep()
-        self.tape.extend(entries)
-        self._logits = logits_before if not entries else None
-        is_complete = False
-        try:
-            if self.memory.expected:
-                with self.engine.in_use():
-                    self.memory.take_expected()
-            held = self.memory.length
-            is_kept = (
-                length_before > 0 or head < MIN_TOKENS or held >= head or (not held and self._begin(head))
-            )
-            start, total = self.memory.length, len(self.tape) - self.memory.length
-            if total == 0:
-                self.drawing.tell_prompt(length_before)
-            while self.memory.length < len(self.tape):
-                with self.engine.in_use():
-                    # A batch ends with the head also where it is not kept: the same batches, the same text.
-                    limit = head if head >= MIN_TOKENS and self.memory.length < head else None
-                    self._decode_chunk(min(PREFILL_CHUNK, self.engine.context.n_batch), limit)
-                    if not is_kept and self.memory.length == head:
-                        self.memory.keep_beginning()
-                if self.memory.length == len(self.tape):
-                    self.drawing.tell_prompt(length_before)
-                    is_complete = True
-                    # Where another answer would be drawn from.
-                    self.memory.keep()
-                yield self.memory.length - start, total
-            is_complete = True
-        except Cancelled:
-            self.is_cancelled = False
-            raise
-        finally:
-            if not is_complete and not self._is_closed:
-                self._cut_tape(length_before)
-                self.memory.cut(kv_before)
-                self._logits = logits_before if self.memory.length == length_before else None
-
-    def _begin(self, head: int) -> bool:
-        """Takes the head of an empty memory from disk; false where it is to be computed, and kept."""
-        with self.engine.in_use():
-            return self.memory.begin_with(self.tape.tokens[:head])
+        return prefill(self, entries, head=head)
 
     def extend(self, entries: Sequence[tuple[int, SpanKind]], *, head: int = 0) -> None:
         """`prefill` without progress."""
@@ -263,48 +219,7 @@ class Session:
         that are done. Where memory cannot be cut, or the tape to come differs from what is held, nothing is done.
         `head` as for `prefill`. Raises ContextFull, Cancelled, DecodeError.
         """
-        from edgellm.engine.engine import PREFILL_CHUNK
-
-        self.check_open()
-        self.settle()
-        memory, start = self.memory, self.memory.length
-        is_agreed = tuple(tokens[:start]) == tuple(self.tape.tokens[:start])
-        if not memory.can_expect or not is_agreed or not start < len(tokens) <= self.engine.context.n_ctx:
-            return
-        with self.engine.in_use():
-            # Memory that was parked may turn out to be lost.
-            seq = memory.expect(tokens[start:])
-            start = memory.length
-            can_begin = head >= MIN_TOKENS and not start and not memory.expected
-            is_kept = start > 0 or head < MIN_TOKENS or len(memory.expected) >= head
-            is_kept = is_kept or (can_begin and memory.expect_beginning(tokens[:head]))
-        while (at := start + memory.ahead) < len(tokens):
-            with self.engine.in_use(), self.engine.kept(memory):
-                if memory.seq != seq or memory.length != start:
-                    return
-                self.engine.touch(memory)
-                end = min(at + min(PREFILL_CHUNK, self.engine.context.n_batch), len(tokens))
-                end = head if at < head < end and head >= MIN_TOKENS else end
-                memory.is_unsure = True
-                self.engine.decode([(tokens[i], i, seq, False) for i in range(at, end)], (self,))
-                memory.expects(tokens[at:end])
-                if not is_kept and end == head:
-                    memory.keep_expected()
-            yield memory.ahead
-
-    def _decode_chunk(self, size: int, limit: int | None = None) -> None:
-        seq = self.own_seq()
-        self.engine.touch(self.memory)
-        start = self.memory.length
-        end = min(start + size, len(self.tape) if limit is None else limit)
-        is_last = end == len(self.tape)
-        rows = [(self.tape.tokens[i], i, seq, is_last and i == end - 1) for i in range(start, end)]
-        self.memory.is_unsure = True
-        self.engine.decode(rows, (self,))
-        # The logits are copied: another session's decode would overwrite them before ours is sampled.
-        logits = self.engine.context.logits(len(rows) - 1).copy() if is_last else None
-        again = self.decoded(end, logits=logits)
-        self.memory.prefilled_tokens += len(rows) - again
+        return prefill_ahead(self, tokens, head=head)
 
     def decoded(self, end: int, *, logits: NDArray[np.float32] | None) -> int:
         """The memory now holds the tape up to `end`; returns how many of these tokens it had held before."""
@@ -391,7 +306,7 @@ class Session:
             self.memory.cut(len(self.tape) - 1)
         chunk = self.engine.context.n_batch
         while len(self.tape) - self.memory.length > chunk:
-            self._decode_chunk(chunk)
+            decode_chunk(self, chunk)
         if not is_alone or not self.guesses.plan():
             self.guesses.drop()
 
@@ -471,13 +386,13 @@ class Session:
             if count:
                 drawing.take_back(count)
                 length = len(self.tape) - count
-                self._cut_tape(length)
+                self.cut_tape(length)
                 self.memory.cut(length)
                 drawing.tell(length)
             drawing.release()
         except BaseException:
             if len(self.tape) > step.position:
-                self._cut_tape(step.position)
+                self.cut_tape(step.position)
                 self._logits = logits
             drawing.undo()
             raise
@@ -493,7 +408,7 @@ class Session:
         self.memory.cut(end)
         while self.memory.length < end:
             with self.engine.in_use():
-                self._decode_chunk(self.engine.context.n_batch, end)
+                decode_chunk(self, self.engine.context.n_batch, end)
 
     def settle(self) -> None:
         """Ends a run of steps: takes back tokens that were drawn ahead of the reader (a stage may hold some back),
@@ -517,51 +432,10 @@ class Session:
         self.drawing.drop_unread()
         if length == len(self.tape):
             return
-        self._cut_tape(length)
+        self.cut_tape(length)
         self._logits = None
         self.memory.cut(length)
         self.drawing.tell_anew()
-
-    def excise(self, start: int, end: int) -> bool:
-        """Takes tokens [start, end) out of the middle of the tape. True where the memory of what stands behind was
-        moved up (it was computed with them in view: approximate), false where it will be computed anew.
-        """
-        self.check_open()
-        self.settle()
-        if not 0 <= start <= end <= len(self.tape):
-            raise ConfigError(
-                f"cannot take out tokens {start} to {end} of a tape of {len(self.tape)}.",
-                hint="Give two positions on the tape, in order.",
-            )
-        if start == end:
-            return True
-        can_move = self.memory.excise(start, end)
-        self._logits = None
-        self.drawing.tell_anew()
-        return can_move
-
-    def splice(self, start: int, end: int, entries: Sequence[tuple[int, SpanKind]]) -> bool:
-        """Puts (token, kind) pairs in the place of tokens [start, end), without computing anything.
-
-        True where nothing is put in and the memory of what stands behind could be moved up, as `excise` does; idle
-        chats are parked for that. False where what stands behind is computed anew by the next decode.
-        """
-        if not entries:
-            if self.engine.context.can_shift:
-                # Cells can be moved where nobody else is in the context.
-                with self.engine.kept(self.memory):
-                    while self.engine.holds_others(self.memory) and self.engine.make_room():
-                        pass
-            return self.excise(start, end)
-        self.check_open()
-        self.settle()
-        whole = self.tape.copy()
-        self.rewind(start)
-        self.tape.extend(entries)
-        self.tape.take(whole, end)
-        self._logits = None
-        self.drawing.tell_anew()
-        return False
 
     def fork(self, *, branch: int | None = None) -> Session:
         """A session with an equal tape that shares this one's memory without computing anything.
@@ -589,8 +463,8 @@ class Session:
         """Logits (n_vocab,) after the tape's last token, where they are at hand."""
         return self._logits
 
-    def hold_logits(self, logits: NDArray[np.float32]) -> None:
-        """Takes saved logits for those after the tape's last token."""
+    def hold_logits(self, logits: NDArray[np.float32] | None) -> None:
+        """Takes kept logits for those after the tape's last token; None: they are not at hand."""
         self._logits = logits
 
     def peek(self, token: int) -> NDArray[np.float32]:
