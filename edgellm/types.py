@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -176,23 +176,40 @@ class Rows:
     entropy_bits: float
 
 
+class RowsPoint(Protocol):
+    """Rows that were copied at one point of the chain."""
+
+    def rows(self, n: int) -> Rows:
+        """The `n` most probable, in order."""
+        ...
+
+
 class Distribution:
     """What the sampler saw for one token: `raw` rows, rows after each stage, and the draw.
 
     `u` is the uniform number in [0, 1) used by the inverse CDF (nan where the draw was greedy or made
-    inside llama.cpp). The rows were copied when the token was drawn; they are put into order when somebody looks.
+    inside llama.cpp). The rows were copied when the token was drawn; they are put into order when somebody looks:
+    `n` rows of each of the `points`, the first of which is the raw one. `is_thin`: the stages between were dropped,
+    and the last rows' stage is called "final", since which stage did what is not known any more.
     """
 
-    __slots__ = ("_make", "_rows", "u")
+    __slots__ = ("_n", "_points", "_rows", "is_thin", "u")
 
-    def __init__(self, make: Callable[[], tuple[Rows, ...]], u: float) -> None:
-        self._make = make
+    def __init__(self, points: Sequence[RowsPoint], n: int, u: float, *, is_thin: bool = False) -> None:
+        self._points = points
+        self._n = n
         self._rows: tuple[Rows, ...] | None = None
         self.u = u
+        self.is_thin = is_thin
+
+    def thin(self) -> Distribution:
+        """The same with raw and final rows alone: to keep for long."""
+        return Distribution((self._points[0], self._points[-1]), self._n, self.u, is_thin=True)
 
     def _all(self) -> tuple[Rows, ...]:
         if self._rows is None:
-            self._rows = self._make()
+            rows = tuple(point.rows(self._n) for point in self._points)
+            self._rows = (rows[0], replace(rows[-1], stage="final")) if self.is_thin else rows
         return self._rows
 
     @property

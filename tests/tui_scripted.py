@@ -384,14 +384,13 @@ class ScriptedChat:
         points.append(_rows("top_k(3)", ids[:kept], cut, kept))
         warm = cut**2 / (cut**2).sum()
         points.append(_rows("temperature(0.5)", ids[:kept], warm, kept))
-        rows = tuple(points)
         logprob = float(np.log(draw.p))
         return Step(
             token,
             draw.text.encode(),
             position,
             logprob=logprob,
-            distribution=Distribution(lambda: rows, 0.5),
+            distribution=Distribution([_Point(each) for each in points], len(ids), 0.5),
         )
 
     def _call(self, item: Call) -> Generator[Any, None, None]:
@@ -562,6 +561,14 @@ def _absolute(adapters: edgellm.AdapterSet | None) -> edgellm.AdapterSet:
             if one.scale
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Point:
+    seen: Rows
+
+    def rows(self, n: int) -> Rows:
+        return self.seen
 
 
 def _rows(stage: str, ids: Any, probs: Any, n_left: int) -> Rows:

@@ -156,7 +156,7 @@ def close_holes(address: int, n: int) -> int:
     functions = _functions()
     if functions is not None:
         return functions.close_holes(address, n)
-    rows = np.frombuffer((ctypes.c_char * (n * ROW.itemsize)).from_address(address), dtype=ROW)
+    rows = np.ctypeslib.as_array((ctypes.c_uint8 * (n * ROW.itemsize)).from_address(address)).view(ROW)
     alive = rows["logit"] > -math.inf
     left = int(alive.sum())
     if left < n:

@@ -197,7 +197,7 @@ class Chain:
             token,
             u,
             self._choosing.name,
-            Distribution(lambda: tuple(one.rows(trace) for one in taps), u),
+            Distribution(taps, trace, u),
             float(logits[token]) - log_total,
             constraint is not None,
         )
