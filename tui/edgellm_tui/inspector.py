@@ -18,27 +18,16 @@ from edgellm_tui.looks import with_token
 from edgellm_tui.pages import PageView
 from edgellm_tui.race import start_race
 from edgellm_tui.rows import Field
-from edgellm_tui.token_rows import (
-    Place,
-    Rows,
-    marked_rows,
-    places_of,
-    real_answers,
-    span_rows,
-    table_rows,
-)
-from edgellm_tui.token_text import DOUBT, MARKS_LEGEND, quoted, share, token_text
+from edgellm_tui.tape_view import TapeView
+from edgellm_tui.token_rows import Rows
+from edgellm_tui.token_text import quoted, share, token_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from textual.events import Resize
 
-    from edgellm import Span
     from edgellm_tui.looks import Look
     from edgellm_tui.strand import Strand
 
-_VIEWS = ("answer", "tape", "table")
 _MOST_SIDE_BY_SIDE = 4
 
 
@@ -81,16 +70,11 @@ class InspectorPage(PageView, can_focus=True):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.view = "answer"
-        self.position: int | None = None
         self.choice = 0
         self.marked: set[int] = set()
         self.note = ""
         self._ahead: dict[tuple[int, int, int], str] = {}
-        self._strand_key = -1
-        self._tape: tuple[int, ...] = ()
-        self._spans: list[Span] = []
-        self._answers: list[tuple[int, int]] = []
+        self._tape = TapeView(self._piece, self.edge.glyphs)
         self._drawn_for: object = None
         self._shown = Rows([], {})
 
@@ -116,8 +100,8 @@ class InspectorPage(PageView, can_focus=True):
         if self.edge.inspect_at is not None:
             self._go(self.edge.inspect_at)
             self.edge.inspect_at = None
-        elif self.position is None or self.strand.key != self._strand_key:
-            self.position = None
+        elif self.strand.key != self._tape.strand_key:
+            self._tape.position = None
         self.frame()
 
     def on_resize(self, _event: Resize) -> None:
@@ -128,123 +112,43 @@ class InspectorPage(PageView, can_focus=True):
     def frame(self) -> None:
         """Takes up what has changed."""
         strand = self.strand
-        if strand.key != self._strand_key:
-            self._strand_key, self.marked, self.choice = strand.key, set(), 0
-            self._tape, self._spans, self._answers = (), [], []
-            if self.position is not None and self.position not in strand.steps:
-                self.position = None
-        self._read_tape(strand)
+        tape = self._tape
+        if tape.read(strand):
+            self.marked, self.choice = set(), 0
         title = self.query_one("#inspect-title", RowsPane)
         tokens = self.query_one("#inspect-tokens", RowsView)
         detail = self.query_one("#inspect-detail", RowsPane)
         width = tokens.text_width
         if width < 20:
             return
-        title.set([titled(self._title(), title.size.width, self.edge.glyphs)])
-        now = (strand.key, self.view, width, self._tape, self.position, len(strand.steps))
+        title.set([titled(tape.title(), title.size.width, self.edge.glyphs)])
+        now = (strand.key, tape.view, width, tape.tape, tape.position, len(strand.steps))
         if now != self._drawn_for:
             self._drawn_for = now
-            self._shown = self._token_rows(width)
+            self._shown = tape.rows(width)
             tokens.set(self._shown.rows)
-            if self._place is not None and self._place in self._shown.at:
+            if tape.place is not None and tape.place in self._shown.at:
                 # With the line before it: the title of its span, or what leads up to it.
-                tokens.reveal(max(0, self._shown.at[self._place] - 1), 3)
+                tokens.reveal(max(0, self._shown.at[tape.place] - 1), 3)
         detail.set(self._detail(detail.size.width, detail.size.height))
-
-    def _read_tape(self, strand: Strand) -> None:
-        if strand.chat is None:
-            self._tape, self._spans, self._answers = (), [], []
-            return
-        tape = strand.chat.tape
-        if tape == self._tape:
-            return
-        try:
-            spans = list(strand.chat.spans)
-            count = sum(message.role == "assistant" for message in strand.chat.messages)
-            self._spans, self._answers = spans, real_answers(spans, count, next(iter(strand.steps), None))
-            self._tape = tape
-        except IndexError:
-            # The tape was cut on the engine's side while it was read: the next frame reads it again.
-            return
-
-    @property
-    def _place(self) -> int | None:
-        """The position under the cursor: the chosen one, else the newest token of an answer."""
-        if self.position is not None:
-            return self.position
-        answers = self._answers
-        return answers[-1][1] - 1 if answers else None
-
-    def _range(self) -> tuple[int, int]:
-        """The positions that can be gone through: of this answer, or of the whole tape."""
-        if self.view != "answer":
-            return 0, len(self._tape)
-        place = self._place
-        answers = self._answers
-        # The end token stands behind its answer.
-        around = [each for each in answers if place is not None and each[0] <= place <= each[1]]
-        start, end = around[-1] if around else answers[-1] if answers else (0, 0)
-        last = self.strand.steps.get(end)
-        # That the answer ended was drawn too: something else may be put there.
-        return (
-            (start, end + 1) if last is not None and last.is_eog and end < len(self._tape) else (start, end)
-        )
-
-    def _number(self, answers: Sequence[tuple[int, int]]) -> int:
-        """Which of the answers is shown."""
-        starts = [start for start, _ in answers]
-        start, _ = self._range()
-        return starts.index(start) if start in starts else len(answers) - 1
 
     def _piece(self, token: int) -> bytes:
         return self.edge.talk.runtime.vocabulary.piece(token)
 
-    def _places(self) -> list[Place]:
-        if not self._tape:
-            return []
-        start, end = self._range()
-        return places_of(self._tape, self._spans, self.strand.steps, self._piece, start, end)
-
-    def _token_rows(self, width: int) -> Rows:
-        places = self._places()
-        if not places:
-            return Rows([[(" no answer yet: F2 goes back to the chat", "muted")]], {})
-        if self.view == "answer":
-            return marked_rows(places, width, self._place)
-        if self.view == "tape":
-            return span_rows(places, width, self._place, self.edge.glyphs)
-        return table_rows(places, width, self._place)
-
-    def _title(self) -> str:
-        start, end = self._range()
-        place = self._place
-        where = f"token {place - start + 1}/{end - start}" if place is not None else "no token"
-        if self.view != "answer":
-            return f"what the model sees: {len(self._tape)} tokens  {where}  (t: {self._next_view})"
-        answers = self._answers
-        return f"answer {self._number(answers) + 1}/{len(answers)}  {where}  {MARKS_LEGEND}  f forced"
-
-    @property
-    def _next_view(self) -> str:
-        return _VIEWS[(_VIEWS.index(self.view) + 1) % len(_VIEWS)]
-
     def _look(self) -> Look | None:
-        place = self._place
-        if place is None:
-            return None
-        token = self._tape[place] if place < len(self._tape) else None
-        return self.edge.looks.look(self.strand, place, token)
+        place = self._tape.place
+        return self.edge.looks.look(self.strand, place, self._tape.token) if place is not None else None
 
     def _candidate_count(self) -> int:
         return max(4, min(9, self.query_one("#inspect-detail", RowsPane).size.height - 9))
 
     def _detail(self, width: int, height: int) -> list[Row]:
-        place, look = self._place, self._look()
+        place, look = self._tape.place, self._look()
         glyphs = self.edge.glyphs
         if place is None:
             return self._note_rows()
         if look is None or look.step.distribution is None:
-            token = self._tape[place] if place < len(self._tape) else 0
+            token = self._tape.token or 0
             why = (
                 why_none(look.step) if look is not None else "it was not drawn here, or is of an earlier day"
             )
@@ -276,7 +180,7 @@ class InspectorPage(PageView, can_focus=True):
 
     def _note_rows(self) -> list[Row]:
         chosen = self._chosen_token()
-        place = self._place
+        place = self._tape.place
         if self.note:
             return [[(f" {self.note}", "accent")]]
         if chosen is not None and place is not None:
@@ -293,7 +197,7 @@ class InspectorPage(PageView, can_focus=True):
     # -- moving -------------------------------------------------------------------------------------------
 
     def _go(self, position: int) -> None:
-        self.position, self.choice, self.note = position, 0, ""
+        self._tape.position, self.choice, self.note = position, 0, ""
         self.marked = set()
         look = self.edge.looks.look(self.strand, position)
         if look is not None:
@@ -303,31 +207,20 @@ class InspectorPage(PageView, can_focus=True):
 
     def action_move(self, by: int) -> None:
         """To another token."""
-        start, end = self._range()
-        if end > start:
-            place = self._place if self._place is not None else end - 1
-            self._go(max(start, min(end - 1, place + by)))
+        self._go_where(self._tape.moved(by))
+
+    def _go_where(self, position: int | None) -> None:
+        if position is not None:
+            self._go(position)
             self.frame()
 
     def action_doubtful(self, by: int) -> None:
         """To the next (or last) token that was less likely than one half."""
-        here = self._place if self._place is not None else -1
-        places = self._places()
-        ahead = [one for one in places if (one.position > here if by > 0 else one.position < here)]
-        for one in ahead if by > 0 else reversed(ahead):
-            if one.p is not None and one.p < DOUBT:
-                self._go(one.position)
-                self.frame()
-                return
+        self._go_where(self._tape.doubtful(by))
 
     def action_answer(self, by: int) -> None:
         """To another answer of this branch."""
-        answers = self._answers
-        if not answers:
-            return
-        start, _ = answers[max(0, min(len(answers) - 1, self._number(answers) + by))]
-        self._go(start)
-        self.frame()
+        self._go_where(self._tape.answer_start(by))
 
     def action_choose(self, by: int) -> None:
         """To another candidate."""
@@ -345,12 +238,7 @@ class InspectorPage(PageView, can_focus=True):
 
     def action_view(self) -> None:
         """The answer; the whole tape as text; the whole tape as a table."""
-        self.view = self._next_view
-        if self.view == "answer":
-            answers = self._answers
-            place = self._place
-            if place is None or not any(start <= place <= end for start, end in answers):
-                self.position = None
+        self._tape.turn()
         self.frame()
 
     # -- steering -----------------------------------------------------------------------------------------
@@ -365,14 +253,14 @@ class InspectorPage(PageView, can_focus=True):
 
     def action_put(self) -> None:
         """Puts the chosen candidate here, in a branch, and lets the answer go on behind it."""
-        place, token, look = self._place, self._chosen_token(), self._look()
+        place, token, look = self._tape.place, self._chosen_token(), self._look()
         if place is None or token is None or look is None:
             return
         self._branch(place, token, look)
 
     def action_branch(self) -> None:
         """A branch from here in which this token is drawn anew."""
-        place = self._place
+        place = self._tape.place
         if place is not None:
             self._branch(place, None, None)
 
@@ -395,7 +283,7 @@ class InspectorPage(PageView, can_focus=True):
 
     def action_look_ahead(self) -> None:
         """Runs the chosen candidate on, on a scratch fork, while the model is certain."""
-        place, token = self._place, self._chosen_token()
+        place, token = self._tape.place, self._chosen_token()
         if place is None or token is None or self._busy("looks ahead"):
             return
         strand = self.strand
@@ -424,7 +312,7 @@ class InspectorPage(PageView, can_focus=True):
 
     def action_side_by_side(self) -> None:
         """Starts the marked candidates (none marked: the first three) as branches that are decoded together."""
-        place, look = self._place, self._look()
+        place, look = self._tape.place, self._look()
         if place is None or look is None or self._busy("starts branches"):
             return
         found = [each.token for each in candidates(look.step, self._candidate_count())]
@@ -460,9 +348,8 @@ class InspectorPage(PageView, can_focus=True):
 
     def action_copy(self) -> None:
         """Copies the text that is shown: of the answer, or of the whole tape."""
-        start, end = self._range()
-        text = b"".join(map(self._piece, self._tape[start:end])).decode("utf-8", "backslashreplace")
-        self.edge.copy(text)
+        start, end = self._tape.range()
+        self.edge.copy(self._tape.text())
         self.note = f"{end - start} tokens copied as text"
         self.frame()
 
@@ -480,7 +367,7 @@ class InspectorPage(PageView, can_focus=True):
 
     def action_ask(self) -> None:
         """Recomputes the token's distribution."""
-        place = self._place
+        place = self._tape.place
         if place is None or place < 1 or self._busy("asks the model"):
             return
         self.note = "asking ..."
