@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edgellm import Distribution, Rows, Step
     from edgellm_tui.glyphs import Glyphs
+    from edgellm_tui.strand import Strand
     from edgellm_tui.worker import EngineWorker
 
 _ROWS = 40
@@ -111,6 +112,7 @@ class Preview:
     """Asks a chat how two chains draw a token, one question at a time; the newest one counts.
 
     `steps` are the two drawings that `shown_for` (draft, position) asked for, or None; `problem` says why not.
+    `position` is the place on the tape that was chosen, or None.
     """
 
     def __init__(self) -> None:
@@ -118,6 +120,36 @@ class Preview:
         self.shown_for: tuple[str, int] | None = None
         self.problem = ""
         self.is_asking = False
+        self.position: int | None = None
+
+    def target(self, strand: Strand, used: int) -> int | None:
+        """The position that is previewed: the one chosen, else the newest token's, else the next one's (`used`)."""
+        if self.position is not None:
+            return self.position
+        drawn = [at for at, step in list(strand.steps.items())[-2:] if not step.is_eog]
+        return drawn[-1] if drawn else used or None
+
+    def move(self, strand: Strand, used: int, by: int) -> bool:
+        """Chooses another token that was drawn. False: there is none."""
+        positions = list(strand.steps)
+        now = self.target(strand, used)
+        if not positions or now is None:
+            return False
+        index = positions.index(now) if now in positions else len(positions) - 1
+        self.position = positions[max(0, min(len(positions) - 1, index + by))]
+        return True
+
+    def text(
+        self, piece: Callable[[int], bytes], glyphs: Glyphs, width: int, height: int, *, is_busy: bool
+    ) -> str:
+        """What there is to see: both drawings, or why there are none."""
+        if self.problem:
+            return f"The draft does not work here: {self.problem}"
+        if self.steps is not None:
+            return preview_text(*self.steps, piece, glyphs, width, height)
+        if is_busy:
+            return "The preview comes when the answer has ended."
+        return "Say something first: a preview needs a token that was drawn."
 
     def forget(self) -> None:
         """What was shown is not so any more."""

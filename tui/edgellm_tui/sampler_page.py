@@ -9,9 +9,10 @@ from textual.binding import Binding
 
 import edgellm
 from edgellm import ChainSpec
-from edgellm_tui.chain_draft import ChainDraft, share
-from edgellm_tui.chain_preview import Preview, preview_text
+from edgellm_tui.chain_draft import ChainDraft
+from edgellm_tui.chain_preview import Preview
 from edgellm_tui.chain_race import Race
+from edgellm_tui.chain_rows import ChainRows
 from edgellm_tui.list_page import ListPage
 from edgellm_tui.plain import one_line, visible
 from edgellm_tui.rows import Rows
@@ -60,11 +61,8 @@ class SamplerPage(ListPage):
         self.draft: ChainDraft | None = None
         self._chat: Any = None  # Any: the Chat whose chain the draft began with, or what plays one in tests
         self._applied = ""
-        self._at = 0
-        self._place = (0, "")
-        self._where: list[tuple[int, str]] = []
+        self._cursor = ChainRows()
         self._choices: list[tuple[str, Callable[[], None]]] = []
-        self._position: int | None = None
         self.preview = Preview()
 
     def compose(self) -> ComposeResult:
@@ -86,7 +84,8 @@ class SamplerPage(ListPage):
             self._chat = chat
             self.draft = ChainDraft(chat.chain.spec)
             self._applied = self.draft.text
-            self._position, self._at, self._place = None, 0, (0, "")
+            self._cursor.go(0)
+            self.preview.position = None
             self.preview.forget()
         self._choices.clear()
         self.refill()
@@ -108,51 +107,20 @@ class SamplerPage(ListPage):
         self.head(
             f"sampler chain{': a draft, u uses it' if is_changed else ', in use'}", self._preview_title()
         )
-        self.rows.set(self._stage_lines(width), self._index())
+        lines = self._cursor.lines(self.draft, width)
+        self.rows.set(lines, self._cursor.index)
         self._show_preview()
 
-    def _stage_lines(self, width: int) -> list[str]:
-        assert self.draft is not None
-        self._where, lines = [], []
-        for at, slot in enumerate(self.draft.slots):
-            spec = slot.spec
-            self._where.append((at, ""))
-            state = "" if slot.is_on else "OFF "
-            written = f"{at + 1:>2} {state}{spec}"
-            lines.append(
-                f"{written:<28} {one_line(spec.info.doc, max(8, width - max(28, len(written)) - 4))}"
-            )
-            if at != self._at:
-                continue
-            for param in spec.info.params:
-                self._where.append((at, param.name))
-                value = spec.complete_args[param.name]
-                part = share(param, value)
-                slider = "" if part is None else self._slider(part)
-                written = one_line(str(value), 14)
-                row = f"     {param.name:<15} {written:<14} {slider:<14} "
-                lines.append(row + one_line(param.doc or param.expected(), max(8, width - len(row) - 3)))
-        return lines
-
-    def _slider(self, part: float) -> str:
-        filled = round(part * 12)
-        return f"[{'=' * filled}{'.' * (12 - filled)}]"
-
-    def _index(self) -> int:
-        chosen = self._place
-        return self._where.index(chosen) if chosen in self._where else self._where.index((self._at, ""))
-
     def _go(self, at: int, name: str = "") -> None:
-        self._at, self._place = at, (at, name)
+        self._cursor.go(at, name)
         self.refill()
 
     def on_rows_moved(self) -> None:
         """The stage under the cursor shows its arguments."""
         if self._choices or self.draft is None:
             return
-        index = self.rows.chosen
-        if index < len(self._where):
-            self._go(*self._where[index])
+        if self._cursor.go_to_line(self.rows.chosen):
+            self.refill()
 
     def on_rows_picked(self, message: Rows.Picked) -> None:
         """Enter types a value, or takes a choice."""
@@ -164,7 +132,7 @@ class SamplerPage(ListPage):
             return
         if self.draft is None:
             return
-        at, name = self._place
+        at, name = self._cursor.at, self._cursor.name
         spec = self.draft.slots[at].spec
         if not name:
             if spec.info.params:
@@ -208,7 +176,7 @@ class SamplerPage(ListPage):
 
     def action_nudge(self, by: int) -> None:
         """Moves the number under the cursor."""
-        at, name = self._place
+        at, name = self._cursor.at, self._cursor.name
         if name:
             self._change(lambda draft: draft.nudge(at, name, by))
 
@@ -216,21 +184,20 @@ class SamplerPage(ListPage):
         """Moves the stage."""
 
         def move(draft: ChainDraft) -> None:
-            self._at = draft.move(self._at, by)
-            self._place = (self._at, "")
+            self._cursor.go(draft.move(self._cursor.at, by))
 
         self._change(move)
 
     def action_switch(self) -> None:
         """Leaves the stage out, or takes it in again."""
-        self._change(lambda draft: draft.toggle(self._at))
+        self._change(lambda draft: draft.toggle(self._cursor.at))
 
     def action_remove(self) -> None:
         """Takes the stage out."""
 
         def remove(draft: ChainDraft) -> None:
-            draft.remove(self._at)
-            self._place = (self._at, "")
+            draft.remove(self._cursor.at)
+            self._cursor.go(self._cursor.at)
 
         self._change(remove)
 
@@ -240,8 +207,7 @@ class SamplerPage(ListPage):
         def undo(draft: ChainDraft) -> None:
             if not draft.undo():
                 raise edgellm.ConfigError("there is nothing to undo.")
-            self._at = min(self._at, len(draft.slots) - 1)
-            self._place = (self._at, "")
+            self._cursor.go(min(self._cursor.at, len(draft.slots) - 1))
 
         self._change(undo)
 
@@ -260,8 +226,7 @@ class SamplerPage(ListPage):
     def _adder(self, info: StageInfo) -> Callable[[], None]:
         def add() -> None:
             if self.draft is not None:
-                at = self.draft.add(info, self._at + 1)
-                self._at, self._place = at, (at, "")
+                self._cursor.go(self.draft.add(info, self._cursor.at + 1))
 
         return add
 
@@ -318,7 +283,7 @@ class SamplerPage(ListPage):
         def load() -> None:
             if self.draft is not None:
                 self.draft.load(ChainSpec.parse(chain))
-                self._at, self._place = 0, (0, "")
+                self._cursor.go(0)
 
         return load
 
@@ -350,15 +315,7 @@ class SamplerPage(ListPage):
     # -- preview ----------------------------------------------------------------------------------------------
 
     def _target(self) -> int | None:
-        """The tape position that is previewed: the one chosen, else the newest token's, else the next one's."""
-        strand = self.edge.talk.current
-        if self._position is not None:
-            return self._position
-        drawn = [at for at, step in list(strand.steps.items())[-2:] if not step.is_eog]
-        if drawn:
-            return drawn[-1]
-        length = self.edge.used_tokens
-        return length or None
+        return self.preview.target(self.edge.talk.current, self.edge.used_tokens)
 
     def _preview_title(self) -> str:
         position = self._target()
@@ -380,31 +337,17 @@ class SamplerPage(ListPage):
         self._show_preview()
 
     def _show_preview(self) -> None:
-        if self.preview.problem:
-            self.pane.set(f"The draft does not work here: {self.preview.problem}")
-        elif self.preview.steps is not None:
-            now, draft = self.preview.steps
-            piece = self.edge.talk.runtime.vocabulary.piece
-            size = self.pane.size
-            self.pane.set(
-                preview_text(
-                    now, draft, piece, self.edge.glyphs, max(60, size.width - 2), max(8, size.height)
-                )
-            )
-        elif self.edge.worker.is_busy:
-            self.pane.set("The preview comes when the answer has ended.")
-        else:
-            self.pane.set("Say something first: a preview needs a token that was drawn.")
+        def piece(token: int) -> bytes:
+            return self.edge.talk.runtime.vocabulary.piece(token)
+
+        width, height = max(60, self.pane.size.width - 2), max(8, self.pane.size.height)
+        is_busy = self.edge.worker.is_busy
+        self.pane.set(self.preview.text(piece, self.edge.glyphs, width, height, is_busy=is_busy))
 
     def action_token(self, by: int) -> None:
         """Previews another token."""
-        positions = list(self.edge.talk.current.steps)
-        now = self._target()
-        if not positions or now is None:
-            return
-        index = positions.index(now) if now in positions else len(positions) - 1
-        self._position = positions[max(0, min(len(positions) - 1, index + by))]
-        self.refill()
+        if self.preview.move(self.edge.talk.current, self.edge.used_tokens, by):
+            self.refill()
 
     # -- A/B --------------------------------------------------------------------------------------------------
 
