@@ -128,6 +128,12 @@ def test_joules_come_from_a_power_sensor(tmp_path: Path) -> None:
     (sensor / "power1_input").write_text("4000000\n", encoding="ascii")
     meter = EnergyMeter(tmp_path)
     meter.start()
-    while meter._joules == 0.0:
+    while meter._joules == 0.0:  # pyright: ignore[reportPrivateUsage]
         pass
     assert meter.stop() > 0
+
+
+def test_a_peer_without_adapters_is_not_measured_against_a_model_with_them(model: Path) -> None:
+    outcome = cli("bench", "-m", model, "--against", "llama-bench", "--lora", "mine.gguf")
+    assert outcome.code == 2
+    assert "has no adapters" in outcome.err

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli.arguments import add_loading, text, whole_number
+from edgellm.cli.arguments import UsageError, add_loading, text, whole_number
 from edgellm.cli.opening import open_runtime, read_json
 from edgellm.cli.render import one_line, say, styled, table
 from edgellm.errors import ConfigError
@@ -57,6 +57,8 @@ def run(args: Namespace) -> int:
     from edgellm.benching.bench import BenchSize, run_bench
     from edgellm.benching.peer import find_peer
 
+    if args.against is not None and (args.lora or args.control_vector):
+        raise UsageError("--against measures llama-bench, which has no adapters here. Leave one of them out.")
     earlier = _read(args.compare) if args.compare is not None else {}
     peer = find_peer(args.against) if args.against is not None else None
     args.ctx = args.ctx or max(_CTX, args.prefill + 256, args.decode + 256)
