@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from edgellm.sampling.chain import Chain
     from edgellm.types import LoadOptions
 
-# Fixed, not tuned while it runs: batch shapes move the last bits of the logits, and the same seed must give the
-# same text. 128 rows keep progress and cancellation lively on a board that prefills 60 tokens a second.
-PREFILL_CHUNK = 128
 _CLOSE_WAIT_S = 30.0
 
 StepT = TypeVar("StepT")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.engine.engine import PREFILL_CHUNK
+from edgellm.engine.prefill import CHUNK
 from edgellm.errors import Cancelled, ConfigError
 from edgellm.native.context import Context, DecodeStatus
 from edgellm.native.model import Model
@@ -92,9 +92,7 @@ def compare_files(
     base = reference if reference is not None else max(paths, key=lambda path: path.stat().st_size)
     if base not in paths:
         raise ConfigError(f"the reference {base} is not among the files.", hint="Name it as one of them.")
-    options = LoadOptions(
-        n_ctx=WINDOW, n_seq_max=1, n_batch=PREFILL_CHUNK, n_ubatch=PREFILL_CHUNK, threads=threads
-    )
+    options = LoadOptions(n_ctx=WINDOW, n_seq_max=1, n_batch=CHUNK, n_ubatch=CHUNK, threads=threads)
     steps = _Steps(len(paths) * (1 + rounds), progress)
     with ExitStack() as opened:
         contexts: list[Context] = []
