@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tiny_models
@@ -18,7 +18,11 @@ os.environ["EDGELLM_PREFIX_CACHE"] = "off"
 os.environ.setdefault("EDGELLM_GOVERNOR", "off")
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from tiny_models import Arch
+
+    import edgellm
 
 # Two noisy cores: a slow example is no failure.
 settings.register_profile("edgellm", deadline=None, max_examples=100 * SCALE)
@@ -61,10 +65,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     folder = tmp_path_factory.mktemp("tiny")
     made: dict[str, Path] = {}
 
-    def make(arch: str = "llama", **options: object) -> Path:
+    def make(arch: Arch = "llama", **options: Any) -> Path:
         key = arch + repr(sorted(options.items()))
         if key not in made:
             made[key] = tiny_models.build(folder / f"{arch}-{len(made)}.gguf", arch, **options)
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
+    """A tiny llama with room for four chats, one a module."""
+    import edgellm
+
+    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
+        yield runtime

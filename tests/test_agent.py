@@ -10,38 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
+from scripted_chats import CALL, TEMPLATE, add, events_of, script, scripted_chat, tape_text
 
 import edgellm
-from edgellm.scripted import Scripted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-    from edgellm.events import Event
-
-CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
-TEMPLATE = (
-    "{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
-    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
-        yield runtime
-
-
-@edgellm.tool(permission="auto")
-def add(a: int, b: int) -> int:
-    """Adds two numbers.
-
-    Args:
-        a: The first.
-        b: The second.
-    """
-    return a + b
 
 
 @edgellm.tool
@@ -55,17 +30,8 @@ def erase(path: str) -> str:
 
 
 def make_chat(runtime: edgellm.Runtime, *answers: str, **options: Any) -> edgellm.Chat:
-    end = runtime.vocabulary.special_tokens["<|im_end|>"]
     options.setdefault("tools", [add, erase])
-    return runtime.chat(sampler=[Scripted(list(answers), end)], template=TEMPLATE, **options)
-
-
-def events_of(turn: Iterator[Event], *kinds: type) -> list[Any]:
-    return [event for event in turn if isinstance(event, kinds)]
-
-
-def tape_text(chat: edgellm.Chat) -> str:
-    return chat.runtime.vocabulary.text_of(chat.tape).decode()
+    return scripted_chat(runtime, *answers, **options)
 
 
 def assert_sound(chat: edgellm.Chat) -> None:
@@ -77,7 +43,7 @@ def assert_sound(chat: edgellm.Chat) -> None:
 
 def test_call_runs_in_mid_turn_and_its_result_is_appended(runtime: edgellm.Runtime) -> None:
     chat = make_chat(runtime, "Let me see. " + CALL % ("add", '{"a": 2, "b": 3}'), "It is 5.")
-    events = list(chat.send("What is 2 + 3?"))
+    events = events_of(chat.send("What is 2 + 3?"))
     names = [type(event).__name__ for event in events if not isinstance(event, edgellm.PrefillProgress)]
     order = list(dict.fromkeys(names))
     assert order == [
@@ -142,7 +108,8 @@ def test_spans_say_whose_each_token_is(runtime: edgellm.Runtime) -> None:
 )
 def test_wrong_call_goes_back_to_the_model_in_words(runtime: edgellm.Runtime, call: str, says: str) -> None:
     chat = make_chat(runtime, call, "Sorry.")
-    chat._agent._make_constraint = None  # the grammar would not let such a call be written
+    # The grammar would not let such a call be written.
+    chat._agent._make_constraint = None  # pyright: ignore
     (finished,) = events_of(chat.send("Go."), edgellm.ToolFinished)
     assert not finished.result.is_ok
     assert says in finished.result.text
@@ -154,14 +121,14 @@ def test_constraint_bends_a_wrong_call_into_a_valid_one(runtime: edgellm.Runtime
     ready = events_of(chat.send("Go.", max_tokens=400), edgellm.ToolCallReady)
     for event in ready:
         assert event.call.name in ("add", "erase")
-        spec = chat._agent.toolset.get(event.call.name).spec
+        spec = chat._agent.toolset.get(event.call.name).spec  # pyright: ignore[reportPrivateUsage]
         jsonschema.validate(event.call.arguments, spec.parameters)
 
 
 @pytest.mark.parametrize("opening", ["<tool_call>{", "<tool_call> {", "<tool_call>\n\n{"])
 def test_token_that_straddles_the_marker_is_drawn_again(runtime: edgellm.Runtime, opening: str) -> None:
     chat = make_chat(runtime, opening + '"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>', "3")
-    events = list(chat.send("Go.", max_tokens=300))
+    events = events_of(chat.send("Go.", max_tokens=300))
     started = [event for event in events if isinstance(event, edgellm.ToolCallStarted)]
     assert len(started) <= 1
     assert_sound(chat)
@@ -192,7 +159,7 @@ def test_parallel_calls_run_at_once_and_return_in_order(runtime: edgellm.Runtime
 
 def test_without_anybody_to_ask_asking_tools_are_denied(runtime: edgellm.Runtime) -> None:
     chat = make_chat(runtime, CALL % ("erase", '{"path": "/x"}'), "I may not.")
-    events = list(chat.send("Erase."))
+    events = events_of(chat.send("Erase."))
     assert any(isinstance(event, edgellm.ToolDenied) for event in events)
     assert not any(isinstance(event, edgellm.ToolRunning) for event in events)
     assert "erased" not in tape_text(chat)
@@ -207,7 +174,7 @@ def test_approval_may_edit_the_arguments(runtime: edgellm.Runtime, is_shared: bo
         return edgellm.Approval("once", edgellm.ToolCall(call.id, call.name, {"path": "/tmp/y"}))
 
     chat = make_chat(runtime, CALL % ("erase", '{"path": "/x"}'), "Done.", approve=approve)
-    chat._agent.is_shared = is_shared
+    chat._agent.is_shared = is_shared  # pyright: ignore[reportPrivateUsage]
     (finished,) = events_of(chat.send("Erase."), edgellm.ToolFinished)
     assert [call.arguments for call in asked] == [{"path": "/x"}]
     assert finished.result.text == "erased /tmp/y"
@@ -218,10 +185,10 @@ def test_approval_that_nobody_gives_in_time_is_a_denial(runtime: edgellm.Runtime
         runtime,
         CALL % ("erase", '{"path": "/x"}'),
         "Ok.",
-        approve=lambda *_: time.sleep(0.5) or edgellm.Approval("once"),
+        approve=lambda *_: time.sleep(0.5) or edgellm.Approval("once"),  # pyright: ignore[reportUnknownLambdaType]
         limits=edgellm.AgentLimits(approval_timeout_s=0.05),
     )
-    events = list(chat.send("Erase."))
+    events = events_of(chat.send("Erase."))
     assert any(isinstance(event, edgellm.ToolDenied) for event in events)
     assert not any(isinstance(event, edgellm.ToolRunning) for event in events)
 
@@ -242,12 +209,12 @@ def test_same_call_again_and_again_is_stopped(runtime: edgellm.Runtime) -> None:
     chat = make_chat(
         runtime, *[CALL % ("poll", '{"n": 1}')] * 9, tools=[poll], limits=edgellm.AgentLimits(max_steps=4)
     )
-    events = list(chat.send("Go."))
+    events = events_of(chat.send("Go."))
     assert calls == [1, 1]
     assert any(isinstance(event, edgellm.Notice) for event in events)
     assert events[-1].finish_reason == "max_steps"
     # The last results were not appended; they go with the next message.
-    chat.set_sampler([Scripted(["Fine."], runtime.vocabulary.special_tokens["<|im_end|>"])])
+    chat.set_sampler(script(runtime, "Fine."))
     list(chat.send("And?"))
     assert tape_text(chat).count("<tool_response>") == 4
     assert_sound(chat)
@@ -272,7 +239,7 @@ def test_tool_that_raises_or_hangs_or_prints_is_a_result(
 
     for how, says in (("raise", "no such thing"), ("hang", "timed out"), ("much", "[cut")):
         chat = make_chat(runtime, CALL % ("bad", json.dumps({"how": how})), "Ok.", tools=[bad])
-        events = list(chat.send("Go."))
+        events = events_of(chat.send("Go."))
         (finished,) = [event for event in events if isinstance(event, edgellm.ToolFinished)]
         assert says in finished.result.text
         assert events[-1].text == "Ok."
@@ -326,8 +293,8 @@ def test_cancel_in_any_phase_ends_the_turn_and_loses_nothing(runtime: edgellm.Ru
     if phase == "prefill":
         assert chat.messages == ()
         assert len(chat.tape) == 0
-    chat.set_sampler([Scripted(["Again."], runtime.vocabulary.special_tokens["<|im_end|>"])])
-    assert list(chat.send("Now?"))[-1].text == "Again."
+    chat.set_sampler(script(runtime, "Again."))
+    assert events_of(chat.send("Now?"))[-1].text == "Again."
     if phase in ("tool", "second_prefill"):
         assert tape_text(chat).count("<tool_response>") == 1
     assert_sound(chat)
@@ -342,7 +309,7 @@ def test_closing_the_iterator_cancels_and_keeps_tape_and_memory_equal(runtime: e
     turn.close()
     assert_sound(chat)
     assert chat.messages[-1].role == "assistant"
-    assert list(chat.send("Go on."))[-1].text == "Next."
+    assert events_of(chat.send("Go on."))[-1].text == "Next."
     assert_sound(chat)
 
 
@@ -364,7 +331,7 @@ def test_second_send_while_one_is_open_is_refused(runtime: edgellm.Runtime) -> N
 
 def test_limits_end_a_turn(runtime: edgellm.Runtime) -> None:
     chat = make_chat(runtime, "a b c d e f g h i j k")
-    finished = list(chat.send("Go.", max_tokens=3))[-1]
+    finished = events_of(chat.send("Go.", max_tokens=3))[-1]
     assert finished.finish_reason == "length"
     assert finished.usage.decode_tokens == 3
 
@@ -374,13 +341,13 @@ def test_context_that_fills_up_ends_the_turn_and_the_next_message_is_refused_cle
 ) -> None:
     with edgellm.load(tiny_model("llama"), n_ctx=256, n_seq_max=1) as runtime:
         chat = make_chat(runtime, "word " * 300, tools=[])
-        assert list(chat.send("Go."))[-1].finish_reason == "context_full"
+        assert events_of(chat.send("Go."))[-1].finish_reason == "context_full"
         tape = chat.tape
         with pytest.raises(edgellm.ContextFull, match="256"):
             list(chat.send("More."))
         assert chat.tape == tape
         chat.rewind(0)
-        chat.set_sampler([Scripted(["Ok."], runtime.vocabulary.special_tokens["<|im_end|>"])])
+        chat.set_sampler(script(runtime, "Ok."))
         assert chat.ask("Again.") == "Ok."
 
 
@@ -406,7 +373,7 @@ def test_rewind_fork_save_and_open(runtime: edgellm.Runtime, tmp_path: Path) -> 
     chat.rewind(2)
     assert [message.content for message in chat.messages] == ["One.", "First."]
     assert [message.content for message in fork.messages] == ["One.", "First.", "Two.", "Second."]
-    chat.set_sampler([Scripted(["Third."], runtime.vocabulary.special_tokens["<|im_end|>"])])
+    chat.set_sampler(script(runtime, "Third."))
     chat.ask("Three.")
     assert "Two." not in tape_text(chat)
     path = tmp_path / "a.chat"
@@ -426,7 +393,7 @@ def test_rewind_to_the_beginning_keeps_the_system_turn_computed(runtime: edgellm
     chat.ask("One.")
     chat.rewind(0)
     assert chat.messages == ()
-    chat.set_sampler([Scripted(["Again."], runtime.vocabulary.special_tokens["<|im_end|>"])])
+    chat.set_sampler(script(runtime, "Again."))
     chat.ask("Two.")
     assert chat.usage.legs[-1].reused_tokens > 100
     assert "One." not in tape_text(chat)
@@ -475,7 +442,7 @@ def test_leaving_an_async_stream_early_cancels_the_turn(runtime: edgellm.Runtime
 
     asyncio.run(leave())
     for _ in range(100):
-        if not chat._open.locked():
+        if not chat._open.locked():  # pyright: ignore[reportPrivateUsage]
             break
         time.sleep(0.02)
     assert_sound(chat)
@@ -501,7 +468,7 @@ def test_schema_constrains_the_answer_and_gives_its_value(runtime: edgellm.Runti
         "additionalProperties": False,
     }
     chat = runtime.chat(sampler="temperature(1.5) | dist(seed=5)", template=TEMPLATE)
-    finished = list(chat.send("Give it.", schema=schema, max_tokens=200))[-1]
+    finished = events_of(chat.send("Give it.", schema=schema, max_tokens=200))[-1]
     assert finished.finish_reason == "eog"
     jsonschema.validate(finished.value, schema)
 
@@ -520,10 +487,10 @@ def test_required_call_at_high_temperature_is_valid_or_not_emitted(
     chat = runtime.chat(
         tools=[add, erase], sampler="temperature(1.5) | dist", seed=seed, template=TEMPLATE, strategy="free"
     )
-    events = list(chat.send("Go.", tool_choice="required", max_tokens=150))
+    events = events_of(chat.send("Go.", tool_choice="required", max_tokens=150))
     for event in events:
         if isinstance(event, edgellm.ToolCallReady):
-            spec = chat._agent.toolset.get(event.call.name).spec
+            spec = chat._agent.toolset.get(event.call.name).spec  # pyright: ignore[reportPrivateUsage]
             jsonschema.validate(event.call.arguments, spec.parameters)
     chat.close()
 
@@ -562,7 +529,7 @@ def test_keyword_that_cannot_be_enforced_is_named_and_the_value_is_checked(runti
         "uniqueItems": True,
     }
     chat = runtime.chat(sampler="greedy", template=TEMPLATE)
-    events = list(chat.send("Give it.", schema=schema, max_tokens=50))
+    events = events_of(chat.send("Give it.", schema=schema, max_tokens=50))
     notices = [event.message for event in events if isinstance(event, edgellm.Notice)]
     assert any("uniqueItems" in notice for notice in notices)
     assert any("does not fit the schema" in notice for notice in notices)

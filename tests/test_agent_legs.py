@@ -5,47 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from scripted_chats import ADD_2_AND_3, TEMPLATE, add, script, scripted_chat, tape_text
 
 import edgellm
-from edgellm.scripted import Scripted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-TEMPLATE = (
-    "{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
-    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
-        yield runtime
-
-
-@edgellm.tool(permission="auto")
-def add(a: int, b: int) -> int:
-    """Adds two numbers.
-
-    Args:
-        a: The first.
-        b: The second.
-    """
-    return a + b
+    pass
 
 
 def tape_after(runtime: edgellm.Runtime, answer: str, **options: Any) -> tuple[str, edgellm.Chat]:
     """What stands on the tape behind the prompt of the first leg."""
-    end = runtime.vocabulary.special_tokens["<|im_end|>"]
-    chat = runtime.chat(
-        sampler=[Scripted([answer, "It is 5."], end)], template=TEMPLATE, tools=[add], **options
-    )
+    chat = scripted_chat(runtime, answer, "It is 5.", tools=[add], **options)
     list(chat.send("2 and 3?"))
-    text = runtime.vocabulary.text_of(chat.tape).decode()
-    return text.split("<|im_start|>assistant\n", 1)[1], chat
+    return tape_text(chat).split("<|im_start|>assistant\n", 1)[1], chat
 
 
 @pytest.mark.parametrize("constraint", ["off", "check", "force"])
@@ -57,9 +29,9 @@ def tape_after(runtime: edgellm.Runtime, answer: str, **options: Any) -> tuple[s
 def test_nothing_stays_that_stood_behind_the_last_call(
     runtime: edgellm.Runtime, behind: str, constraint: Any
 ) -> None:
-    text, chat = tape_after(runtime, CALL + behind, constraint=constraint)
+    text, chat = tape_after(runtime, ADD_2_AND_3 + behind, constraint=constraint)
     first = text.split("<|im_end|>")[0]
-    assert first.rstrip() == CALL
+    assert first.rstrip() == ADD_2_AND_3
     assert chat.messages[-1].content == "It is 5."
     assert "<tool_response>\n5\n</tool_response>" in text
 
@@ -79,20 +51,22 @@ def test_results_that_no_tool_gave_end_the_leg(runtime: edgellm.Runtime, end: st
 
 @pytest.mark.parametrize("between", ["\n", "", "\n\n"])
 def test_all_calls_of_a_turn_are_taken(runtime: edgellm.Runtime, between: str) -> None:
-    text, chat = tape_after(runtime, CALL + between + CALL, constraint="off")
+    text, chat = tape_after(runtime, ADD_2_AND_3 + between + ADD_2_AND_3, constraint="off")
     calls = [call for message in chat.messages for call in message.tool_calls]
     assert [call.name for call in calls] == ["add", "add"]
-    assert text.split("<|im_end|>")[0] == CALL + between + CALL
+    assert text.split("<|im_end|>")[0] == ADD_2_AND_3 + between + ADD_2_AND_3
 
 
 @pytest.mark.parametrize("constraint", ["off", "check"])
 def test_call_that_a_limit_cuts_before_its_mark_is_closed(runtime: edgellm.Runtime, constraint: Any) -> None:
-    end = runtime.vocabulary.special_tokens["<|im_end|>"]
-    whole = len(runtime.tokenize(CALL))
+    whole = len(runtime.tokenize(ADD_2_AND_3))
     seen = 0
     for limit in range(whole - 14, whole + 2):
         chat = runtime.chat(
-            sampler=[Scripted([CALL, "It is 5."], end)], template=TEMPLATE, tools=[add], constraint=constraint
+            sampler=script(runtime, ADD_2_AND_3, "It is 5."),
+            template=TEMPLATE,
+            tools=[add],
+            constraint=constraint,
         )
         events = list(chat.send("2 and 3?", max_tokens=limit))
         seen += any(isinstance(event, edgellm.ToolFinished) for event in events)
@@ -100,6 +74,6 @@ def test_call_that_a_limit_cuts_before_its_mark_is_closed(runtime: edgellm.Runti
         text = runtime.vocabulary.text_of(chat.tape).decode()
         if "<tool_response>" in text:
             answer = text.split("<|im_start|>assistant\n")[1]
-            assert answer.split("<|im_end|>")[0].rstrip() == CALL, limit
+            assert answer.split("<|im_end|>")[0].rstrip() == ADD_2_AND_3, limit
         chat.close()
     assert seen > 2

@@ -5,38 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from scripted_chats import ADD_2_AND_3, add, scripted_chat, tape_text
 
 import edgellm
 from edgellm.grammars import Grammars
-from edgellm.scripted import Scripted
 from edgellm.toolbox.tool import ToolOptions, raw_tool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-TEMPLATE = (
-    "{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
-GOOD = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
-    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
-        yield runtime
-
-
-@edgellm.tool(permission="auto")
-def add(a: int, b: int) -> int:
-    """Adds two numbers.
-
-    Args:
-        a: The first.
-        b: The second.
-    """
-    return a + b
+    pass
 
 
 @edgellm.tool(permission="auto")
@@ -51,14 +27,9 @@ def shout(text: str) -> str:
 
 # After a repair the scripted model is asked anew in the same leg: "" lets it end there.
 def make_chat(runtime: edgellm.Runtime, *answers: str, **options: Any) -> edgellm.Chat:
-    end = runtime.vocabulary.special_tokens["<|im_end|>"]
     options.setdefault("tools", [add, shout])
     options.setdefault("constraint", "off")
-    return runtime.chat(sampler=[Scripted(list(answers), end)], template=TEMPLATE, **options)
-
-
-def tape_text(chat: edgellm.Chat) -> str:
-    return chat.runtime.vocabulary.text_of(chat.tape).decode()
+    return scripted_chat(runtime, *answers, **options)
 
 
 DAMAGED = {
@@ -79,7 +50,7 @@ def test_damaged_call_is_written_again(runtime: edgellm.Runtime, damaged: str) -
     events: list[Any] = list(chat.send("What is 2 + 3?"))
     (repaired,) = (event for event in events if isinstance(event, edgellm.CallRepaired))
     assert repaired.before.strip() in damaged
-    assert repaired.after == GOOD or damaged == DAMAGED["cut off"]
+    assert repaired.after == ADD_2_AND_3 or damaged == DAMAGED["cut off"]
     (finished,) = (event for event in events if isinstance(event, edgellm.ToolFinished))
     assert finished.call.name == "add"
     assert finished.result.is_ok
@@ -98,7 +69,7 @@ def test_text_before_the_call_stays(runtime: edgellm.Runtime) -> None:
     chat = make_chat(runtime, "Let me see.\n" + DAMAGED["trailing comma"], "", "It is 5.")
     events: list[Any] = list(chat.send("What is 2 + 3?"))
     assert events[-1].text == "Let me see.It is 5."
-    assert "Let me see.\n" + GOOD in tape_text(chat)
+    assert "Let me see.\n" + ADD_2_AND_3 in tape_text(chat)
 
 
 def test_newline_in_a_string_needs_no_repair(runtime: edgellm.Runtime) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
+from scripted_chats import events_of
 
 import edgellm
 from edgellm.sampling.stage import sampler
@@ -60,12 +61,6 @@ def paint(colour: Literal["red", "green"], coats: Literal[1, 2] = 1) -> str:
         coats: How many.
     """
     return f"{colour} x{coats}"
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
-    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
-        yield runtime
 
 
 @pytest.fixture(scope="module", params=ARCHS)
@@ -399,7 +394,7 @@ def test_places_outside_answers_are_refused(runtime: edgellm.Runtime) -> None:
     with dictated(runtime, CALL % ("paint", '{"colour": "red"}'), "Done.", tools=[paint]) as chat:
         list(chat.send("Paint."))
         starts, length = chat.conversation.starts, len(chat.tape)
-        open_chats = len(runtime._chats)
+        open_chats = len(runtime._chats)  # pyright: ignore[reportPrivateUsage]
         for position in (-1, 0, 3, starts[1] - 1, starts[2], starts[2] + 2, length, length + 5):
             with pytest.raises(edgellm.ConfigError, match="is in no answer"):
                 chat.fork(at=position)
@@ -411,7 +406,7 @@ def test_places_outside_answers_are_refused(runtime: edgellm.Runtime) -> None:
                 chat.explain(position)
         with pytest.raises(edgellm.SamplerError):
             chat.explain(starts[1], sampler="topk(3)")
-        assert len(runtime._chats) == open_chats
+        assert len(runtime._chats) == open_chats  # pyright: ignore[reportPrivateUsage]
         assert len(chat.tape) == length
 
 
@@ -484,7 +479,7 @@ def test_branches_that_go_on_together_write_what_each_would_alone(tiny_model: Ca
         alone = [chat.fork(at=position) for _ in range(3)]
         for one, other in zip(together, alone, strict=True):
             other.conversation.session.branch = one.conversation.session.branch
-        expected = [list(each.send(None, max_tokens=12))[-1].text for each in alone]
+        expected = [events_of(each.send(None, max_tokens=12))[-1].text for each in alone]
 
         async def race() -> list[str]:
             return list(await asyncio.gather(*map(_answer, together)))
@@ -492,7 +487,7 @@ def test_branches_that_go_on_together_write_what_each_would_alone(tiny_model: Ca
         assert asyncio.run(race()) == expected
         assert len(set(expected)) == 3
         # Whoever has raced may go on by itself, from this thread again.
-        assert list(together[0].send(None, max_tokens=2))[-1].text.startswith(expected[0])
+        assert events_of(together[0].send(None, max_tokens=2))[-1].text.startswith(expected[0])
 
 
 @pytest.mark.model

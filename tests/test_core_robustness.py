@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from scripted_chats import CALL, add, script, scripted_chat
 
 import edgellm
 from edgellm.engine.engine import Engine
@@ -24,32 +25,13 @@ from edgellm.native.library import log_text
 from edgellm.native.model import Model
 from edgellm.sampling.chain import Chain
 from edgellm.sampling.stage import Rewind
-from edgellm.scripted import Scripted
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
 OPTIONS = LoadOptions(n_ctx=256, n_seq_max=3, n_batch=64, threads=1)
-
-
-@edgellm.tool(permission="auto")
-def add(a: int, b: int) -> int:
-    """Adds two numbers.
-
-    Args:
-        a: The first.
-        b: The second.
-    """
-    return a + b
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
-    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
-        yield runtime
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +48,10 @@ def engine(llama: Model) -> Iterator[Engine]:
     engine.close()
 
 
-def scripted(runtime: edgellm.Runtime, *answers: str) -> list[Scripted]:
-    return [Scripted(list(answers), runtime.vocabulary.special_tokens["<|im_end|>"])]
-
-
 def make_chat(runtime: edgellm.Runtime, *answers: str, **options: Any) -> edgellm.Chat:
     options.setdefault("tools", [add])
     options.setdefault("strategy", "free")
-    return runtime.chat(sampler=scripted(runtime, *answers), template="chatml", **options)
+    return scripted_chat(runtime, *answers, template="chatml", **options)
 
 
 def tape_text(chat: edgellm.Chat) -> str:
@@ -88,7 +66,7 @@ def assert_sound(chat: edgellm.Chat) -> None:
     assert session.constraint is None
     assert not session.is_waiting
     assert not session.is_cancelled
-    assert not chat._open.locked()
+    assert not chat._open.locked()  # pyright: ignore[reportPrivateUsage]
     text = tape_text(chat)
     for message in chat.messages:
         assert message.content in text
@@ -141,8 +119,8 @@ def test_reader_who_leaves_after_any_event_leaves_a_sound_chat(
             chat.ask("Hello.")
             _leave(chat, "How much?" + "x" * 150, k, is_async)
             assert_sound(chat)
-            chat.set_sampler(scripted(runtime, "Bye."))
-            said = list(chat.send("Thanks."))[-1].text
+            chat.set_sampler(script(runtime, "Bye."))
+            said = chat.ask("Thanks.")
             assert said == "Bye."
             assert_sound(chat)
             text = tape_text(chat)
@@ -178,7 +156,7 @@ def test_results_of_tools_that_ran_reach_the_model_though_the_reader_left(runtim
         if isinstance(event, edgellm.ToolFinished):
             break
     turn.close()
-    chat.set_sampler(scripted(runtime, "It was 5."))
+    chat.set_sampler(script(runtime, "It was 5."))
     assert chat.ask("Well?") == "It was 5."
     assert "<tool_response>\n5\n</tool_response>" in tape_text(chat)
     assert [message.role for message in chat.messages] == ["user", "assistant", "tool", "user", "assistant"]
@@ -205,7 +183,8 @@ def test_leaving_an_async_stream_has_closed_the_turn_when_it_returns(runtime: ed
         while not isinstance(await anext(turn), edgellm.TextDelta):
             pass
         await turn.aclose()
-        return [event async for event in chat.asend("Again.")][-1].text
+        events: list[Any] = [event async for event in chat.asend("Again.")]
+        return events[-1].text
 
     assert asyncio.run(twice()) == "Next."
 
@@ -267,9 +246,10 @@ def test_cancelled_prefill_of_a_session_can_be_repeated(engine: Engine) -> None:
 def test_cancel_from_a_signal_handler_does_not_deadlock(engine: Engine) -> None:
     session = new_session(engine)
     session.extend(entries([5, 6, 7]))
-    with engine._abort_lock:  # where the handler may interrupt the thread that is about to decode
+    lock = engine._abort_lock  # pyright: ignore[reportPrivateUsage]
+    with lock:  # where the handler may interrupt the thread that is about to decode
         done = threading.Event()
-        threading.Timer(5, lambda: done.is_set() or engine._abort_lock.release()).start()
+        threading.Timer(5, lambda: done.is_set() or lock.release()).start()
         session.cancel()
         done.set()
     with pytest.raises(edgellm.Cancelled):
@@ -297,7 +277,7 @@ def test_one_async_chat_that_is_cancelled_or_fails_leaves_the_others_alone(runti
     assert (texts[0], texts[3]) == ("Number 0 says quite a lot.", "Number 3 says quite a lot.")
     assert isinstance(texts[2], ZeroDivisionError)
     for chat in chats:
-        chat.set_sampler(scripted(runtime, "Again."))
+        chat.set_sampler(script(runtime, "Again."))
         assert_sound(chat)
         assert chat.ask("And?") == "Again."
         chat.close()
@@ -343,7 +323,7 @@ def test_interrupt_between_two_calls_leaves_tape_and_memory_equal(
                 list(chat.send("Go on." + "x" * 200))
         assert_sound(chat)
         assert_same_distribution(session)
-        chat.set_sampler(scripted(runtime, "Bye."))
+        chat.set_sampler(script(runtime, "Bye."))
         assert chat.ask("And?") == "Bye."
         assert_sound(chat)
         assert_same_distribution(session)
@@ -623,7 +603,8 @@ def test_many_chats_on_few_sequences(tiny_model: Callable[..., Path], arch: str,
         ]
 
         async def one(chat: edgellm.Chat) -> str:
-            return [event async for event in chat.asend("Add.")][-1].text
+            events: list[Any] = [event async for event in chat.asend("Add.")]
+            return events[-1].text
 
         async def all_of_them() -> list[str]:
             return list(await asyncio.gather(*map(one, chats)))
@@ -633,7 +614,7 @@ def test_many_chats_on_few_sequences(tiny_model: Callable[..., Path], arch: str,
         forks = [chat.fork() for chat in chats]
         for chat in (*chats, *forks):
             chat.rewind(2)
-            chat.set_sampler(scripted(runtime, "Again."))
+            chat.set_sampler(script(runtime, "Again."))
             assert chat.ask("And?") == "Again."
             assert_sound(chat)
         for chat in (*chats, *forks):
@@ -650,17 +631,18 @@ def test_saved_chat_opens_in_another_context(
         list(chat.send("Add."))
         chat.save(path)
         messages, tape = chat.messages, chat.tape
-    for options in (
+    choices: list[dict[str, Any]] = [
         {"n_ctx": 1024},
         {"n_ctx": 4096, "kv_type_k": "q8_0"},
         {"kv_type_k": "f32", "kv_type_v": "f32"},
-    ):
+    ]
+    for options in choices:
         if arch != "mamba" and options.get("kv_type_k") == "q8_0":
             options["kv_type_k"] = "f32"  # rows of 16 do not fit q8_0
         with edgellm.load(file, threads=1, **options) as runtime:
             opened = runtime.open_chat(path, tools=[add], template="chatml", sampler="greedy")
             assert (opened.messages, opened.tape) == (messages, tape)
-            opened.set_sampler(scripted(runtime, "Bye."))
+            opened.set_sampler(script(runtime, "Bye."))
             assert opened.ask("Thanks.") == "Bye."
             assert_sound(opened)
             assert_same_distribution(opened.conversation.session)
@@ -723,7 +705,7 @@ def test_rewind_between_the_results_of_parallel_calls_keeps_the_one_that_stays(
     list(chat.send("Add."))
     assert [message.role for message in chat.messages] == ["user", "assistant", "tool", "tool", "assistant"]
     chat.rewind(3)
-    chat.set_sampler(scripted(runtime, "Again."))
+    chat.set_sampler(script(runtime, "Again."))
     chat.ask("Go on.")
     assert [message.content for message in chat.messages[2:]] == ["11", "Go on.", "Again."]
     assert tape_text(chat).count("<tool_response>") == 1
@@ -736,12 +718,12 @@ def test_history_comes_before_the_first_message_also_after_a_rewind(runtime: edg
     chat.ask("Hello.")
     assert "A test." in tape_text(chat)
     chat.rewind(2)
-    chat.set_sampler(scripted(runtime, "Again."))
+    chat.set_sampler(script(runtime, "Again."))
     chat.ask("Hello again.")
     assert tape_text(chat).count("A test.") == 1
     assert "Hello.<" not in tape_text(chat)
     chat.rewind(0)
-    chat.set_sampler(scripted(runtime, "Anew."))
+    chat.set_sampler(script(runtime, "Anew."))
     chat.ask("From here.")
     assert "A test." not in tape_text(chat)
     assert_sound(chat)
@@ -788,9 +770,9 @@ def test_chat_that_is_closed_in_mid_turn_ends_the_turn(runtime: edgellm.Runtime,
 
 
 def test_completion_that_is_never_started_leaves_nothing_behind(runtime: edgellm.Runtime) -> None:
-    before = len(runtime.engine._sessions)
+    before = len(runtime.engine._sessions)  # pyright: ignore[reportPrivateUsage]
     runtime.complete("Once")
-    assert len(runtime.engine._sessions) == before
+    assert len(runtime.engine._sessions) == before  # pyright: ignore[reportPrivateUsage]
 
 
 AFTER_CLOSE = """
@@ -941,7 +923,8 @@ def test_chats_may_be_closed_forked_and_saved_beside_async_turns(
         other.ask("Hello.")
 
     async def read(chat: edgellm.Chat) -> str:
-        return [event async for event in chat.asend("Go.")][-1].text
+        events: list[Any] = [event async for event in chat.asend("Go.")]
+        return events[-1].text
 
     async def run() -> list[str]:
         tasks = [asyncio.create_task(read(chat)) for chat in chats]

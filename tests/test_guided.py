@@ -8,6 +8,7 @@ import jsonschema
 import msgspec
 import numpy as np
 import pytest
+from scripted_chats import TEMPLATE, events_of
 
 import edgellm
 from edgellm.guided.copy_bias import CopyBias
@@ -17,11 +18,6 @@ from edgellm.testing import ByteVocabulary
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-TEMPLATE = (
-    "{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
 
 
 @edgellm.tool(permission="auto", examples=[("Light the hall", {"room": "hall", "level": 3})])
@@ -91,8 +87,8 @@ def test_below_the_threshold_the_model_answers_by_itself(
     runtime: edgellm.Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = runtime.chat(tools=[light, fetch], strategy="guided", template=TEMPLATE, seed=1)
-    monkeypatch.setattr(chat._agent._guided, "_threshold", float("inf"))
-    events = list(chat.send("Hello", max_tokens=5))
+    monkeypatch.setattr(chat._agent._guided, "_threshold", float("inf"))  # pyright: ignore
+    events = events_of(chat.send("Hello", max_tokens=5))
     assert [event.chosen for event in events if isinstance(event, edgellm.ToolChoiceScored)] == [None]
     assert not any(isinstance(event, edgellm.ToolCallStarted) for event in events)
     assert events[-1].usage.decode_tokens == 5
@@ -142,7 +138,7 @@ def test_cancel_while_arguments_are_decoded_ends_the_turn_without_a_call(runtime
             chat.cancel()
     assert events[-1].finish_reason == "cancelled"
     assert not any(isinstance(event, edgellm.ToolRunning) for event in events)
-    assert list(chat.send("Hello", tool_choice="none", max_tokens=3))[-1].usage.decode_tokens >= 1
+    assert events_of(chat.send("Hello", tool_choice="none", max_tokens=3))[-1].usage.decode_tokens >= 1
     assert chat.conversation.session.check_memory()
 
 
@@ -157,7 +153,7 @@ def test_value_that_never_ends_leaves_no_half_call(runtime: edgellm.Runtime) -> 
         return text
 
     chat = runtime.chat(tools=[say], strategy="guided", template=TEMPLATE, seed=1)
-    events = list(chat.send("Say it", tool_choice="say", max_tokens=40))
+    events = events_of(chat.send("Say it", tool_choice="say", max_tokens=40))
     for event in events:
         if isinstance(event, edgellm.ToolCallReady):
             jsonschema.validate(event.call.arguments, say.spec.parameters)
@@ -289,7 +285,7 @@ def test_first_question_of_the_readme_is_a_call_a_result_and_an_appended_leg(
         seed=1,
         sampler="top_k(40) | top_p(0.9) | temperature(0.2) | dist",
     )
-    events = list(chat.send("What is 23 * 17 + 4?", max_tokens=120))
+    events = events_of(chat.send("What is 23 * 17 + 4?", max_tokens=120))
     (finished,) = [event for event in events if isinstance(event, edgellm.ToolFinished)]
     assert finished.call.name == "calculator"
     assert finished.call.arguments == {"expression": "23 * 17 + 4"}

@@ -5,40 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from scripted_chats import ADD_2_AND_3, TEMPLATE, add, script
 
 import edgellm
 from edgellm.ledger import Pace
-from edgellm.scripted import Scripted
 from edgellm.types import Leg, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    pass
 
-TEMPLATE = (
+WITH_TOOLS = (
     "{%- if tools -%}{{ '<|im_start|>system\\nTools:' }}{%- for t in tools -%}{{ t | tojson }}{%- endfor -%}"
-    "{{ '<|im_end|>\\n' }}{%- endif -%}"
-    "{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+    "{{ '<|im_end|>\\n' }}{%- endif -%}" + TEMPLATE
 )
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
-    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
-        yield runtime
-
-
-@edgellm.tool(permission="auto")
-def add(a: int, b: int) -> int:
-    """Adds two numbers.
-
-    Args:
-        a: The first.
-        b: The second.
-    """
-    return a + b
 
 
 @edgellm.tool(permission="auto")
@@ -52,10 +31,9 @@ def shout(text: str) -> str:
 
 
 def test_every_token_has_an_owner_and_every_tool_its_price(runtime: edgellm.Runtime) -> None:
-    end = runtime.vocabulary.special_tokens["<|im_end|>"]
     chat = runtime.chat(
-        sampler=[Scripted([CALL, "Five."], end)],
-        template=TEMPLATE,
+        sampler=script(runtime, ADD_2_AND_3, "Five."),
+        template=WITH_TOOLS,
         tools=[add, shout],
         system="Be brief.",
     )
@@ -69,7 +47,7 @@ def test_every_token_has_an_owner_and_every_tool_its_price(runtime: edgellm.Runt
     assert tokens["user", ""] == len(runtime.tokenize("What is 2 + 3?"))
     assert {"tool_call", "tool_result", "text", "glue"} <= {owner for owner, _ in tokens}
     # A tool costs what the prompt is longer by; the words that introduce them all are nobody's.
-    alone = runtime.chat(template=TEMPLATE, tools=[add], system="Be brief.").conversation
+    alone = runtime.chat(template=WITH_TOOLS, tools=[add], system="Be brief.").conversation
     both = chat.conversation
     said = [edgellm.Message("user", "?")]
     assert tokens["tool", "shout"] == len(both.first_prompt(said)) - len(alone.first_prompt(said))
@@ -83,9 +61,8 @@ def test_every_token_has_an_owner_and_every_tool_its_price(runtime: edgellm.Runt
 
 
 def test_worked_turns_of_the_runtime_are_not_the_users(runtime: edgellm.Runtime) -> None:
-    end = runtime.vocabulary.special_tokens["<|im_end|>"]
     chat = runtime.chat(
-        sampler=[Scripted(["Hello."], end)], template=TEMPLATE, tools=[add], strategy="guided"
+        sampler=script(runtime, "Hello."), template=WITH_TOOLS, tools=[add], strategy="guided"
     )
     list(chat.send("Good morning", tool_choice="none"))
     tokens = {entry.owner: entry.tokens for entry in chat.ledger().entries}

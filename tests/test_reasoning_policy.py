@@ -11,8 +11,7 @@ import edgellm
 from edgellm.scripted import Scripted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    pass
 
 # As Qwen3 and DeepSeek do: reasoning of earlier turns is dropped once the user speaks again.
 DROPS = (
@@ -24,12 +23,6 @@ DROPS = (
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 THOUGHT = "<think>Hm, hm.</think>Four."
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
-    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
-        yield runtime
 
 
 def talk(runtime: edgellm.Runtime, policy: str, **options: Any) -> tuple[edgellm.Chat, list[Any]]:

@@ -6,19 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 import pytest
+from scripted_chats import TEMPLATE, scripted_chat
 
 import edgellm
 from edgellm.response_format import ResponseFormat
-from edgellm.scripted import Scripted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    pass
 
-TEMPLATE = (
-    "{%- for m in messages -%}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
 THINKS = TEMPLATE.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'")
 
 
@@ -39,16 +34,8 @@ def look_up(word: str) -> str:
     return f"{word}: a word"
 
 
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
-    with edgellm.load(tiny_model("llama", n_ctx=4096), n_ctx=4096, n_seq_max=4, threads=1) as runtime:
-        yield runtime
-
-
 def answer(runtime: edgellm.Runtime, response_format: Any, *answers: str, **options: Any) -> list[Any]:
-    end = runtime.vocabulary.special_tokens["<|im_end|>"]
-    options.setdefault("template", TEMPLATE)
-    chat = runtime.chat(sampler=[Scripted(list(answers), end)], **options)
+    chat = scripted_chat(runtime, *answers, **options)
     return list(chat.send("Tell.", response_format=response_format, max_tokens=300))
 
 
