@@ -23,6 +23,25 @@ if TYPE_CHECKING:
     from tiny_models import Arch
 
     import edgellm
+    from edgellm.engine.engine import Engine
+    from edgellm.native.model import Model
+
+TOOLS = '''
+import edgellm
+
+
+@edgellm.tool(permission="auto")
+def flip(is_heads: bool) -> str:
+    """Flips a coin."""
+    print("noise")
+    return f"it was {is_heads}\\x1b[31m"
+
+
+@edgellm.tool
+def launch(is_sure: bool) -> str:
+    """Launches."""
+    return "launched"
+'''
 
 # Two noisy cores: a slow example is no failure.
 settings.register_profile("edgellm", deadline=None, max_examples=100 * SCALE)
@@ -72,6 +91,40 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_model: Callable[..., Path], request: pytest.FixtureRequest) -> Iterator[Model]:
+    """A tiny llama, loaded with the OPTIONS of the module."""
+    from edgellm.native.model import Model
+
+    model = Model.load(tiny_model("llama"), request.module.OPTIONS)
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def engine(llama: Model, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine on `llama`, with the OPTIONS of the module."""
+    from edgellm.engine.engine import Engine
+
+    engine = Engine(llama, request.module.OPTIONS)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Path]) -> Path:
+    """The file of a tiny llama with 2,048 tokens of context."""
+    return tiny_model("llama", n_ctx=2048)
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A file of two tools: `flip` runs unasked, `launch` asks."""
+    path = tmp_path / "tools_of_mine.py"
+    path.write_text(TOOLS, encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from format_laws import merged
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -38,23 +39,6 @@ def parse(
     for piece in [pieces] if isinstance(pieces, str) else pieces:
         events += parser.feed(piece)
     return parser, merged(events + parser.finish())
-
-
-def merged(events: list[Event]) -> list[Event]:
-    out: list[Event] = []
-    for event in events:
-        last = out[-1] if out else None
-        if isinstance(event, TextDelta) and isinstance(last, TextDelta):
-            out[-1] = TextDelta(last.text + event.text)
-        elif isinstance(event, ReasoningDelta) and isinstance(last, ReasoningDelta):
-            out[-1] = ReasoningDelta(last.text + event.text)
-        elif (
-            isinstance(event, ToolCallDelta) and isinstance(last, ToolCallDelta) and last.index == event.index
-        ):
-            out[-1] = ToolCallDelta(last.index, last.fragment + event.fragment)
-        else:
-            out.append(event)
-    return out
 
 
 def test_one_call_between_text() -> None:

@@ -10,28 +10,6 @@ import pytest
 import tiny_models
 from cli_harness import Outcome, cli, terminal
 
-TOOLS = '''
-import edgellm
-
-
-@edgellm.tool
-def launch(is_sure: bool) -> str:
-    """Launches."""
-    return "launched"
-'''
-
-
-@pytest.fixture
-def model(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama", n_ctx=2048)
-
-
-@pytest.fixture
-def tools(tmp_path: Path) -> Path:
-    path = tmp_path / "rocket.py"
-    path.write_text(TOOLS, encoding="utf-8")
-    return path
-
 
 @pytest.fixture
 def chat(model: Path) -> Callable[..., Outcome]:
@@ -250,7 +228,7 @@ def test_approvals_are_asked_and_always_is_remembered(model: Path, tools: Path, 
     assert "← launched" in outcome.out
     # The same name from another file is another tool.
     other = tools.with_name("other.py")
-    other.write_text(TOOLS, encoding="utf-8")
+    other.write_bytes(tools.read_bytes())
     outcome = cli(*(other if word == tools else word for word in words), "--prompt", "Go")
     assert "← Not run" in outcome.out
 

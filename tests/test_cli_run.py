@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,35 +10,6 @@ import tiny_models
 from cli_harness import cli
 
 from edgellm.cli.render import escape
-
-TOOLS = '''
-import edgellm
-
-
-@edgellm.tool(permission="auto")
-def flip(is_heads: bool) -> str:
-    """Flips a coin."""
-    print("noise")
-    return f"it was {is_heads}\\x1b[31m"
-
-
-@edgellm.tool
-def launch(is_sure: bool) -> str:
-    """Launches."""
-    return "launched"
-'''
-
-
-@pytest.fixture
-def model(tiny_model: Callable[..., Path]) -> Path:
-    return tiny_model("llama", n_ctx=2048)
-
-
-@pytest.fixture
-def tools(tmp_path: Path) -> Path:
-    path = tmp_path / "coin.py"
-    path.write_text(TOOLS, encoding="utf-8")
-    return path
 
 
 def test_same_seed_same_text(model: Path) -> None:

@@ -34,20 +34,6 @@ if TYPE_CHECKING:
 OPTIONS = LoadOptions(n_ctx=256, n_seq_max=3, n_batch=64, threads=1)
 
 
-@pytest.fixture(scope="module")
-def llama(tiny_model: Callable[..., Path]) -> Iterator[Model]:
-    model = Model.load(tiny_model("llama"), OPTIONS)
-    yield model
-    model.close()
-
-
-@pytest.fixture
-def engine(llama: Model) -> Iterator[Engine]:
-    engine = Engine(llama, OPTIONS)
-    yield engine
-    engine.close()
-
-
 def make_chat(runtime: edgellm.Runtime, *answers: str, **options: Any) -> edgellm.Chat:
     options.setdefault("tools", [add])
     options.setdefault("strategy", "free")

@@ -28,20 +28,6 @@ if TYPE_CHECKING:
 OPTIONS = LoadOptions(n_ctx=512, n_seq_max=3, n_batch=64, threads=1)
 
 
-@pytest.fixture(scope="module")
-def llama(tiny_model: Callable[..., Path]) -> Iterator[Model]:
-    model = Model.load(tiny_model("llama"), OPTIONS)
-    yield model
-    model.close()
-
-
-@pytest.fixture
-def engine(llama: Model) -> Iterator[Engine]:
-    engine = Engine(llama, OPTIONS)
-    yield engine
-    engine.close()
-
-
 def new_session(engine: Engine, tokens: int = 0) -> Session:
     session = engine.session(Chain("greedy", n_vocab=engine.vocabulary.size))
     if tokens:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from edgellm.sampling.chain import Chain
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 OPTIONS = LoadOptions(n_ctx=256, n_seq_max=3, n_batch=64, threads=1)
@@ -54,18 +54,8 @@ def any_model(
     model.close()
 
 
-@pytest.fixture(scope="module")
-def llama(tiny_model: Callable[..., Path]) -> Iterator[Model]:
-    model = Model.load(tiny_model("llama"), OPTIONS)
-    yield model
-    model.close()
-
-
-@pytest.fixture
-def engine(llama: Model) -> Iterator[Engine]:
-    engine = Engine(llama, OPTIONS)
-    yield engine
-    engine.close()
+def _failed(_rows: Sequence[Any]) -> DecodeStatus:
+    return DecodeStatus.FAILED
 
 
 def assert_sound(session: Session) -> None:
@@ -158,7 +148,7 @@ def _run(engine: Engine, tmp_path: Path, operations: list[tuple[str, object]]) -
                 assert (session.tape.tokens, session.kv_length) == (tokens, kv)
             case "fail", list():
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(engine.context, "decode", lambda rows: DecodeStatus.FAILED)
+                    patch.setattr(engine.context, "decode", _failed)
                     with pytest.raises(DecodeError):
                         session.extend(entries(value))
                 assert session.tape.tokens == tokens
@@ -168,6 +158,8 @@ def _run(engine: Engine, tmp_path: Path, operations: list[tuple[str, object]]) -
                     next(iterator)
                     iterator.close()
                     assert session.tape.tokens == tokens
+            case _:
+                pytest.fail(f"{name} is no operation")
         for each in sessions:
             assert_sound(each)
     session = sessions[-1]
@@ -217,7 +209,12 @@ def test_sessions_that_ask_together_share_one_decode(engine: Engine, monkeypatch
         session.step()
     sizes: list[int] = []
     decode = engine.context.decode
-    monkeypatch.setattr(engine.context, "decode", lambda rows: sizes.append(len(rows)) or decode(rows))
+
+    def counted(rows: Sequence[Any]) -> DecodeStatus:
+        sizes.append(len(rows))
+        return decode(rows)
+
+    monkeypatch.setattr(engine.context, "decode", counted)
     for session in sessions:
         session.request()
     for session in sessions:

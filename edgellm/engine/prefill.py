@@ -8,7 +8,7 @@ from edgellm.engine.prefixes import MIN_TOKENS
 from edgellm.errors import Cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from edgellm.engine.engine import Engine
     from edgellm.engine.session import Session
@@ -29,7 +29,7 @@ def chunk_size(engine: Engine) -> int:
 
 def prefill(
     session: Session, entries: Sequence[tuple[int, SpanKind]], *, head: int
-) -> Iterator[tuple[int, int]]:
+) -> Generator[tuple[int, int], None, None]:
     """What `Session.prefill` gives."""
     session.check_open()
     session.settle()

@@ -13,7 +13,7 @@ from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError
 from edgellm.types import SpanKind, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -195,7 +195,9 @@ class Session:
 
     # -- prefill ---------------------------------------------------------------------------------------
 
-    def prefill(self, entries: Sequence[tuple[int, SpanKind]], *, head: int = 0) -> Iterator[tuple[int, int]]:
+    def prefill(
+        self, entries: Sequence[tuple[int, SpanKind]], *, head: int = 0
+    ) -> Generator[tuple[int, int], None, None]:
         """Adds (token, kind) pairs to the tape and computes them; yields (done, total) after each chunk.
 
         The first `head` entries of an empty tape, where other chats begin with them too, are taken from disk, or
