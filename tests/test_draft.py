@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import edgellm
+from edgellm.engine.prefill import SMALL_MODEL_CHUNK
 from edgellm.errors import DecodeError
 from edgellm.scripted import Scripted
 
@@ -225,7 +226,7 @@ def test_send_ends_a_draft_and_has_the_chunks_that_are_done(
     assert is_second.wait(20)
     usage = turn(chat, text)
     typing.join(20)
-    assert ahead == [128] == [usage.ahead_tokens]
+    assert ahead == [SMALL_MODEL_CHUNK] == [usage.ahead_tokens]
     assert not session.is_cancelled
 
 
@@ -254,7 +255,7 @@ def test_failure_leaves_what_is_done(runtime: edgellm.Runtime, monkeypatch: pyte
     with pytest.raises(DecodeError):
         chat.prefill_draft(MESSAGE * 6)
     assert chat.conversation.session.check_memory()
-    assert turn(chat, MESSAGE * 6).ahead_tokens == 128
+    assert turn(chat, MESSAGE * 6).ahead_tokens == SMALL_MODEL_CHUNK
 
 
 def test_older_turns_that_would_give_way_are_not_built_upon(tiny_model: Callable[..., Path]) -> None:

@@ -444,7 +444,7 @@ def test_guided_tools_are_chosen_with_the_chat_s_adapters(
         """Doubles a number."""
         return 2 * number
 
-    def scores(runtime: edgellm.Runtime, adapters: AdapterSet | None) -> list[tuple[str, float]]:
+    def scores(runtime: edgellm.Runtime, adapters: AdapterSet | None) -> dict[str, float]:
         with runtime.chat(
             tools=[double],
             strategy="guided",
@@ -454,15 +454,18 @@ def test_guided_tools_are_chosen_with_the_chat_s_adapters(
         ) as chat:
             events = list(chat.send("the name of a user", max_tokens=4))
         (found,) = [event.scores for event in events if isinstance(event, edgellm.ToolChoiceScored)]
-        return [(name, round(score, 3)) for name, score in found]
+        return dict(found)
 
     sets = (None, lora(files["one"]), lora(files["two"]), control(files["calm"]))
     options = LoadOptions(n_ctx=4096, threads=1, threads_batch=1, fit="off")
     path = tiny_model("llama", n_ctx=4096)
     with edgellm.load(path, options=options) as runtime:
         mixed = [scores(runtime, adapters) for adapters in (*sets, *sets)]
-    assert mixed[:4] == mixed[4:]
-    assert len({str(found) for found in mixed}) == len(sets)
+    # What was computed the first time lies elsewhere the second time: the last bits may differ.
+    assert all(
+        again == pytest.approx(first, abs=0.01) for first, again in zip(mixed[:4], mixed[4:], strict=True)
+    )
+    assert len({round(found["double"], 1) for found in mixed[:4]}) == len(sets)
 
 
 # -- files that do not fit ----------------------------------------------------------------------------------
