@@ -286,11 +286,7 @@ class Decoding:
                     return
                 session.request()
                 yield NEXT_TOKEN
-                started = time.perf_counter()
-                step = replace(session.step(), is_guided=True)
-                self.decode_s += time.perf_counter() - started
-                self.decode_tokens += 1
-                self.forced_tokens += step.is_forced
+                step = replace(self._drawn(), is_guided=True)
                 self.guided_tokens += 1
                 if session.trace:
                     yield TokenDrawn(step)
@@ -317,16 +313,12 @@ class Decoding:
                     return
                 session.request()
                 yield NEXT_TOKEN
-                started = time.perf_counter()
                 try:
-                    step = session.step()
+                    step = self._drawn()
                 except ContextFull:
                     if (yield from self._made_room()):
                         continue
                     return
-                self.decode_s += time.perf_counter() - started
-                self.decode_tokens += 1
-                self.forced_tokens += step.is_forced
                 if session.trace:
                     yield TokenDrawn(step)
                 if step.is_eog:
@@ -337,6 +329,15 @@ class Decoding:
             self.finish_reason = "cancelled"
         finally:
             session.settle()
+
+    def _drawn(self) -> Step:
+        """One token, counted. Raises as `Session.step`."""
+        started = time.perf_counter()
+        step = self._session.step()
+        self.decode_s += time.perf_counter() - started
+        self.decode_tokens += 1
+        self.forced_tokens += step.is_forced
+        return step
 
     def end(self) -> Iterator[Event]:
         """Gives out what the parser still holds, and names the reason the leg ended for."""

@@ -15,7 +15,7 @@ from edgellm.ledger import head_cost, make_ledger
 from edgellm.outlook import outlook
 from edgellm.response_format import ResponseFormat
 from edgellm.types import Leg, Message, Usage
-from edgellm.waiting import Waiting
+from edgellm.waiting import WAIT_S, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         Step,
     )
 
-_WAIT_S = 0.05
 LEGS_KEPT = 256
 """A chat's usage lists so many legs; of the others it has the sums."""
 
@@ -89,8 +88,7 @@ class Chat:
         with closing(self._turn(text, tool_choice, schema, response_format, max_tokens)) as turn:
             for item in turn:
                 if isinstance(item, Waiting):
-                    while not item.wait(_WAIT_S):
-                        pass
+                    item.sit_out()
                 else:
                     yield item
 
@@ -487,7 +485,7 @@ class Chat:
     def _check_closed(self, what: str) -> None:
         self.conversation.session.check_open()
         self._draft.stop()
-        while not self._draft.is_over(_WAIT_S):
+        while not self._draft.is_over(WAIT_S):
             self._draft.stop()
         if self._open.locked():
             raise ConfigError(f"cannot {what} while a turn is open.", hint="Read it to its end, or close it.")

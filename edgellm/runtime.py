@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from edgellm.waiting import Waiting
 
 DEFAULT_MODEL = "smollm2-135m"
-_WAIT_S = 0.05
 
 T = TypeVar("T")
 
@@ -382,8 +381,7 @@ class Runtime:
                 item = next(turn)
             except StopIteration as end:
                 return cast("T", end.value)
-            while not item.wait(_WAIT_S):
-                pass
+            item.sit_out()
 
     def _check_open(self) -> None:
         if self._is_closed:

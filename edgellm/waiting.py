@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+WAIT_S = 0.05
+"""How long one wait lasts at most: whoever waits looks up so often."""
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -18,6 +21,11 @@ class Waiting:
     """
 
     wait: Callable[[float], bool]
+
+    def sit_out(self) -> None:
+        """Waits for it, however long that takes, and stays open to Ctrl-C."""
+        while not self.wait(WAIT_S):
+            pass
 
 
 NEXT_TOKEN = Waiting(lambda _timeout_s: True)
