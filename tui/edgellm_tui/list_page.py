@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
 
 from edgellm import EdgeError
-from edgellm_tui.pages import PageView
+from edgellm_tui.halves import HalvesPage
 from edgellm_tui.rows import Field, Pane, Rows, Rule
 from edgellm_tui.status import Line
 
@@ -16,30 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class ListPage(PageView):
+class ListPage(HalvesPage):
     """Fill `rows` and `pane` in `show`. `heads` are the titles of the two parts."""
 
-    # The width's class stands on the screen: outside of what scoped rules see.
-    SCOPED_CSS = False
-    DEFAULT_CSS = """
-    ListPage .body { layout: vertical; height: 1fr; }
-    ListPage .left { height: 3fr; }
-    ListPage .right { height: 2fr; }
-    .-wide ListPage .body { layout: horizontal; }
-    .-wide ListPage .left { width: 1fr; height: 1fr; }
-    .-wide ListPage .right { width: 1fr; height: 1fr; }
-    """
     heads: ClassVar[tuple[str, str]] = ("", "")
 
     def compose(self) -> ComposeResult:
         """Two parts, the field, and a line for what has to be said."""
-        with Horizontal(classes="body"):
-            with Vertical(classes="left"):
-                yield Rule(self.edge.glyphs, id="left-head")
-                yield Rows()
-            with Vertical(classes="right"):
-                yield Rule(self.edge.glyphs, id="right-head")
-                yield Pane()
+        yield from self.halves()
         yield Field()
         yield Line(id="note")
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.cells import set_cell_size
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Horizontal, Vertical
 from textual.widgets import TextArea
 
 import edgellm
-from edgellm_tui.pages import PageView
+from edgellm_tui.halves import HalvesPage
 from edgellm_tui.plain import visible
 from edgellm_tui.rows import Pane, Rows, Rule
 
@@ -85,24 +84,16 @@ def merge_text(merges: Merges, piece: bytes) -> str:
     return "\n".join(lines)
 
 
-class TokenizerPage(PageView):
+class TokenizerPage(HalvesPage):
     """Type above, see the tokens below; the chosen one is taken apart at the bottom."""
 
     BINDINGS: ClassVar = [
         Binding("ctrl+t", "special", "special tokens", id="tokenizer.special"),
         Binding("c", "copy", "copy ids", id="tokenizer.copy"),
     ]
-    # The width's class stands on the screen: outside of what scoped rules see.
-    SCOPED_CSS = False
     DEFAULT_CSS = """
     TokenizerPage TextArea { height: 4; border: none; padding: 0 1; }
     TokenizerPage TextArea:focus { border: none; }
-    TokenizerPage .body { layout: vertical; height: 1fr; }
-    TokenizerPage .left { height: 3fr; }
-    TokenizerPage .right { height: 2fr; }
-    .-wide TokenizerPage .body { layout: horizontal; }
-    .-wide TokenizerPage .left { width: 1fr; height: 1fr; }
-    .-wide TokenizerPage .right { width: 1fr; height: 1fr; }
     """
 
     def __init__(self, id: str) -> None:
@@ -119,13 +110,7 @@ class TokenizerPage(PageView):
         area.cursor_blink = False
         area.highlight_cursor_line = False
         yield area
-        with Horizontal(classes="body"):
-            with Vertical(classes="left"):
-                yield Rule(self.edge.glyphs, id="left-head")
-                yield Rows()
-            with Vertical(classes="right"):
-                yield Rule(self.edge.glyphs, id="right-head")
-                yield Pane()
+        yield from self.halves()
 
     def show(self) -> None:
         """The text gets the focus; tokens are those of the model that is loaded now."""
