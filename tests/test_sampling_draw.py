@@ -41,10 +41,11 @@ def test_uniform_is_in_range_and_its_streams_differ(seed: int, branch: int, posi
 
 
 def test_uniforms_made_ahead_are_those_of_their_places() -> None:
-    made = Uniforms(5)
+    made = Uniforms()
     places = [(0, n) for n in range(40)] + [(1, 39), (0, 3), (0, 200), (0, 199), (1, 200)]
-    assert [made.at(branch, n) for branch, n in places] == [uniform(5, branch, n) for branch, n in places]
-    assert made.at(1, 200, "again") == uniform(5, 1, 200, "again")
+    assert [made.at(5, branch, n) for branch, n in places] == [uniform(5, branch, n) for branch, n in places]
+    assert made.at(6, 1, 200) == uniform(6, 1, 200)
+    assert made.at(6, 1, 200, "again") == uniform(6, 1, 200, "again")
 
 
 def test_uniform_numbers_are_spread_evenly() -> None:

@@ -69,7 +69,7 @@ class BenchSize:
 
     prefill: int = 512
     decode: int = 128
-    rounds: int = 5
+    rounds: int = 8
 
 
 def run_bench(

@@ -35,7 +35,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     add_loading(parser)
     group = parser.add_argument_group("measuring")
-    group.add_argument("--rounds", metavar="N", type=whole_number(1, 1000), default=5, help="default: 5")
+    group.add_argument("--rounds", metavar="N", type=whole_number(1, 1000), default=8, help="default: 8")
     group.add_argument(
         "--prefill", metavar="N", type=whole_number(1), default=512, help="tokens of prefill, default: 512"
     )

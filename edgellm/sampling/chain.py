@@ -96,7 +96,7 @@ class Chain:
         self.seed: int = (
             written if written is not None else seed if seed is not None else secrets.randbits(32)
         )
-        self._uniforms = Uniforms(self.seed)
+        self._uniforms = Uniforms()
         self.n_vocab = n_vocab
         self._vocabulary = vocabulary
         self._buffer = CandidateBuffer(n_vocab)
@@ -173,7 +173,7 @@ class Chain:
             taps, is_filled = [raw], self._needs_top
         self._enter(logits, context, constraint, taps, trace, is_filled=is_filled)
         needs_u = self._chooses_by == "dist" or self._python
-        u = self._uniforms.at(context.branch, context.position, context.label) if needs_u else _NAN
+        u = self._uniforms.at(self.seed, context.branch, context.position, context.label) if needs_u else _NAN
         for part in self._parts:
             if isinstance(part, NativePart):
                 if taps is None:

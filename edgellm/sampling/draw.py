@@ -39,21 +39,20 @@ def uniform(seed: int, branch: int, position: int, label: str = "") -> float:
 
 
 class Uniforms:
-    """`uniform` for one seed, made for some positions at a time: while its code is in the caches, one more is cheap."""
+    """`uniform`, made for some positions at a time: while its code is in the caches, one more is cheap."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._branch, self._start = 0, 0
+    def __init__(self) -> None:
+        self._seed, self._branch, self._start = 0, 0, 0
         self._made: tuple[float, ...] = ()
 
-    def at(self, branch: int, position: int, label: str = "") -> float:
+    def at(self, seed: int, branch: int, position: int, label: str = "") -> float:
         """The number of a place on the tape."""
         if label:
-            return uniform(self._seed, branch, position, label)
+            return uniform(seed, branch, position, label)
         place = position - self._start
-        if branch != self._branch or not 0 <= place < len(self._made):
-            self._branch, self._start, place = branch, position, 0
-            self._made = tuple(uniform(self._seed, branch, position + ahead) for ahead in range(_AHEAD))
+        if not 0 <= place < len(self._made) or branch != self._branch or seed != self._seed:
+            self._seed, self._branch, self._start, place = seed, branch, position, 0
+            self._made = tuple(uniform(seed, branch, position + ahead) for ahead in range(_AHEAD))
         return self._made[place]
 
 
