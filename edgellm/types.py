@@ -177,7 +177,12 @@ class Rows:
 
 
 class RowsPoint(Protocol):
-    """Rows that were copied at one point of the chain."""
+    """Rows that were copied at one point of the chain; `entropy_bits` is known at once at the raw one only."""
+
+    @property
+    def entropy_bits(self) -> float:
+        """Entropy over all rows that were left there."""
+        ...
 
     def rows(self, n: int) -> Rows:
         """The `n` most probable, in order."""
@@ -198,7 +203,7 @@ class Distribution:
     def __init__(self, points: Sequence[RowsPoint], n: int, u: float, *, is_thin: bool = False) -> None:
         self._points = points
         self._n = n
-        self._rows: tuple[Rows, ...] | None = None
+        self._rows: list[Rows | None] = [None] * len(points)
         self.u = u
         self.is_thin = is_thin
 
@@ -206,26 +211,34 @@ class Distribution:
         """The same with raw and final rows alone: to keep for long."""
         return Distribution((self._points[0], self._points[-1]), self._n, self.u, is_thin=True)
 
-    def _all(self) -> tuple[Rows, ...]:
-        if self._rows is None:
-            rows = tuple(point.rows(self._n) for point in self._points)
-            self._rows = (rows[0], replace(rows[-1], stage="final")) if self.is_thin else rows
-        return self._rows
+    def _at(self, index: int) -> Rows:
+        rows = self._rows[index]
+        if rows is None:
+            rows = self._points[index].rows(self._n)
+            if self.is_thin and index:
+                rows = replace(rows, stage="final")
+            self._rows[index] = rows
+        return rows
+
+    @property
+    def entropy_bits(self) -> float:
+        """Entropy over the whole vocabulary, before any stage."""
+        return self._points[0].entropy_bits
 
     @property
     def raw(self) -> Rows:
         """Rows before any stage."""
-        return self._all()[0]
+        return self._at(0)
 
     @property
     def stages(self) -> tuple[Rows, ...]:
         """Rows after each stage, in order."""
-        return self._all()[1:]
+        return tuple(map(self._at, range(1, len(self._rows))))
 
     @property
     def final(self) -> Rows:
         """Rows the token was drawn from."""
-        return self._all()[-1]
+        return self._at(len(self._rows) - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -567,6 +567,10 @@ def _absolute(adapters: edgellm.AdapterSet | None) -> edgellm.AdapterSet:
 class _Point:
     seen: Rows
 
+    @property
+    def entropy_bits(self) -> float:
+        return self.seen.entropy_bits
+
     def rows(self, n: int) -> Rows:
         return self.seen
 

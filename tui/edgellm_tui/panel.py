@@ -97,7 +97,7 @@ class DistributionPanel(RowsPane, can_focus=True):
             newest = max(newest, position)
             seen = strand.steps[position].distribution
             if seen is not None:
-                fresh.append(seen.raw.entropy_bits)
+                fresh.append(seen.entropy_bits)
         self._entropies.extend(reversed(fresh))
         last = next(reversed(strand.steps), -1)
         self._last_seen = newest if newest <= last else last
