@@ -58,7 +58,7 @@ def test_an_edit_that_is_given_up_leaves_all_as_it_is() -> None:
         await said(pilot, "one")
         await said(pilot, "/edit")
         await pilot.press("escape")
-        assert app.prompt.text == "" and app.editing is None
+        assert app.prompt.text == "" and app.outbox.editing is None
         await said(pilot, "two")
         assert sent(app) == ["one", "two"]
 
@@ -143,7 +143,7 @@ def test_keys_in_the_conversation_act_on_the_chosen_block() -> None:
         await pilot.press("c")
         await shown(pilot, "copied 3 characters")
         await pilot.press("e")
-        assert app.prompt.text == "one" and app.editing == 0
+        assert app.prompt.text == "one" and app.outbox.editing == 0
         await pilot.press("escape")
         app.conversation.focus()
         await pilot.press("k")
@@ -175,7 +175,7 @@ def test_nothing_of_that_happens_during_an_answer() -> None:
         await shown(pilot, "one")
         for command in ("/edit", "/retry", "/continue", "/rewind", "/fork"):
             await say(pilot, command)
-            assert app.editing is None
+            assert app.outbox.editing is None
         assert screen_text(app).count("An answer is being written. Esc stops it.") == 5
         await pilot.press("escape")
         await settled(pilot)
@@ -255,7 +255,7 @@ def test_exports_hold_all_that_was_said(kind: str, tmp_path: Path, monkeypatch: 
 def test_worked_examples_for_the_model_are_no_part_of_the_page() -> None:
     runtime = ScriptedRuntime([words("Cold.")])
     chat = runtime.chat(trace=5)
-    chat._say("user", "How far is the station?", SpanKind.USER)
+    chat.say("user", "How far is the station?", SpanKind.USER)
     chat.texts.clear()
     chat.starts.clear()
     list(chat.send("How warm is Oslo?"))
@@ -332,7 +332,7 @@ def test_commands_are_completed_and_prompts_come_back() -> None:
 def test_every_command_can_be_given_before_anything_was_said() -> None:
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         for name in COMMANDS:
-            if name not in ("quit", "chats", "model"):
+            if name not in ("quit", "chats", "model", "adapters"):
                 await said(pilot, f"/{name}")
         await wait_until(pilot, lambda: app.talk.is_ready)
         await said(pilot, "one")

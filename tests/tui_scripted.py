@@ -295,7 +295,7 @@ class ScriptedChat:
         try:
             is_resumed = text is None and self.is_answer_open
             if text is not None:
-                self._say("user", text, SpanKind.USER)
+                self.say("user", text, SpanKind.USER)
                 self._write("<|im_start|>assistant\n", SpanKind.GLUE)
             start = self.starts[-1] if is_resumed else len(self.tokens)
             new = len(self.tokens) - before
@@ -443,7 +443,7 @@ class ScriptedChat:
         self.texts.append(message)
         self.starts.append(start)
 
-    def _say(self, role: Any, text: str, kind: SpanKind) -> None:
+    def say(self, role: Any, text: str, kind: SpanKind) -> None:
         start = len(self.tokens)
         self._write(f"<|im_start|>{role}\n", SpanKind.GLUE)
         self._write(text, kind)

@@ -24,23 +24,24 @@ from edgellm_tui.accounts import Accounts
 from edgellm_tui.adapters import Adapters
 from edgellm_tui.answer import ConversationView
 from edgellm_tui.applog import AppLog
-from edgellm_tui.approval import ApprovalModal
 from edgellm_tui.chats import ChatsPage
-from edgellm_tui.clipboard import copy_text
+from edgellm_tui.clipboard import copied
 from edgellm_tui.commands import COMMANDS, obey
 from edgellm_tui.footer import KeyInfo, foot_line, keys_of
 from edgellm_tui.frames import Frames
 from edgellm_tui.look import fitting_theme
 from edgellm_tui.looks import Looks
-from edgellm_tui.model_page import ModelPage
+from edgellm_tui.model_choice import ModelChoice
+from edgellm_tui.outbox import Outbox
 from edgellm_tui.pages import PAGES, PageView
 from edgellm_tui.palette import palette
 from edgellm_tui.panel import DistributionPanel
-from edgellm_tui.prompt import History, Prompt, with_attachments
-from edgellm_tui.saved_chats import model_of
+from edgellm_tui.prompt import History, Prompt
+from edgellm_tui.questions import Questions
 from edgellm_tui.settings import Settings, load_settings
 from edgellm_tui.slow_link import Pacer, paced_driver
-from edgellm_tui.status import Line, Status, state_words, status_line
+from edgellm_tui.status import Line, status_line
+from edgellm_tui.status_now import status_of
 from edgellm_tui.strand import told
 from edgellm_tui.talk import Talk
 from edgellm_tui.worker import Called, Ended, EngineWorker, Heard, Question
@@ -136,17 +137,14 @@ class EdgeApp(App[int]):
         self.inspect_at: int | None = None
         # Keys of the branches that run side by side.
         self.racing: list[int] = []
-        self.wanted_model = model or self.settings.model
+        self.choice = ModelChoice(self, model or self.settings.model)
+        self.outbox = Outbox(self)
+        self._questions = Questions(self)
         self._history = history
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._resumes: edgellm.IndexedChat | None = None
         self._last_kept = clock()
-        self._waiting: list[str] = []
-        self._questions: list[Question] = []
         # What has to be said as soon as there is a chat to say it in.
         self.news: list[str] = []
-        # The message of the chat that the prompt is about to replace.
-        self.editing: int | None = None
         self.set_keymap(self.settings.keys)
 
     # -- composition --------------------------------------------------------------------------------------
@@ -178,7 +176,7 @@ class EdgeApp(App[int]):
         self.panel.display = not self.panel.display
         self.settings.show_distribution = bool(self.panel.display)
         # What is shown now has no size before the next layout.
-        self.call_after_refresh(self._draw)
+        self.call_after_refresh(self.draw)
 
     @property
     def prompt(self) -> Prompt:
@@ -195,30 +193,12 @@ class EdgeApp(App[int]):
         self.prompt.focus()
         self.worker.approval_timeout_s = float(self.settings.approval_timeout_s) or None
         self.worker.start()
-        self.open_model(self.wanted_model)
+        self.open_model(self.choice.wanted)
         self._show_status()
 
     def open_model(self, model: str) -> None:
         """Loads a model in the background and begins a chat on it."""
-        self.wanted_model = model
-        self.talk.open_model(model, self._on_model_ready, self._model_missing)
-
-    def _on_model_ready(self) -> None:
-        self.news += self.talk.failures
-        saved, self._resumes = self._resumes, None
-        if saved is not None:
-            self.talk.open_saved(saved)
-        else:
-            self.talk.new_chat()
-
-    def _model_missing(self, error: Exception) -> None:
-        self._resumes = None
-        self.run_worker(self._offer_models(error))
-
-    async def _offer_models(self, error: Exception) -> None:
-        await self.action_page("model")
-        if isinstance(self.page, ModelPage):
-            self.page.welcome(error)
+        self.choice.open(model)
 
     # -- frames -------------------------------------------------------------------------------------------
 
@@ -234,12 +214,11 @@ class EdgeApp(App[int]):
         items = self.worker.items
         while items:
             self._take(items.popleft())
-        self._draw()
+        self.draw()
         if self.worker.is_busy and self.worker.clock() - self._last_kept >= _KEEP_EACH_S:
             self._last_kept = self.worker.clock()
             self._keep_growing()
-        if isinstance(self.screen, ApprovalModal) and not self.screen.question.is_open:
-            self.screen.close()
+        self._questions.close_answered()
 
     def _keep_growing(self) -> None:
         job = self.talk.kept.keep_growing()
@@ -269,7 +248,7 @@ class EdgeApp(App[int]):
             except Exception as error:
                 self.report(error)
         elif isinstance(item, Question):
-            self.ask(item)
+            self._questions.ask(item)
 
     def _turn_over(self, item: Ended) -> None:
         strand = self.talk.strands.get(item.key)
@@ -280,13 +259,14 @@ class EdgeApp(App[int]):
             logging.getLogger("edgellm_tui").error("a turn failed", exc_info=item.error)
         self.talk.ended(strand, item.messages)
         self.set_timer(_SAVE_AFTER_S, self._save_if_idle)
-        self._send_waiting()
+        self.outbox.send_next()
 
     def _save_if_idle(self) -> None:
         if not self.worker.is_busy:
             self.talk.kept.save()
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
+        """Brings what is in front up to date."""
         if not self.is_running or self.frames.is_over:
             return
         page = self.page
@@ -308,28 +288,7 @@ class EdgeApp(App[int]):
             self.report(error)
 
     def _show_status(self, width: int = 0) -> None:
-        talk, strand = self.talk, self.talk.current
-        runtime = talk.runtime
-        used = self.used_tokens
-        state = state_words(strand, self.worker.clock() - strand.prefill_started)
-        if talk.is_loading:
-            state = f"LOADING {100 * talk.load_fraction:.0f} %"
-        elif runtime is None:
-            state = "NO MODEL"
-        name = runtime.name if runtime is not None else talk.model or self.wanted_model
-        page = self.page
-        title = PAGES[page.id].title.upper() if page is not None and page.id in PAGES else ""
-        self.accounts.look(used)
-        status = Status(
-            name,
-            state,
-            used,
-            runtime.n_ctx if runtime else 0,
-            strand.tok_s,
-            title,
-            self.accounts.shares(used),
-            [worry.word for worry in self.accounts.worries(used)],
-        )
+        status = status_of(self)
         self.query_one("#status", Line).set(status_line(status, width or self.size.width))
 
     @property
@@ -347,39 +306,15 @@ class EdgeApp(App[int]):
                 self.talk.current.note(text, is_error=True)
             self.news.clear()
         self.conversation.show(self.talk.current.blocks)
-        self._draw()
-        self._send_waiting()
+        self.draw()
+        self.outbox.send_next()
 
     def report(self, error: Exception) -> None:
         """Shows an error in the chat; the app goes on."""
         logging.getLogger("edgellm_tui").error("reported", exc_info=error)
         self.talk.current.note(told(error), is_error=True)
         self.conversation.blocks = self.talk.current.blocks
-        self._draw()
-
-    def ask(self, question: Question) -> None:
-        """Asks the user about a call; where a question stands already, this one comes after it."""
-        self._questions.append(question)
-        self._ask_next()
-
-    def _ask_next(self, _over: object = None) -> None:
-        if self.frames.is_over or isinstance(self.screen, ApprovalModal):
-            return
-        while self._questions:
-            question = self._questions.pop(0)
-            if question.is_open:
-                steps = self.talk.steps_of(question.call)
-                tool = self.talk.tool_of(question.spec.name)
-                modal = ApprovalModal(
-                    question,
-                    clock=self.worker.clock,
-                    stop=self.worker.stop,
-                    steps=steps,
-                    origin=tool.origin if tool is not None else "",
-                    check=tool.check if tool is not None else None,
-                )
-                self.push_screen(modal, self._ask_next)
-                return
+        self.draw()
 
     def on_prompt_sent(self, message: Prompt.Sent) -> None:
         """The user has sent something: a command, or a message."""
@@ -388,40 +323,15 @@ class EdgeApp(App[int]):
             self.command(message.text)
             return
         try:
-            self.say(message.text)
+            self.outbox.say(message.text)
         except edgellm.EdgeError as error:
             self.report(error)
 
     def on_prompt_paused(self, message: Prompt.Paused) -> None:
         """The user thinks about what to write next."""
         text = message.text.lstrip()
-        if text and not text.startswith("/") and self.editing is None:
+        if text and not text.startswith("/") and self.outbox.editing is None:
             self.talk.draft(text)
-
-    def say(self, text: str) -> None:
-        """Sends a message, with its @files; waits with it while there is no model or a turn is open."""
-        try:
-            whole = with_attachments(text)
-        except edgellm.EdgeError as error:
-            self.report(error)
-            return
-        if self.editing is not None and self.talk.is_ready:
-            index, self.editing = self.editing, None
-            edits.resend(self, index, whole)
-            return
-        if not self.talk.is_ready or self.worker.is_busy:
-            self._waiting.append(text)
-            self.hint(f"{len(self._waiting)} waiting to be sent")
-            return
-        self.talk.send(whole)
-        self._draw()
-        self.conversation.scroll_end(animate=False)
-
-    def _send_waiting(self) -> None:
-        if self._waiting and self.talk.is_ready and not self.worker.is_busy:
-            text = self._waiting.pop(0)
-            self.hint(f"{len(self._waiting)} waiting to be sent" if self._waiting else "")
-            self.say(text)
 
     def on_conversation_view_acted(self, message: ConversationView.Acted) -> None:
         """The user asks for something about a block."""
@@ -477,18 +387,8 @@ class EdgeApp(App[int]):
 
     async def action_stop(self) -> None:
         """Stops the answer; with nothing to stop, goes back to the chat and the prompt."""
-        if self._waiting:
-            # What has not been sent yet goes back to where it was written.
-            self.prompt.text = "\n\n".join([*self._waiting, *filter(None, [self.prompt.text])])
-            self.prompt.move_cursor(self.prompt.document.end)
-            self._waiting.clear()
-            self.hint("")
-        if self.worker.stop():
-            return
-        if self.editing is not None:
-            self.editing = None
-            self.prompt.text = ""
-            self.hint("")
+        self.outbox.take_back()
+        if self.worker.stop() or self.outbox.stop_editing():
             return
         page = self.page
         if page is None or not page.leave():
@@ -513,7 +413,7 @@ class EdgeApp(App[int]):
             self.prompt.focus()
         else:
             self.guarded(page.show)
-        self._draw()
+        self.draw()
 
     def action_new_chat(self) -> None:
         """Begins a new chat."""
@@ -527,22 +427,7 @@ class EdgeApp(App[int]):
 
     def copy(self, text: str) -> None:
         """Copies a text, and says where it went."""
-        if not text:
-            self.hint("there is nothing to copy")
-            return
-
-        def over(task: asyncio.Task[str]) -> None:
-            error = task.exception()
-            self.hint(task.result() if error is None else f"it could not be copied: {error}")
-
-        # On a thread: a clipboard program may hang.
-        task = asyncio.create_task(asyncio.to_thread(copy_text, text, self._copy_by_terminal))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(over)
-
-    def _copy_by_terminal(self, text: str) -> None:
-        self.call_from_thread(self.copy_to_clipboard, text)
+        self.run_worker(copied(self, text, self.hint))
 
     def hint(self, text: str) -> None:
         """Says something in the line below the prompt."""
@@ -564,13 +449,7 @@ class EdgeApp(App[int]):
     async def go_on_with(self, saved: edgellm.IndexedChat) -> None:
         """Opens a saved chat; another model is loaded first where the chat was held with one."""
         self.worker.stop()
-        if saved.id != self.talk.kept.id:
-            model = model_of(saved, self.talk.runtime, self.talk.model)
-            if model:
-                self._resumes = saved
-                self.open_model(model)
-            else:
-                self.talk.open_saved(saved)
+        self.choice.open_chat(saved)
         await self.action_page("chat")
 
     def action_edit_last(self) -> None:
@@ -597,7 +476,7 @@ class EdgeApp(App[int]):
             obey(self, line)
         except edgellm.EdgeError as error:
             self.report(error)
-        self._draw()
+        self.draw()
 
     async def action_quit(self) -> None:
         """Stops, saves, and leaves."""

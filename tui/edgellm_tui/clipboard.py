@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgellm import private_dir, state_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from textual.app import App
 
 _WAIT_S = 2.0
 # Terminals that swallow OSC 52 without a clipboard behind them.
@@ -57,3 +60,19 @@ def copy_text(text: str, terminal: Callable[[str], None], environ: Mapping[str, 
         path.write_text(text, encoding="utf-8")
         places.append(str(path))
     return f"copied {len(text)} characters to {' and '.join(places)}"
+
+
+async def copied(app: App[Any], text: str, hint: Callable[[str], None]) -> None:
+    """Copies a text from an app, on a thread: a clipboard program may hang. `hint` is told where it went."""
+    if not text:
+        hint("there is nothing to copy")
+        return
+
+    def by_terminal(text: str) -> None:
+        app.call_from_thread(app.copy_to_clipboard, text)
+
+    try:
+        told = await asyncio.to_thread(copy_text, text, by_terminal)
+    except Exception as error:
+        told = f"it could not be copied: {error}"
+    hint(told)

@@ -128,7 +128,7 @@ class ModelPage(PageView):
 
     def welcome(self, missing: Exception) -> None:
         """The wanted model is not here: says so, and offers to fetch it."""
-        wanted = self.edge.wanted_model
+        wanted = self.edge.choice.wanted
         row = next(
             (each for each in self.rows if each.load == wanted or (not wanted and each.is_default)), None
         )
