@@ -59,7 +59,9 @@ class Grammars:
 
     def of_call(self, lead: str, *, many: bool) -> Constraint:
         """The constraint that a call, begun behind `lead`, is kept to. Raises ConstraintError."""
-        assert self._make_constraint is not None
+        if self._make_constraint is None:
+            # Refused since: a call that is to be repaired may have come before.
+            raise ConstraintError("calls are not kept to a grammar here.")
         return self._make_constraint(
             self._format.call_grammar(self._specs, lead=lead, many=many, special_ids=self._special_ids)
         )

@@ -339,7 +339,7 @@ class Chain:
     @property
     def pending_tokens(self) -> int:
         """How many of the last tokens a stage may still take back; a reader's text should wait for them."""
-        return max((part.pending() for part in self._python), default=0)
+        return max((part.pending() for part in self._python), default=0) if self._python else 0
 
     def fork(self, tokens: Sequence[int] = ()) -> Chain:
         """A chain for a branch of the tape, which is `tokens` so far.
