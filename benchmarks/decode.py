@@ -134,6 +134,8 @@ def main() -> None:
     given = options.parse_args()
     load = edgellm.LoadOptions(n_ctx=1024, threads=given.threads)
     with edgellm.load(given.model, options=load) as runtime:
+        # What is measured must not change while it is.
+        runtime.engine.governor.is_active = False
         tokens = runtime.tokenize(PROMPT, add_special=True)
         threads = runtime.engine.context.n_threads
         bare = Bare(runtime, tokens)

@@ -406,7 +406,7 @@ def speculation(options: Options) -> Evidence:
     return Evidence(
         "Guessing ahead",
         "Greedy text with guesses is the text without, but for near-ties: the two likeliest tokens are nearer than "
-        "twice what logits differ by between two sessions without guesses (`session_difference`). Sampled tokens have "
+        "what logits differ by between batches of one row and of several (`batch_difference`). Sampled tokens have "
         "the same distribution (χ² over 10,000 draws). `auto` is at most 2 % slower than `off`, on text that "
         "repeats nothing and on text that is quoted.",
         ran.code == tests.code == 0 and same and min(kinds) >= 0.98,
