@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from edgellm_tools import confined
@@ -274,10 +275,11 @@ _PREFIXES_IN_TMP = [prefix for prefix in (sys.prefix, sys.base_prefix) if Path(p
 def test_the_sandbox_has_a_tmp_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x", encoding="utf-8")
     # What Python itself runs from is shown to it, also where that lies below /tmp.
-    *listed, written, folder = sh("ls -A /tmp; echo x > /tmp/x && cat /tmp/x; pwd").split("\n")
+    name = f"/tmp/{uuid4()}"
+    *listed, written, folder = sh(f"ls -A /tmp; echo x > {name} && cat {name}; pwd").split("\n")
     assert (written, folder) == ("x", "/tmp")
     assert set(listed) <= {Path(prefix).relative_to("/tmp").parts[0] for prefix in _PREFIXES_IN_TMP}
-    assert not os.path.exists("/tmp/x")
+    assert not os.path.exists(name)
     assert "No such file" in sh(f"cat {tmp_path}/mine")
     assert "No space left" in sh("for i in 1 2 3; do head -c 40000000 /dev/zero > /tmp/$i; done")
 
