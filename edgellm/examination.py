@@ -126,7 +126,7 @@ def _library(problems: list[Problem]) -> dict[str, Any]:
     if not is_compiled():
         problems.append(
             Problem(
-                "The scan of the vocabulary was not compiled: numpy does it, a quarter millisecond a token slower.",
+                "The scan of the vocabulary was not compiled: numpy does it, tenths of a millisecond a token slower.",
                 "Install a C compiler and then edgellm again.",
                 is_broken=False,
             )

@@ -188,6 +188,10 @@ class RowsPoint(Protocol):
         """The `n` most probable, in order."""
         ...
 
+    def cut(self, n: int) -> RowsPoint:
+        """The same with no more rows than `n`, or few."""
+        ...
+
 
 class Distribution:
     """What the sampler saw for one token: `raw` rows, rows after each stage, and the draw.
@@ -209,7 +213,8 @@ class Distribution:
 
     def thin(self) -> Distribution:
         """The same with raw and final rows alone: to keep for long."""
-        return Distribution((self._points[0], self._points[-1]), self._n, self.u, is_thin=True)
+        ends = (self._points[0].cut(self._n), self._points[-1].cut(self._n))
+        return Distribution(ends, self._n, self.u, is_thin=True)
 
     def _at(self, index: int) -> Rows:
         rows = self._rows[index]

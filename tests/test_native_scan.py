@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgellm.errors import SamplerError
 from edgellm.native import scan
 from edgellm.native.samplers import CandidateBuffer
 from edgellm.native.scan import ROW, VocabularyScan
@@ -32,11 +32,10 @@ def top(logits: np.ndarray, k: int, is_compiled: bool) -> tuple[list[int], list[
     return rows["id"][:count].tolist(), rows["logit"][:count].tolist(), maximum
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler was there to compile it")
 def test_it_is_compiled_where_it_was_installed_with_a_compiler() -> None:
-    if not scan.LIBRARY.exists():
-        pytest.skip("this copy of the source was not installed")
-    assert scan.is_compiled()
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler was there to compile it")
+    assert scan.is_compiled(), "install edgellm again: scan.c has changed, or was not compiled"
 
 
 @BOTH
@@ -122,7 +121,7 @@ def test_the_compiled_draw_is_the_documented_one(values: list[float], u: float, 
 @BOTH
 def test_holes_are_closed_in_order(is_compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not is_compiled:
-        monkeypatch.setattr(scan, "_functions", lambda: None)
+        monkeypatch.setattr(scan, "compiled", lambda: None)
     buffer = CandidateBuffer(300)
     logits = random_logits(300, 2)
     logits[[0, 7, 8, 299]] = -np.inf
@@ -147,21 +146,69 @@ def test_more_rows_than_the_compiled_draw_takes_are_left_to_numpy() -> None:
 
 def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "VERSION", scan.VERSION + 1)
-    scan._functions.cache_clear()
+    scan.compiled.cache_clear()
     try:
         assert not scan.is_compiled()
         assert top(random_logits(5000, 1), 3, True) == top(random_logits(5000, 1), 3, False)
     finally:
         monkeypatch.undo()
-        scan._functions.cache_clear()
+        scan.compiled.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_both_languages_name_one_version_and_the_portable_flags_compile(tmp_path: Path) -> None:
-    source = ROOT / "edgellm/native/scan.c"
+@pytest.mark.parametrize("tuning", [("-march=native",), ("-mavx2",), ()], ids=["native", "avx2", "portable"])
+def test_every_width_of_vectors_finds_the_same(
+    tuning: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = tmp_path / "scan.so"
-    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run(["cc", *flags, "-o", made, source, "-lm"], check=True)
-    code = f"import ctypes; print(ctypes.CDLL({str(made)!r}).edgellm_scan_version())"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(printed.stdout) == scan.VERSION
+    flags = (
+        "-O3",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    )
+    command = ["cc", *flags, *tuning, "-shared", "-fPIC", "-o", made, ROOT / "edgellm/native/scan.c", "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and tuning:
+        pytest.skip(f"this compiler has no {tuning[0]}")
+    assert done.returncode == 0, done.stderr
+    if tuning == ("-mavx2",) and "avx2" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        pytest.skip("this processor has no AVX2")
+    monkeypatch.setattr(scan, "LIBRARY", made)
+    scan.compiled.cache_clear()
+    try:
+        assert scan.is_compiled()
+        for n, seed in ((5000, 1), (20_011, 2), (49_152, 3)):
+            logits = random_logits(n, seed, 2)
+            found, values, maximum = top(logits, 20, True)
+            bound = np.sort(logits)[::-1][19]
+            assert maximum == logits.max() and values == logits[found].tolist()
+            assert set(np.flatnonzero(logits >= bound)) <= set(found)
+            sums = [VocabularyScan(n, is_compiled=each).mass(logits, maximum) for each in (True, False)]
+            assert sums[0] == pytest.approx(sums[1], rel=2e-5)
+    finally:
+        monkeypatch.undo()
+        scan.compiled.cache_clear()
+
+
+@BOTH
+def test_rows_are_cut_in_order(is_compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(scan, "compiled", lambda: None)
+    buffer = CandidateBuffer(300)
+    logits = random_logits(300, 2, 0)
+    buffer.fill(logits)
+    buffer.cut(20)
+    order = ordered(np.arange(300, dtype=np.int32), logits)[:20]
+    assert buffer.live_ids().tolist() == order.tolist() and buffer.is_sorted
+
+
+def test_what_is_no_row_of_floats_is_refused() -> None:
+    rows = np.zeros(9000, dtype=ROW)
+    for wrong in (np.zeros(9000), np.zeros(18_000, dtype=np.float32)[::2]):
+        if scan.is_compiled():
+            with pytest.raises(SamplerError, match="contiguous float32"):
+                VocabularyScan(9000).top(wrong, 3, rows)  # type: ignore[arg-type]

@@ -571,6 +571,9 @@ class _Point:
     def entropy_bits(self) -> float:
         return self.seen.entropy_bits
 
+    def cut(self, n: int) -> _Point:
+        return self
+
     def rows(self, n: int) -> Rows:
         return self.seen
 

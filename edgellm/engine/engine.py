@@ -267,7 +267,7 @@ class Engine:
                 with self._abort_lock:
                     self._running = (session, *self._served)
                     self.context.clear_abort()
-                    is_cancelled = any(each.is_cancelled for each in self._running)
+                    is_cancelled = session.is_cancelled or any(each.is_cancelled for each in self._served)
                 started = perf_counter()
                 status = None if is_cancelled else self.context.decode_one(token, position, seq)
                 taken_s = perf_counter() - started

@@ -21,10 +21,13 @@ CHUNK, SMALL_MODEL_CHUNK = 128, 256
 _SMALL_MODEL = 500_000_000
 
 
-def chunk_size(engine: Engine) -> int:
-    """Rows that are computed at a time."""
-    chunk = SMALL_MODEL_CHUNK if engine.model.n_params < _SMALL_MODEL else CHUNK
-    return min(chunk, engine.context.n_batch)
+def chunk_size(n_params: int, n_batch: int) -> int:
+    """Rows that are computed at a time with a model of so many parameters."""
+    return min(SMALL_MODEL_CHUNK if n_params < _SMALL_MODEL else CHUNK, n_batch)
+
+
+def _chunk_of(engine: Engine) -> int:
+    return chunk_size(engine.model.n_params, engine.context.n_batch)
 
 
 def prefill(
@@ -58,7 +61,7 @@ def prefill(
             with engine.in_use():
                 # A batch ends with the head also where it is not kept: the same batches, the same text.
                 limit = head if head >= MIN_TOKENS and memory.length < head else None
-                decode_chunk(session, chunk_size(engine), limit)
+                decode_chunk(session, _chunk_of(engine), limit)
                 if not is_kept and memory.length == head:
                     memory.keep_beginning()
             if memory.length == len(tape):
@@ -105,7 +108,7 @@ def prefill_ahead(session: Session, tokens: Sequence[int], *, head: int) -> Iter
             if memory.seq != seq or memory.length != start:
                 return
             engine.touch(memory)
-            end = min(at + chunk_size(engine), len(tokens))
+            end = min(at + _chunk_of(engine), len(tokens))
             end = head if at < head < end and head >= MIN_TOKENS else end
             memory.is_unsure = True
             engine.decode([(tokens[i], i, seq, False) for i in range(at, end)], (session,))

@@ -152,6 +152,7 @@ class Prefixes:
 
     def _configuration(self) -> str:
         """All that the values depend on. The file's time too: its middle is in no fingerprint."""
+        from edgellm.engine.prefill import chunk_size
         from edgellm.engine.session_file import computed_with, model_fingerprint
         from edgellm.native.library import build_info
 
@@ -163,5 +164,7 @@ class Prefixes:
                 computed_with(options),
                 (options.kv_type_k, options.kv_type_v, options.flash_attention, options.swa_full),
                 build_info(),
+                # Batches of other sizes: other last bits.
+                chunk_size(self._model.n_params, options.n_batch),
             )
         )

@@ -21,6 +21,9 @@ READ_TOKENS = 32_768
 _SIZES = (2, 4, 8)
 _WORTH = 1.03
 _MOST_LOSS = 0.015  # of the decode time, so that with what cannot be measured it stays under 2 %
+_WINDOW = (
+    800  # tokens of decode time that may be lost of: what a text has gained lately, the next one may not lose
+)
 _AVERAGE = 0.2
 _DOUBTS = 0.5  # of a guess about which nothing is known yet
 
@@ -37,7 +40,8 @@ class Speculation:
     """The guesses of one session, and the account of what they cost and bring.
 
     In mode "auto" a guess is made only while (1 + tokens expected to hold) ÷ cost of that batch beats a token at a
-    time, by this session's own measurements; guesses that are made to learn that may cost 1.5 % of the decode time.
+    time, by this session's own measurements; all guesses together may cost 1.5 % of the decode time (of 800 tokens at
+    most: what was gained before does not pay for more).
     Guessed tokens are never on the tape: they only let the memory, and logits, be there when the chain draws them.
     """
 
@@ -140,6 +144,8 @@ class Speculation:
         # Guessing costs as well: with a draft model it is most of it.
         seconds = time.perf_counter() - self._started + (self._guess_s if self._count else 0.0)
         self._total_s += seconds
+        if self._single_s:
+            self._total_s = min(self._total_s, _WINDOW * self._single_s)
         if not self._count:
             # A neighbour on the machine makes some tokens slow: those count less.
             usual = self._single_s or seconds

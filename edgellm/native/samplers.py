@@ -14,7 +14,7 @@ import numpy as np
 
 from edgellm.errors import SamplerError
 from edgellm.native.library import lib
-from edgellm.native.scan import ROW, VocabularyScan, close_holes, draw
+from edgellm.native.scan import ROW, VocabularyScan, close_holes, cut, draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +64,11 @@ class _Calls:
 @cache
 def _hot() -> _Calls:
     return _Calls()
+
+
+def apply_address() -> int:
+    """The address of llama_sampler_apply."""
+    return _address(_hot().apply)
 
 
 class CandidateBuffer:
@@ -168,6 +173,12 @@ class CandidateBuffer:
         if left < array.size:
             array.size, array.selected = left, -1
 
+    def cut(self, k: int) -> None:
+        """Keeps the `k` most probable rows, in order, equal logits by ascending id. A choice is forgotten."""
+        array = self._array
+        array.size = cut(array.data, array.size, k)
+        array.sorted, array.selected = True, -1
+
     def draw(self, u: float) -> int:
         """The token that `u` in [0, 1) draws from the rows, or -1: see scan.draw."""
         return draw(self._array.data, self._array.size, u)
@@ -202,6 +213,15 @@ class NativeSampler:
         if self._pointer is None:
             raise SamplerError(f"sampler {' | '.join(self.names)} is used after close().")
         return self._pointer
+
+    def check_open(self) -> None:
+        """Raises SamplerError after close()."""
+        self._live()
+
+    def member_addresses(self) -> list[int]:
+        """The members' addresses; they live as long as this is open."""
+        self._live()
+        return list(self._members)
 
     def apply(self, buffer: CandidateBuffer) -> None:
         """Run all members over the rows."""

@@ -7,6 +7,8 @@
  */
 
 #include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +35,35 @@ typedef struct {
     float logit;
     float p;
 } row_t; /* llama_token_data (llama.h) */
+
+typedef struct {
+    row_t *data;
+    size_t size;
+    int64_t selected;
+    bool sorted;
+} rows_t; /* llama_token_data_array (llama.h) */
+
+typedef void (*apply_t)(void *sampler, rows_t *rows); /* llama_sampler_apply */
+
+typedef struct {
+    const float *logits;
+    int64_t n_vocab;
+    int64_t k;      /* as edgellm_top has it */
+    int64_t kept;   /* rows of them that the samplers get; all that there are: INT64_MAX */
+    double u;  /* as edgellm_draw has it */
+    row_t *rows;
+    float *scratch;
+    apply_t apply;
+    void **samplers;
+    int64_t n_samplers;
+    const bool *leaves_holes; /* of each: rows at -inf are taken out behind it */
+    row_t *copies;        /* what was there at first, and behind each; NULL: nothing is copied, and the mass not summed */
+    int64_t room;         /* rows that `copies` can take */
+    int64_t *sizes;       /* how many those are: n_samplers + 1 */
+    double sums[2];       /* as edgellm_mass has them */
+    float maximum;
+    float logit;          /* of the token that was drawn */
+} draw_task;              /* _Task in native_draw.py */
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
@@ -143,7 +174,7 @@ static float kth_largest(const float *values, int64_t n, int64_t k, float *heap)
     return heap[0];
 }
 
-EXPORT int32_t edgellm_scan_version(void) { return 1; } /* VERSION in scan.py */
+EXPORT int32_t edgellm_scan_version(void) { return 2; } /* VERSION in scan.py */
 
 /* Scratch for one caller at a time: blocks of the vocabulary, twice. */
 EXPORT int64_t edgellm_scratch_floats(int64_t n) { return 2 * (n / BLOCK + 1); }
@@ -197,11 +228,17 @@ static int by_logit_then_id(const void *one, const void *other) {
     return (a->id > b->id) - (a->id < b->id);
 }
 
+/* Puts rows into descending order of logit, equal ones into ascending order of id, and keeps the first k: how many. */
+EXPORT int64_t edgellm_cut(row_t *rows, int64_t n, int64_t k) {
+    qsort(rows, (size_t)n, sizeof(row_t), by_logit_then_id);
+    return k < n ? k : n;
+}
+
 /* The token that `u` in [0, 1) draws from the softmax of the rows, laid out by descending logit, equal ones by
- * ascending id; -1 where there are none, or too many for the stack. The rows stay as they are. */
+ * ascending id; -1 where there are none, too many for the stack, or the largest logit is not finite. The rows stay as
+ * they are. */
 EXPORT int32_t edgellm_draw(const row_t *rows, int64_t n, double u) {
     if (n < 1 || n > MOST_ROWS) return -1;
-    if (n == 1) return rows[0].id;
     row_t sorted[MOST_ROWS];
     double cumulated[MOST_ROWS];
     const row_t *in_order = rows;
@@ -212,6 +249,7 @@ EXPORT int32_t edgellm_draw(const row_t *rows, int64_t n, double u) {
             in_order = sorted;
             break;
         }
+    if (!(fabsf(in_order[0].logit) < INFINITY)) return -1;
     double total = 0, largest = in_order[0].logit;
     for (int64_t i = 0; i < n; i++) cumulated[i] = total += exp(in_order[i].logit - largest);
     double target = u * total;
@@ -221,4 +259,39 @@ EXPORT int32_t edgellm_draw(const row_t *rows, int64_t n, double u) {
     int64_t last = n - 1;
     while (last > 0 && cumulated[last - 1] == total) last--;
     return in_order[last].id;
+}
+
+static bool copy_rows(draw_task *task, int64_t point, const rows_t *rows, int64_t *used) {
+    int64_t size = (int64_t)rows->size;
+    if (*used + size > task->room) return false;
+    memcpy(task->copies + *used, rows->data, (size_t)size * sizeof(row_t));
+    task->sizes[point] = size;
+    *used += size;
+    return true;
+}
+
+/* A whole draw: the top of the vocabulary, llama.cpp's samplers, and the token. -1 where it has to be done step by step:
+ * logits that are not finite, more rows than fit, a sampler that left none. */
+EXPORT int32_t edgellm_sample(draw_task *task) {
+    int64_t used = 0;
+    int64_t count = edgellm_top(task->logits, task->n_vocab, task->k, task->rows, MOST_ROWS, task->scratch, &task->maximum);
+    if (count < 1) return -1;
+    rows_t rows = {task->rows, (size_t)count, -1, false};
+    if (task->copies != NULL) {
+        mass(task->logits, task->n_vocab, task->maximum, &task->sums[0], &task->sums[1]);
+        if (!copy_rows(task, 0, &rows, &used)) return -1;
+    }
+    /* Among equal logits at the edge of top_k those of the smallest ids stay, however many more rows were looked at. */
+    rows.size = (size_t)edgellm_cut(rows.data, count, task->kept);
+    rows.sorted = true;
+    for (int64_t i = 0; i < task->n_samplers; i++) {
+        task->apply(task->samplers[i], &rows);
+        if (task->leaves_holes[i])
+            rows.size = (size_t)edgellm_close_holes(rows.data, (int64_t)rows.size);
+        if (rows.size < 1) return -1;
+        if (task->copies != NULL && !copy_rows(task, i + 1, &rows, &used)) return -1;
+    }
+    int32_t token = edgellm_draw(rows.data, (int64_t)rows.size, task->u);
+    if (token >= 0) task->logit = task->logits[token];
+    return token;
 }

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.errors import SamplerError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever scan.c changes what its functions take or give: a library of another version is not used."""
 
 LIBRARY = Path(__file__).with_name("_scan.dll" if os.name == "nt" else "_scan.so")
@@ -31,8 +33,8 @@ MOST_ROWS = 1024
 """The compiled draw takes at most so many rows."""
 
 
-class _Functions:
-    """The compiled functions."""
+class Functions:
+    """The compiled functions, as scan.c has them."""
 
     def __init__(self, library: ctypes.PyDLL) -> None:
         self.scratch_floats = library.edgellm_scratch_floats
@@ -51,6 +53,13 @@ class _Functions:
             (ctypes.c_void_p, ctypes.c_int64),
             ctypes.c_int64,
         )
+        self.sample = library.edgellm_sample
+        self.sample.argtypes, self.sample.restype = (ctypes.c_void_p,), ctypes.c_int32
+        self.cut = library.edgellm_cut
+        self.cut.argtypes, self.cut.restype = (
+            (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
+            ctypes.c_int64,
+        )
         self.draw = library.edgellm_draw
         self.draw.argtypes, self.draw.restype = (
             (ctypes.c_void_p, ctypes.c_int64, ctypes.c_double),
@@ -59,20 +68,21 @@ class _Functions:
 
 
 @cache
-def _functions() -> _Functions | None:
+def compiled() -> Functions | None:
+    """The compiled functions, or None where there are none."""
     try:
         library = ctypes.PyDLL(str(LIBRARY))
-        return _Functions(library) if library.edgellm_scan_version() == VERSION else None
+        return Functions(library) if library.edgellm_scan_version() == VERSION else None
     except (OSError, AttributeError):
         return None
 
 
 def is_compiled() -> bool:
     """False where numpy does the work: nothing was compiled at installation, or for another version."""
-    return _functions() is not None
+    return compiled() is not None
 
 
-class _Addresses:
+class Addresses:
     """Where arrays' data lies. numpy takes longer to say so than the compiled functions to run, and a loop asks for the
     same array time and again."""
 
@@ -80,9 +90,11 @@ class _Addresses:
         self._last: tuple[NDArray[Any] | None, int] = (None, 0)
 
     def of(self, array: NDArray[Any]) -> int:
-        # The array is held, so nobody else can have its place.
+        # The array is held, so nobody else can have its place. Compiled code reads it as it lies.
         last, address = self._last
         if last is not array:
+            if not array.flags.c_contiguous or array.dtype not in (np.float32, ROW):
+                raise SamplerError(f"an array of {array.dtype} where contiguous float32 logits are read.")
             address = array.ctypes.data
             self._last = array, address
         return address
@@ -95,11 +107,11 @@ class VocabularyScan:
     """
 
     def __init__(self, n_vocab: int, *, is_compiled: bool = True) -> None:
-        functions = self._functions = _functions() if is_compiled else None
-        if functions is not None:
-            self._logits_at, self._rows_at = _Addresses(), _Addresses()
+        found = self._functions = compiled() if is_compiled else None
+        if found is not None:
+            self._logits_at, self._rows_at = Addresses(), Addresses()
             # ctypes objects whose addresses are asked for once: that takes longer than the functions themselves.
-            self._scratch = (ctypes.c_float * functions.scratch_floats(n_vocab))()
+            self._scratch = (ctypes.c_float * found.scratch_floats(n_vocab))()
             self._maximum, self._sums = ctypes.c_float(), (ctypes.c_double * 2)()
             self._scratch_at = ctypes.addressof(self._scratch)
             self._maximum_at, self._sums_at = ctypes.addressof(self._maximum), ctypes.addressof(self._sums)
@@ -153,10 +165,10 @@ class VocabularyScan:
 
 def close_holes(address: int, n: int) -> int:
     """Takes rows at -inf (and NaN) out of `n` rows of ROW at `address`, in place, in order; gives how many are left."""
-    functions = _functions()
-    if functions is not None:
-        return functions.close_holes(address, n)
-    rows = np.ctypeslib.as_array((ctypes.c_uint8 * (n * ROW.itemsize)).from_address(address)).view(ROW)
+    found = compiled()
+    if found is not None:
+        return found.close_holes(address, n)
+    rows = _rows_at(address, n)
     alive = rows["logit"] > -math.inf
     left = int(alive.sum())
     if left < n:
@@ -164,11 +176,27 @@ def close_holes(address: int, n: int) -> int:
     return left
 
 
+def cut(address: int, n: int, k: int) -> int:
+    """Puts `n` rows of ROW at `address` into descending order of logit, equal ones into ascending order of id, and
+    keeps the first `k`; gives how many are left."""
+    found = compiled()
+    if found is not None:
+        return found.cut(address, n, k)
+    rows = _rows_at(address, n)
+    rows[:] = rows[np.lexsort((rows["id"], -rows["logit"]))]
+    return min(n, k)
+
+
+def _rows_at(address: int, n: int) -> NDArray[Any]:
+    # Any: structured rows.
+    return np.ctypeslib.as_array((ctypes.c_uint8 * (n * ROW.itemsize)).from_address(address)).view(ROW)
+
+
 def draw(address: int, n: int, u: float) -> int:
     """The token that `u` in [0, 1) draws from `n` rows of ROW at `address`, as edgellm/sampling/draw.py says; -1 where
-    the rows are too many (MOST_ROWS), or nothing is compiled."""
-    functions = _functions()
-    return functions.draw(address, n, u) if functions is not None else -1
+    the rows are too many (MOST_ROWS), the largest is not finite, or nothing is compiled."""
+    found = compiled()
+    return found.draw(address, n, u) if found is not None else -1
 
 
 def rows_of(data: bytes) -> NDArray[Any]:

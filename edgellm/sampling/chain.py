@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.errors import SamplerError
+from edgellm.native.native_draw import NativeDraw
 from edgellm.native.samplers import CandidateBuffer
+from edgellm.native.scan import is_compiled
 from edgellm.sampling.candidates import StageContext
 from edgellm.sampling.draw import Uniforms, best, pick
 from edgellm.sampling.parts import NativePart, PythonPart, ReseededPart
 from edgellm.sampling.spec import ChainLike, ChainSpec, StageSpec
 from edgellm.sampling.stage import Rewind
-from edgellm.sampling.tap import Snapshot, Tap
+from edgellm.sampling.tap import Snapshot, Tap, snapshots_of
 from edgellm.types import Distribution
 
 if TYPE_CHECKING:
@@ -131,6 +133,13 @@ class Chain:
         self._index_parts()
 
     def _index_parts(self) -> None:
+        self._quick: NativeDraw | None = None
+        natives = [part for part in self._parts if isinstance(part, NativePart)]
+        is_native = len(natives) == len(self._parts) and self._needs_top and self._chooses_by != "stage"
+        if is_native and is_compiled():
+            self._quick_names = [spec.name for part in natives for spec in part.specs]
+            stretches = [(part.sampler, part.leaves_holes) for part in natives]
+            self._quick = NativeDraw(stretches, self.n_vocab, self._leading_k or 1)
         self._python = [part for part in self._parts if isinstance(part, PythonPart)]
         self._told = [part for part in self._parts if part.wants_tokens]
 
@@ -161,6 +170,10 @@ class Chain:
         """
         if len(logits) != self.n_vocab:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
+        if self._quick is not None and constraint is None and context.position not in self._bans:
+            drawn = self._sample_quickly(self._quick, logits, context, trace)
+            if drawn is not None:
+                return drawn
         buffer = self._buffer
         taps: list[Snapshot] | None = None
         log_total = 0.0
@@ -202,6 +215,25 @@ class Chain:
             constraint is not None,
         )
 
+    def _sample_quickly(
+        self, quick: NativeDraw, logits: NDArray[np.float32], context: StepContext, trace: int
+    ) -> Draw | None:
+        """The same where nothing but llama.cpp's stages is in the way; None where it has to be done step by step."""
+        is_greedy = self._chooses_by == "greedy"
+        u = (
+            0.0
+            if is_greedy
+            else self._uniforms.at(self.seed, context.branch, context.position, context.label)
+        )
+        token = quick.draw(logits, u, trace)
+        if token < 0:
+            return None
+        u = _NAN if is_greedy else u
+        if not trace:
+            return Draw(token, u, self._chooses_by)
+        taps, log_total = snapshots_of(quick, self._quick_names, self.n_vocab)
+        return Draw(token, u, self._chooses_by, Distribution(taps, trace, u), quick.logit - log_total)
+
     def _enter(
         self,
         logits: NDArray[np.float32],
@@ -220,6 +252,8 @@ class Chain:
                 # Rows that top_k would cut need not be written: the set it keeps is the same.
                 if not is_filled:
                     _check_logits(buffer.fill_top(logits, self._leading_k or 1))
+                # A trace looks at more rows, a scan may give some more: which of equal ones stay must not depend on it.
+                buffer.cut(self._leading_k or 1)
                 return
             _check_logits(float(logits.max()))
             buffer.fill(logits)
@@ -349,7 +383,7 @@ class Chain:
         """
         twin = Chain.__new__(Chain)
         twin.spec, twin.seed, twin.n_vocab = self.spec, self.seed, self.n_vocab
-        twin._uniforms = self._uniforms
+        twin._uniforms = Uniforms()
         twin._vocabulary, twin._buffer, twin._tap = self._vocabulary, self._buffer, self._tap
         twin._choosing, twin._chooses_by = self._choosing, self._chooses_by
         twin._leading_k, twin._needs_top = self._leading_k, self._needs_top

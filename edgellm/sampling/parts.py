@@ -27,7 +27,7 @@ class NativePart:
         self.sampler = sampler
         self.wants_tokens = any(spec.info.is_stateful for spec in specs)
         # Only the last may leave holes: the next stage must not see them (typical makes NaN of rows at -inf).
-        self._leaves_holes = specs[-1].info.leaves_holes
+        self.leaves_holes = specs[-1].info.leaves_holes
 
     @classmethod
     def make(
@@ -44,14 +44,14 @@ class NativePart:
     def run(self, buffer: CandidateBuffer) -> None:
         """All stages at once."""
         self.sampler.apply(buffer)
-        close_holes(buffer, self._leaves_holes, self.specs[-1].name)
+        close_holes(buffer, self.leaves_holes, self.specs[-1].name)
 
     def run_one_by_one(self, buffer: CandidateBuffer) -> Iterator[str]:
         """The same, pausing behind each stage with its name."""
         last = len(self.specs) - 1
         for index, spec in enumerate(self.specs):
             self.sampler.apply_member(index, buffer)
-            close_holes(buffer, self._leaves_holes and index == last, spec.name)
+            close_holes(buffer, self.leaves_holes and index == last, spec.name)
             yield spec.name
 
     def tell(self, token: int) -> None:

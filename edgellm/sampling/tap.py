@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.errors import SamplerError
 from edgellm.native.scan import ROW, rows_of
 from edgellm.sampling.draw import ordered
 from edgellm.types import Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
+    from edgellm.native.native_draw import NativeDraw
     from edgellm.native.samplers import CandidateBuffer
 
 _LN2 = math.log(2.0)
 _SHORT = 1024
+_FEW = 64
 _LOWEST = np.finfo(np.float64).min
 
 
@@ -59,6 +64,21 @@ class Snapshot:
             entropy,
         )
 
+    def cut(self, n: int) -> Snapshot:
+        """The same with the `n` most probable rows alone, where that spares memory."""
+        copied = rows_of(self.data)
+        if len(copied) <= _FEW:
+            return self
+        order = ordered(copied["id"], copied["logit"])
+        total, maximum, entropy = self.total, self.maximum, self.entropy_bits
+        if not total:
+            maximum = float(copied["logit"][order[0]])
+            shifted = copied["logit"].astype(np.float64) - maximum
+            weights = np.exp(shifted)
+            total = float(weights.sum())
+            entropy = _entropy_bits(total, float(weights @ np.maximum(shifted, _LOWEST)))
+        return Snapshot(self.stage, copied[order[:n]].tobytes(), self.n_left, total, maximum, entropy)
+
 
 class Tap:
     """Copies rows of a chain's buffer. Holds scratch memory for a vocabulary, so that a step allocates none."""
@@ -84,11 +104,25 @@ class Tap:
         values = self._contiguous[:left]
         np.copyto(values, buffer.live_logits())
         count, maximum = buffer.scan.top(values, n, self._rows)
+        if not math.isfinite(maximum):
+            raise SamplerError(
+                f"sampler stage '{stage}' left {maximum} among its logits.", hint="Loosen its arguments."
+            )
         total, product = buffer.scan.mass(values, maximum)
         most = self._rows[:count].copy()
         # A scan numbers what it finds by place.
         most["id"] = buffer.live_ids()[most["id"]]
         return Snapshot(stage, most.tobytes(), left, total, maximum, _entropy_bits(total, product))
+
+
+def snapshots_of(draw: NativeDraw, names: Sequence[str], n_vocab: int) -> tuple[list[Snapshot], float]:
+    """What a traced draw has copied, with the stages' names; and logsumexp of the logits (natural log)."""
+    total, product = draw.mass()
+    raw, *behind = draw.copies()
+    found = [Snapshot("raw", raw, n_vocab, total, draw.maximum, _entropy_bits(total, product))]
+    for name, data in zip(names, behind, strict=True):
+        found.append(Snapshot(name, data, len(data) // ROW.itemsize))
+    return found, draw.maximum + math.log(total)
 
 
 def _entropy_bits(total: float, product: float) -> float:
