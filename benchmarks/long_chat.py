@@ -99,7 +99,8 @@ class Drive:
         """Turn after turn."""
         found, started = self.found, time.perf_counter()
         while found.tokens < self.times * self.runtime.n_ctx:
-            if not found.first_mb and found.tokens > self.runtime.n_ctx:
+            # By then a policy has done all that it does: what it needs for that is there.
+            if not found.first_mb and found.tokens > 2 * self.runtime.n_ctx:
                 found.first_mb = resident_mb()
             question = f"Question {found.turns}: what do you know of {TOPICS[found.turns % len(TOPICS)]}?"
             choice = "required" if found.turns % 3 == 2 else "none"
