@@ -25,7 +25,7 @@ def replacing(path: Path, *, is_synced: bool = True) -> Generator[IO[bytes]]:
     to the disk: a power cut may lose or damage it. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    sweep(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -46,7 +46,8 @@ def replacing(path: Path, *, is_synced: bool = True) -> Generator[IO[bytes]]:
         _sync_folder(path.parent)
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
+    """Removes what killed writers of `path` have left beside it."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
         with suppress(OSError), leftover.open("rb") as file:
             # One that was made this very moment may not be locked yet.

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import time
 import uuid
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgellm.chat_files import ChatFile, chat_files, growing_files, remove_chat
 from edgellm.chat_index_schema import migrate
 from edgellm.errors import ConfigError, SessionError
 from edgellm.folders import private_dir, state_dir
 from edgellm.types import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence, Set
     from pathlib import Path
 
 _COLUMNS = "id, title, model, created, updated, messages, tokens, is_pinned"
 _INDEX = "index.sqlite3"
-# ID.chat, ID.3.chat, and what a caller keeps beside them: ID.NAME, ID.3.NAME.
-_FILE = re.compile(r"(?P<id>.+?)(?:\.(?P<branch>\d+))?\.(?P<kind>\w+)")
 _MARK = "\x02"
 _TITLE_CHARS = 60
 
@@ -104,7 +102,7 @@ class ChatIndex:
 
     def branches(self, id: str) -> list[int]:
         """The numbers of a chat's branches that have a file."""
-        return sorted(int(branch or 0) for _, branch in self._files(id, "chat"))
+        return sorted(file.branch for file in self._files(id))
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -161,7 +159,7 @@ class ChatIndex:
         if not self.limit_bytes:
             return
         rows = index.execute("SELECT id, is_pinned FROM chats ORDER BY used DESC").fetchall()
-        all_sizes = self._sizes()
+        all_sizes = self._sizes({key for key, _ in rows})
         sizes = {key: all_sizes.get(key, 0) for key, _ in rows}
         total = sum(sizes.values())
         for key, is_pinned in reversed(rows):
@@ -172,16 +170,14 @@ class ChatIndex:
                 total -= sizes[key]
                 yield key
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self, known: Set[str]) -> dict[str, int]:
         """Bytes on disk by id."""
+        paths = [(id, file.path) for id, files in chat_files(self.folder, known).items() for file in files]
+        paths += [(id, path) for id, found in growing_files(self.folder).items() for path in found]
         sizes: dict[str, int] = {}
-        for path in self.folder.iterdir():
-            name = _FILE.fullmatch(path.name)
-            if name is not None:
-                try:
-                    sizes[name["id"]] = sizes.get(name["id"], 0) + path.stat().st_size
-                except FileNotFoundError:
-                    continue  # a file that was being written beside its place
+        for id, path in paths:
+            with suppress(FileNotFoundError):  # one that was being written beside its place
+                sizes[id] = sizes.get(id, 0) + path.stat().st_size
         return sizes
 
     def adopt(self) -> tuple[list[str], list[SessionError]]:
@@ -191,28 +187,34 @@ class ChatIndex:
         of such a chat is the name of the model's file.
         """
         with self._reading() as index:
-            known = {id for (id,) in index.execute("SELECT id FROM chats")}
-            names = [_FILE.fullmatch(path.name) for path in self.folder.glob("*.chat")]
-        strangers = sorted({name["id"] for name in names if name is not None} - known)
+            known = _known(index)
+            found = chat_files(self.folder, known)
         adopted: list[str] = []
         failures: list[SessionError] = []
-        for id in strangers:
+        for id in sorted(found.keys() - known):
             try:
-                self._adopt(id)
+                self._adopt(id, found[id])
             except SessionError as error:
                 failures.append(error)
+            except OSError as error:
+                failures.append(
+                    SessionError(
+                        f"the chat {id} in {self.folder} cannot be read: {error}.",
+                        hint="Check the file's permissions.",
+                    )
+                )
             else:
                 adopted.append(id)
         return adopted, failures
 
-    def _adopt(self, id: str) -> None:
+    def _adopt(self, id: str, files: Sequence[ChatFile]) -> None:
         import msgspec
 
         from edgellm.engine.session_file import read_record
 
-        paths = [self.path(id, number) for number in self.branches(id)]
         # The newest file is the branch that was talked in last.
-        paths.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        dated = sorted(((file.path.stat().st_mtime, -file.branch, file.path) for file in files), reverse=True)
+        paths, updated = [path for *_, path in dated], dated[0][0]
         records = [read_record(path) for path in paths]
         try:
             messages, *others = [
@@ -235,7 +237,7 @@ class ChatIndex:
                 messages,
                 len(records[0].branches[0].tokens),
                 [message for said in others for message in said],
-                paths[0].stat().st_mtime,
+                updated,
             )
 
     def touch(self, id: str) -> None:
@@ -258,30 +260,25 @@ class ChatIndex:
             )
 
     def delete(self, id: str) -> None:
-        """Removes a chat, files and row."""
+        """Removes a chat: its row, its file and those of its branches. Other files of that name stay."""
         with self._changing() as index:
             self._remove(index, id)
 
     def _remove(self, index: sqlite3.Connection, id: str) -> None:
+        known = _known(index)
         index.execute("DELETE FROM texts WHERE rowid = (SELECT number FROM chats WHERE id = ?)", (id,))
         index.execute("DELETE FROM chats WHERE id = ?", (id,))
-        for path, _ in self._files(id):
-            path.unlink(missing_ok=True)
+        remove_chat(self.folder, id, known)
 
     def keep_branches(self, id: str, numbers: Sequence[int]) -> None:
         """Removes the files of branches that are no longer there."""
-        for path, branch in self._files(id, "chat"):
-            if int(branch or 0) not in numbers:
-                path.unlink(missing_ok=True)
+        for file in self._files(id):
+            if file.branch not in numbers:
+                file.path.unlink(missing_ok=True)
 
-    def _files(self, id: str, kind: str = "") -> list[tuple[Path, str | None]]:
-        """The files of a chat, each with the number of its branch."""
-        found: list[tuple[Path, str | None]] = []
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            name = _FILE.fullmatch(path.name)
-            if name is not None and name["id"] == id and path.name != _INDEX and kind in ("", name["kind"]):
-                found.append((path, name["branch"]))
-        return found
+    def _files(self, id: str) -> Sequence[ChatFile]:
+        with self._reading() as index:
+            return chat_files(self.folder, _known(index)).get(id, ())
 
     # -- the database -------------------------------------------------------------------------------------
 
@@ -322,6 +319,11 @@ class ChatIndex:
             index.close()
             raise
         return index
+
+
+def _known(index: sqlite3.Connection) -> set[str]:
+    """The ids of all rows."""
+    return {id for (id,) in index.execute("SELECT id FROM chats")}
 
 
 def _terms(words: str) -> list[str]:

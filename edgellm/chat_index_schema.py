@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgellm.errors import ConfigError
 
@@ -60,7 +60,7 @@ def _take_over(index: sqlite3.Connection) -> None:
         f"SELECT id, title, model, created, updated, messages, tokens, body, {branches} FROM old_chats ORDER BY created"
     ).fetchall()
     for id, title, model, created, updated, messages, tokens, body, written in rows:
-        extra = json.dumps({"branches": json.loads(written)}, ensure_ascii=False)
+        extra = json.dumps({"branches": _old_branches(written)}, ensure_ascii=False)
         number = index.execute(
             "INSERT INTO chats (id, title, model, created, updated, used, messages, tokens, extra) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -68,3 +68,13 @@ def _take_over(index: sqlite3.Connection) -> None:
         ).lastrowid
         index.execute("INSERT INTO texts (rowid, title, body) VALUES (?, ?, ?)", (number, title, body))
     index.execute("DROP TABLE old_chats")
+
+
+def _old_branches(written: Any) -> list[Any]:
+    # Any: a value of SQLite, and JSON values.
+    try:
+        found = json.loads(written)
+    except (TypeError, ValueError):
+        # One damaged row must not keep all others from being taken over.
+        return []
+    return cast("list[Any]", found) if isinstance(found, list) else []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import edgellm
+from edgellm.chat_files import ChatFile
 from edgellm.types import Message
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def test_branches_are_found_kept_and_deleted_with_their_chat(tmp_path: Path) -> 
         index.path("a", 2),
         index.path("a", 7),
         index.path("a.b"),
-        tmp_path / "a.2.note",
+        tmp_path / "a.2.growing",
+        tmp_path / "a.2.new",
     ):
         path.write_bytes(b"x")
     assert ids(index, "mill") == ["a"]
@@ -142,7 +144,7 @@ def test_index_that_the_app_once_kept_is_taken_over(tmp_path: Path) -> None:
         file.execute(
             "INSERT INTO chats VALUES ('a', 'Old', 'm', 5, 7, 3, 40, 'by the river', ?)", (branches,)
         )
-        file.execute("INSERT INTO chats VALUES ('b', 'Older', 'm', 4, 6, 2, 30, 'at the mill', '[]')")
+        file.execute("INSERT INTO chats VALUES ('b', 'Older', 'm', 4, 6, 2, 30, 'at the mill', '[{broken')")
     index = edgellm.ChatIndex(tmp_path)
     assert index.list() == [
         edgellm.IndexedChat("a", "Old", "m", 5.0, 7.0, 3, 40),
@@ -150,6 +152,7 @@ def test_index_that_the_app_once_kept_is_taken_over(tmp_path: Path) -> None:
     ]
     assert ids(index, "mill") == ["b"] and ids(index, "river old") == ["a"]
     assert index.extra("a") == {"branches": [{"number": 0, "name": "main"}]}
+    assert index.extra("b") == {"branches": []}
     add(index, "a", "something else")
     assert index.list()[0].title == "Old"
 
@@ -176,6 +179,63 @@ def test_files_without_a_row_are_taken_up(tmp_path: Path, tiny_model: Callable[.
     assert index.adopt()[0] == []
     index.rename("a", "Brook")
     assert ids(index, "brook") == ["a"]
+
+
+def test_names_with_dots_are_chats_of_their_own_unless_their_chat_is_there(
+    tmp_path: Path, tiny_model: Callable[..., Path]
+) -> None:
+    index = edgellm.ChatIndex(tmp_path / "kept")
+    index.folder.mkdir()
+    with edgellm.load(tiny_model("llama"), n_ctx=512, threads=1) as runtime:
+        chat = runtime.chat()
+        chat.ask("By the river", max_tokens=2)
+        chat.save(index.path("notes"))
+    written = index.path("notes").read_bytes()
+    dated = ["2026.01.05", "2026.11.27", "2026.11.28"]
+    for name in (*dated, "notes.0", "notes.03", "notes.3", "notes.3.1"):
+        (index.folder / f"{name}.chat").write_bytes(written)
+    (index.folder / "folder.chat").mkdir()
+    adopted, failures = index.adopt()
+    assert adopted == [*dated, "notes", "notes.0", "notes.03", "notes.3.1"] and failures == []
+    assert index.branches("notes") == [0, 3] and index.branches("2026.11.27") == [0]
+    # A branch stays one where the chat's own file is no longer there.
+    index.path("notes").unlink()
+    assert index.branches("notes") == [3] and index.adopt() == ([], [])
+    # A chat that is known stays one where a file of the shorter name comes.
+    (index.folder / "2026.11.chat").write_bytes(written)
+    assert index.adopt() == (["2026.11"], [])
+    index.delete("2026.11")
+    assert index.path("2026.11.27").exists() and index.branches("2026.11.27") == [0]
+
+
+def test_file_that_goes_while_it_is_taken_up_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(folder: Path, known: object) -> dict[str, list[ChatFile]]:
+        return {"a": [ChatFile(folder / "a.chat", 0)]}
+
+    monkeypatch.setattr("edgellm.chat_index.chat_files", gone)
+    adopted, (failure,) = edgellm.ChatIndex(tmp_path).adopt()
+    assert adopted == [] and "a.chat" in failure.message and failure.hint
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_only_a_chats_own_files_go_with_it(tmp_path: Path, by_size: bool) -> None:
+    index = edgellm.ChatIndex(tmp_path, limit_bytes=150 if by_size else 0)
+    add(index, "notes")
+    (tmp_path / "notes.7.chat").mkdir()
+    leftover = tmp_path / ".notes.chat.abc.part"
+    own = [tmp_path / "notes.2.chat", tmp_path / "notes.2.growing", leftover]
+    others = [
+        tmp_path / name for name in ("notes.md", "notes.2.md", "notes.03.chat", "notes.b.0.growing", "notes")
+    ]
+    for path in (*own, *others):
+        path.write_bytes(b"x")
+    os.utime(leftover, (1, 1))
+    if by_size:
+        assert add(index, "b") == ["notes"]
+    else:
+        index.delete("notes")
+    assert [path.name for path in own if path.exists()] == [] and not index.path("notes").exists()
+    assert all(path.exists() for path in (*others, tmp_path / "notes.7.chat"))
 
 
 def test_folder_that_cannot_be_used_is_said(tmp_path: Path) -> None:
