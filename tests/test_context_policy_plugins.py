@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 from cli_harness import cli
+from edgellm_tui.app import EdgeApp
 from edgellm_tui.settings import Settings
-from edgellm_tui.settings_page import check_value
+from edgellm_tui.settings_page import SettingsPage, check_value
+from textual.pilot import Pilot
+from tui_harness import run, shown, wait_until
 
 import edgellm
 from edgellm.context_policy import (
@@ -164,6 +167,25 @@ def test_the_apps_setting_takes_its_name(folder: Path) -> None:
     check_value("context_policy", "newest", (), Settings())
     with pytest.raises(edgellm.ConfigError, match="drop-results, newest"):
         check_value("context_policy", "forget", (), Settings())
+    (folder / "broken.py").write_text("import nowhere_to_be_found\n", encoding="utf-8")
+    check_value("context_policy", "newest", (), Settings())
+    with pytest.raises(edgellm.ConfigError, match="Left out: Policy plugin 'broken' does not load"):
+        check_value("context_policy", "broken", (), Settings())
+
+
+def test_the_apps_settings_page_says_which_were_left_out(folder: Path) -> None:
+    (folder / "broken.py").write_text("import nowhere_to_be_found\n", encoding="utf-8")
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("f9")
+        await wait_until(pilot, lambda: isinstance(app.page, SettingsPage))
+        page: Any = app.page
+        at = next(at for at, entry in enumerate(page._entries) if entry.name == "context_policy")
+        await pilot.press(*["down"] * at, "right")
+        await shown(pilot, "Left out: Policy plugin 'broken' does not load")
+        assert app.settings.context_policy == "evict"
+
+    run(play)
 
 
 def test_doctor_lists_them(folder: Path) -> None:

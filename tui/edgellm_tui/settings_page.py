@@ -130,7 +130,10 @@ class SettingsPage(ListPage):
             return
         now = getattr(settings, entry.name)
         index = choices.index(now) if now in choices else 0
-        self.say(self._set(entry.name, choices[(index + by) % len(choices)]) or "")
+        problem = self._set(entry.name, choices[(index + by) % len(choices)])
+        if not problem and entry.name == "context_policy":
+            problem = one_line(" ".join(_left_out()), 120)
+        self.say(problem or "")
 
     def _choices(self, entry: Entry) -> list[Any]:
         # Any: values of the setting's type.
@@ -141,7 +144,8 @@ class SettingsPage(ListPage):
         if entry.name == "glyphs":
             return ["auto", *glyphs.SETS]
         if entry.name == "context_policy":
-            return list(_policies())
+            discover_policies()
+            return list(context_policies())
         if entry.name == "sampler":
             return ["", *self.edge.settings.presets]
         return [False, True] if isinstance(getattr(self.edge.settings, entry.name), bool) else []
@@ -224,10 +228,9 @@ def parsed(name: str, text: str) -> Any:
     return text
 
 
-def _policies() -> tuple[str, ...]:
-    """The names of all context policies, plugins' among them."""
-    discover_policies()
-    return context_policies()
+def _left_out() -> list[str]:
+    """Makes plugins' context policies known; gives what is wrong with those that cannot be taken."""
+    return [f"Left out: {failure.error}" for failure in discover_policies()]
 
 
 def check_value(name: str, value: Any, themes: Iterable[str], settings: Settings) -> None:
@@ -237,10 +240,11 @@ def check_value(name: str, value: Any, themes: Iterable[str], settings: Settings
         raise ConfigError(f"there is no theme {value!r}.", hint="Left and right show what there is.")
     if name == "glyphs" and value not in ("auto", *glyphs.SETS):
         raise ConfigError(f"there are no glyphs {value!r}.", hint="Choose auto, ascii, box or full.")
-    if name == "context_policy" and value not in CONTEXT_POLICIES and value not in _policies():
-        raise ConfigError(
-            f"there is no policy {value!r}.", hint=f"There are {', '.join(context_policies())}."
-        )
+    if name == "context_policy" and value not in CONTEXT_POLICIES:
+        left_out = _left_out()
+        if value not in context_policies():
+            hint = " ".join((f"There are {', '.join(context_policies())}.", *left_out))
+            raise ConfigError(f"there is no policy {value!r}.", hint=hint)
     if name == "sampler" and value:
         chain = replace(settings, sampler=value).sampler_chain()
         if chain:
