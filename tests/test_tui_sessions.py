@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from edgellm_tui.app import EdgeApp
 from edgellm_tui.saved_chats import (
     SavedBranch,
@@ -285,5 +286,92 @@ def test_the_preview_shows_the_lines_that_hold_the_words_accents_aside() -> None
         await said(pilot, "/chats uber")
         await shown(pilot, " 1 chat\n")
         assert "Über den Fluß." in screen_text(app) and "line 3" not in screen_text(app)
+
+    run(play)
+
+
+def test_a_chat_of_which_nothing_is_left_leaves_the_open_one_as_it_is() -> None:
+    index = chat_index()
+    message = edgellm.Message("user", "hello")
+    index.record("abc", title="hello", model="scripted-1b", messages=[message], tokens=1)
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        open_id = app.talk.kept.id
+        await app.go_on_with(index.list("hello")[0])
+        await shown(pilot, "nothing is left of the chat 'hello'")
+        assert app.talk.kept.id == open_id and not app.talk.current.chat.is_closed
+        await said(pilot, "two")
+        assert "  II" in screen_text(app)
+        assert [saved.title for saved in index.list("one two")] == ["one"]
+
+    run(play, [words("I"), words("II")])
+
+
+def test_a_second_file_that_cannot_be_opened_leaves_none_open() -> None:
+    index = chat_index()
+    message = edgellm.Message("user", "hello")
+    index.record("abc", title="hello", model="scripted-1b", messages=[message], tokens=1)
+    broken = index.path("abc", 2)
+
+    class Refusing(ScriptedRuntime):
+        def open_chat(self, path: str | Path, **options: Any) -> Any:
+            if path == broken:
+                raise edgellm.SessionError(f"{path} is incomplete.", hint="Use another copy.")
+            return super().open_chat(path, **options)
+
+    runtime = Refusing([words("I")])
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        app.talk.kept.save()
+        await wait_until(pilot, index.path(app.talk.kept.id).exists)
+        for path in (index.path("abc"), broken):
+            path.write_bytes(index.path(app.talk.kept.id).read_bytes())
+        await app.go_on_with(index.list("hello")[0])
+        await shown(pilot, "is incomplete")
+        assert [chat.is_closed for chat in runtime.chats] == [False, True]
+
+    run(play, runtime=runtime)
+
+
+def test_an_open_chat_that_is_deleted_while_it_answers_stays_deleted() -> None:
+    gate = Gate()
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await say(pilot, "one")
+        await wait_until(pilot, gate.reached.is_set)
+        id, chat = app.talk.kept.id, app.talk.current.chat
+        await wait_until(pilot, lambda: chat_index().find(id))
+        await pilot.press("ctrl+o")
+        await shown(pilot, " 1 chat\n")
+        await pilot.press("d", "d")
+        assert app.talk.kept.id != id and not app.talk.kept.title
+        await wait_until(pilot, lambda: app.talk.is_ready and not app.worker.is_busy)
+        await settled(pilot)
+        app.talk.kept.save()
+        await settled(pilot)
+        assert chat.is_closed and chat_index().list() == []
+        await said(pilot, "two")
+        assert [saved.title for saved in chat_index().list()] == ["two"]
+        assert not chat_index().path(id).exists()
+
+    run(play, [[*words("I am"), gate], words("II")])
+
+
+def test_a_preview_that_cannot_be_read_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    branch = SavedBranch(0, "main", (edgellm.Message("user", "hello"),), is_current=True)
+    record_branches(chat_index(), "abc", title="hello", model="scripted-1b", branches=[branch], tokens=1)
+
+    def fail(*_: object) -> list[str]:
+        raise edgellm.ConfigError("the index cannot be used.", hint="Check the folder.")
+
+    monkeypatch.setattr(edgellm.ChatIndex, "lines", fail)
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("ctrl+o")
+        await shown(pilot, " 1 chat\n")
+        await pilot.press("escape")
+        await shown(pilot, "the index cannot be used.")
 
     run(play)

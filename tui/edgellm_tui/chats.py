@@ -123,8 +123,12 @@ class ChatsPage(PageView):
         if saved is not None:
             words = "" if self._renames else self.query_one("#words", Input).value
             index = self.edge.talk.kept.index
-            # Words of the title alone stand in no line.
-            shown = (index.lines(saved.id, words) or index.lines(saved.id))[:_PREVIEW_LINES]
+            shown: list[str] = []
+            try:
+                # Words of the title alone stand in no line.
+                shown = (index.lines(saved.id, words) or index.lines(saved.id))[:_PREVIEW_LINES]
+            except edgellm.EdgeError as error:
+                self.edge.report(error)
             text = "\n".join(" " + one_line(visible(line), max(20, self.size.width - 3)) for line in shown)
         self.query_one("#preview", Line).set(text)
 

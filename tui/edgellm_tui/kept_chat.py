@@ -97,12 +97,8 @@ class KeptChat:
 
     def delete(self, id: str) -> None:
         """Deletes a chat; where it is the open one, a new chat begins."""
-        is_open = id == self.id
-        if is_open:
-            self.is_unsaved = False
-            self._talk.worker.stop()
         self._talk.worker.submit(lambda: self.index.delete(id), None, self._failed)
-        if is_open:
-            for strand in self._talk.strands.values():
-                strand.is_written = True
-            self._talk.new_chat()
+        if id == self.id:
+            # Nothing that still comes may be written under the old one.
+            self.id, self.title, self.is_unsaved = self.index.new_id(), "", False
+            self._talk.give_up()

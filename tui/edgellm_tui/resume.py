@@ -9,7 +9,7 @@ import edgellm
 from edgellm_tui.saved_chats import SavedBranch, read_growing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from edgellm import Message
     from edgellm_tui.strand import Strand
@@ -25,6 +25,19 @@ class Opened:
     branch: SavedBranch | None
     note: str = ""
     messages: tuple[Message, ...] = ()
+
+
+def all_opened(makers: Iterable[Callable[[], Opened]]) -> list[Opened]:
+    """The chats that all of these open, or none: where one raises, those before it are closed."""
+    opened: list[Opened] = []
+    try:
+        for make in makers:
+            opened.append(make())
+    except BaseException:
+        for each in opened:
+            each.chat.close()
+        raise
+    return opened
 
 
 def branches_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,7 +59,7 @@ def record_branches(
         others=others,
         extra={"branches": [dataclasses.asdict(branch) for branch in branches]},
     )
-    for path in index.folder.glob(f"{id}.*.growing"):
+    for path in index.folder.glob(f"{glob.escape(id)}.*.growing"):
         path.unlink(missing_ok=True)
 
 

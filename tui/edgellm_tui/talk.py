@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import edgellm
 from edgellm_tui.kept_chat import KeptChat
-from edgellm_tui.resume import Opened, restored
+from edgellm_tui.resume import Opened, all_opened, restored
 from edgellm_tui.saved_chats import SavedBranch, recorded_branches
 from edgellm_tui.strand import Origin, Strand
 
@@ -154,18 +155,23 @@ class Talk:
         """Goes on with a saved chat and its branches, without computing them again."""
 
         def job() -> list[Opened]:
-            branches = recorded_branches(self.kept.index, saved.id)
+            index = self.kept.index
+            branches = recorded_branches(index, saved.id)
             if branches:
-                return [restored(self, saved.id, branch) for branch in branches]
-            return [
-                Opened(
-                    self.runtime.open_chat(self.kept.index.path(saved.id, number), **self.kept_options()),
-                    SavedBranch(number, f"branch {number}" if number else "main", ()),
+                return all_opened(partial(restored, self, saved.id, branch) for branch in branches)
+            numbers = index.branches(saved.id)
+            if not numbers:
+                raise edgellm.SessionError(
+                    f"nothing is left of the chat {saved.title!r}: it has no file.",
+                    hint="Put its file back, or delete the chat from the list.",
                 )
-                for number in self.kept.index.branches(saved.id)
-            ]
+            return all_opened(partial(self._open_branch, saved.id, number) for number in numbers)
 
         self._open(job, saved.id, saved.title)
+
+    def _open_branch(self, id: str, number: int) -> Opened:
+        chat = self.runtime.open_chat(self.kept.index.path(id, number), **self.kept_options())
+        return Opened(chat, SavedBranch(number, f"branch {number}" if number else "main", ()))
 
     def open_file(self, path: Path) -> None:
         """Goes on with a chat that was saved in a file, as a new chat of the list."""
@@ -175,6 +181,14 @@ class Talk:
 
         self._open(job, self.kept.index.new_id(), "")
         self.kept.is_unsaved = True
+
+    def give_up(self) -> None:
+        """Begins a chat; what is still to come of the one so far is not kept."""
+        self.worker.stop()
+        self.new_chat()
+        # The end of an open turn finds no branch that it could be recorded with.
+        self.strands = {}
+        self.show(Strand(0, None))
 
     def kept_options(self) -> dict[str, Any]:
         """Fields of ChatOptions for a saved chat, which keeps its own system turn and sampler."""
