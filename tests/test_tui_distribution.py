@@ -274,3 +274,16 @@ def test_older_tokens_are_kept_in_short_and_recomputed_on_request() -> None:
 def test_a_grammar_leaves_nothing_to_recompute_and_says_so() -> None:
     step = replace(drawn_step("top_k(5) | dist"), is_constrained=True)
     assert "grammar on" in summary(step)
+
+
+def test_the_panel_is_drawn_while_one_model_gives_way_to_another() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "How do I get there?")
+        kept, app.talk.runtime = app.talk.runtime, None
+        try:
+            app.panel.frame()
+            assert "raw" in screen_text(app)
+        finally:
+            app.talk.runtime = kept
+
+    run(play, [TRAM], size=LARGE)

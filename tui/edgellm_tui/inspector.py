@@ -133,7 +133,7 @@ class InspectorPage(PageView, can_focus=True):
         detail.set(self._detail(detail.size.width, detail.size.height))
 
     def _piece(self, token: int) -> bytes:
-        return self.edge.talk.runtime.vocabulary.piece(token)
+        return self.edge.talk.piece_bytes(token)
 
     def _look(self) -> Look | None:
         place = self._tape.place

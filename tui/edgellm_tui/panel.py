@@ -197,7 +197,7 @@ class DistributionPanel(RowsPane, can_focus=True):
         ]
 
     def _piece(self, token: int) -> bytes:
-        return self.edge.talk.runtime.vocabulary.piece(token)
+        return self.edge.talk.piece_bytes(token)
 
     # -- keys ---------------------------------------------------------------------------------------------
 

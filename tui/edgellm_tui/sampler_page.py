@@ -338,7 +338,7 @@ class SamplerPage(ListPage):
 
     def _show_preview(self) -> None:
         def piece(token: int) -> bytes:
-            return self.edge.talk.runtime.vocabulary.piece(token)
+            return self.edge.talk.piece_bytes(token)
 
         width, height = max(60, self.pane.size.width - 2), max(8, self.pane.size.height)
         is_busy = self.edge.worker.is_busy

@@ -314,7 +314,12 @@ class Talk:
 
     def piece(self, token: int) -> str:
         """A token's text."""
-        return self.runtime.vocabulary.piece(token).decode("utf-8", "backslashreplace")
+        return self.piece_bytes(token).decode("utf-8", "backslashreplace")
+
+    def piece_bytes(self, token: int) -> bytes:
+        """A token's bytes; none while one model gives way to another."""
+        runtime = self.runtime
+        return runtime.vocabulary.piece(token) if runtime is not None else b""
 
     def race(self, strands: Sequence[Strand]) -> None:
         """Lets several branches go on side by side, in shared batches."""
