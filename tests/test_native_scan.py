@@ -206,6 +206,23 @@ def test_rows_are_cut_in_order(is_compiled: bool, monkeypatch: pytest.MonkeyPatc
     assert buffer.live_ids().tolist() == order.tolist() and buffer.is_sorted
 
 
+@BOTH
+def test_probabilities_and_the_highest_logit_of_rows(
+    is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(scan, "compiled", lambda: None)
+    buffer = CandidateBuffer(300)
+    logits = random_logits(300, 4)
+    logits[5] = -np.inf
+    buffer.fill(logits)
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    assert buffer.probs() == pytest.approx(weights / weights.sum(), rel=2e-6)
+    assert buffer.highest() == logits.max()
+    buffer.logits[7] = np.nan
+    assert np.isnan(buffer.highest())
+
+
 def test_what_is_no_row_of_floats_is_refused() -> None:
     rows = np.zeros(9000, dtype=ROW)
     for wrong in (np.zeros(9000), np.zeros(18_000, dtype=np.float32)[::2]):

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgellm.errors import SamplerError
 from edgellm.native.library import lib
-from edgellm.native.scan import ROW, VocabularyScan, close_holes, cut, draw
+from edgellm.native.scan import ROW, VocabularyScan, close_holes, cut, draw, highest, probs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -172,6 +172,14 @@ class CandidateBuffer:
         left = close_holes(array.data, array.size)
         if left < array.size:
             array.size, array.selected = left, -1
+
+    def highest(self) -> float:
+        """The largest logit that is alive, NaN where one is NaN."""
+        return highest(self._array.data, self._array.size)
+
+    def probs(self) -> NDArray[np.float32]:
+        """Softmax of the logits that are alive, (n,), a new array."""
+        return probs(self._array.data, self._array.size)
 
     def cut(self, k: int) -> None:
         """Keeps the `k` most probable rows, in order, equal logits by ascending id. A choice is forgotten."""

@@ -174,7 +174,7 @@ static float kth_largest(const float *values, int64_t n, int64_t k, float *heap)
     return heap[0];
 }
 
-EXPORT int32_t edgellm_scan_version(void) { return 2; } /* VERSION in scan.py */
+EXPORT int32_t edgellm_scan_version(void) { return 4; } /* VERSION in scan.py */
 
 /* Scratch for one caller at a time: blocks of the vocabulary, twice. */
 EXPORT int64_t edgellm_scratch_floats(int64_t n) { return 2 * (n / BLOCK + 1); }
@@ -209,6 +209,28 @@ EXPORT int64_t edgellm_top(const float *logits, int64_t n, int64_t k, row_t *row
 /* See `mass`. */
 EXPORT void edgellm_mass(const float *logits, int64_t n, float maximum, double *sums) {
     mass(logits, n, maximum, &sums[0], &sums[1]);
+}
+
+/* The largest logit of the rows, NaN where one is NaN, -inf where there are none. */
+EXPORT float edgellm_highest(const row_t *rows, int64_t n) {
+    float highest = -INFINITY;
+    for (int64_t i = 0; i < n; i++) {
+        if (rows[i].logit != rows[i].logit) return NAN;
+        highest = rows[i].logit > highest ? rows[i].logit : highest;
+    }
+    return highest;
+}
+
+/* Softmax of the rows' logits into `out`, n floats. */
+EXPORT void edgellm_probs(const row_t *rows, int64_t n, float *out) {
+    float largest = edgellm_highest(rows, n);
+    double total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double weight = exp((double)rows[i].logit - largest);
+        out[i] = (float)weight;
+        total += weight;
+    }
+    for (int64_t i = 0; i < n; i++) out[i] = (float)(out[i] / total);
 }
 
 /* Takes the rows at -inf (and NaN) out, in place and in order: how many are left. */

@@ -20,7 +20,7 @@ from edgellm.errors import SamplerError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 2
+VERSION = 4
 """Goes up whenever scan.c changes what its functions take or give: a library of another version is not used."""
 
 LIBRARY = Path(__file__).with_name("_scan.dll" if os.name == "nt" else "_scan.so")
@@ -55,6 +55,10 @@ class Functions:
         )
         self.sample = library.edgellm_sample
         self.sample.argtypes, self.sample.restype = (ctypes.c_void_p,), ctypes.c_int32
+        self.highest = library.edgellm_highest
+        self.highest.argtypes, self.highest.restype = (ctypes.c_void_p, ctypes.c_int64), ctypes.c_float
+        self.probs = library.edgellm_probs
+        self.probs.argtypes, self.probs.restype = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p), None
         self.cut = library.edgellm_cut
         self.cut.argtypes, self.cut.restype = (
             (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),
@@ -174,6 +178,24 @@ def close_holes(address: int, n: int) -> int:
     if left < n:
         rows[:left] = rows[alive]
     return left
+
+
+def highest(address: int, n: int) -> float:
+    """The largest logit of `n` rows of ROW at `address`, NaN where one is NaN."""
+    found = compiled()
+    return found.highest(address, n) if found is not None else float(_rows_at(address, n)["logit"].max())
+
+
+def probs(address: int, n: int) -> NDArray[np.float32]:
+    """Softmax of the logits of `n` rows of ROW at `address`, (n,), a new array."""
+    found = compiled()
+    if found is None:
+        logits = _rows_at(address, n)["logit"]
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+    out = np.empty(n, dtype=np.float32)
+    found.probs(address, n, out.ctypes.data)
+    return out
 
 
 def cut(address: int, n: int, k: int) -> int:

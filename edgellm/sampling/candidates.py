@@ -110,9 +110,7 @@ class Candidates:
 
     def probs(self) -> NDArray[np.float32]:
         """Softmax of the logits, (n,), a new array that sums to 1."""
-        logits = self._live().live_logits()
-        weights = np.exp(logits - logits.max())
-        return weights / weights.sum()
+        return self._live().probs()
 
     def sort(self) -> None:
         """Put rows into descending order of logit, equal ones into ascending order of id."""

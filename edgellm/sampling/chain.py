@@ -133,6 +133,10 @@ class Chain:
         self._index_parts()
 
     def _index_parts(self) -> None:
+        # A stretch that is nothing but the leading top_k: a Python stage follows.
+        first = self._parts[0] if self._parts else None
+        is_alone = isinstance(first, NativePart) and len(first.specs) == 1 and self._leading_k > 0
+        self._cuts_alone = first if is_alone else None
         self._quick: NativeDraw | None = None
         natives = [part for part in self._parts if isinstance(part, NativePart)]
         is_native = len(natives) == len(self._parts) and self._needs_top and self._chooses_by != "stage"
@@ -184,10 +188,14 @@ class Chain:
             tap = self._tap = self._tap or Tap(buffer)
             raw, log_total = tap.raw(logits, maximum)
             taps, is_filled = [raw], self._needs_top
-        self._enter(logits, context, constraint, taps, trace, is_filled=is_filled)
+        is_cut = self._enter(logits, context, constraint, taps, trace, is_filled=is_filled)
         needs_u = self._chooses_by == "dist" or self._python
         u = self._uniforms.at(self.seed, context.branch, context.position, context.label) if needs_u else _NAN
         for part in self._parts:
+            if part is self._cuts_alone and is_cut:
+                # Entering has done what it does.
+                self._tap_rows("top_k", taps, trace)
+                continue
             if isinstance(part, NativePart):
                 if taps is None:
                     part.run(buffer)
@@ -243,8 +251,11 @@ class Chain:
         trace: int,
         *,
         is_filled: bool,
-    ) -> None:
-        """Fill the buffer with the rows that the first stage has to see; `is_filled`: the top of all is in it."""
+    ) -> bool:
+        """Fill the buffer with the rows that the first stage has to see; `is_filled`: the top of all is in it.
+
+        True where they are those that a leading top_k keeps.
+        """
         buffer = self._buffer
         banned = self._bans.get(context.position)
         if constraint is None and not banned:
@@ -254,10 +265,10 @@ class Chain:
                     _check_logits(buffer.fill_top(logits, self._leading_k or 1))
                 # A trace looks at more rows, a scan may give some more: which of equal ones stay must not depend on it.
                 buffer.cut(self._leading_k or 1)
-                return
+                return True
             _check_logits(float(logits.max()))
             buffer.fill(logits)
-            return
+            return False
         _check_logits(float(logits.max()))
         ids = constraint.allowed_ids() if constraint is not None else None
         if ids is not None and not len(ids):
@@ -275,6 +286,7 @@ class Chain:
             raise SamplerError("all tokens that are allowed here have probability 0.")
         buffer.fill_rows(ids, values)
         self._tap_rows("constraint" if constraint is not None else "ban", taps, trace)
+        return False
 
     def _choose(self, u: float) -> tuple[int, float]:
         buffer = self._buffer

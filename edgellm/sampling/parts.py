@@ -137,7 +137,7 @@ class PythonPart:
             raise stage_error(self.name, error) from error
         finally:
             view.retire()
-        highest = float(buffer.live_logits().max())
+        highest = buffer.highest()
         if not math.isfinite(highest):
             what = "only -inf" if highest < 0 else "NaN" if math.isnan(highest) else "+inf"
             raise SamplerError(
