@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.errors import SamplerError
-from edgellm.sampling.draw import ordered, top_rows, uniform
+from edgellm.sampling.draw import top_rows, uniform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,7 +115,7 @@ class Candidates:
     def sort(self) -> None:
         """Put rows into descending order of logit, equal ones into ascending order of id."""
         buffer = self._live()
-        buffer.keep(ordered(buffer.live_ids(), buffer.live_logits()), is_sorted=True)
+        buffer.cut(buffer.n)
 
     def keep(self, selection: int | Sequence[int] | NDArray[Any]) -> None:
         """Cut rows: a count keeps that many of the most probable, a boolean mask (n,) or indices the rows named.

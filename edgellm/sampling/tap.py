@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.errors import SamplerError
-from edgellm.native.scan import ROW, rows_of
+from edgellm.native.scan import MOST_ROWS, ROW, rows_of
 from edgellm.sampling.draw import ordered
 from edgellm.types import Rows
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from edgellm.native.samplers import CandidateBuffer
 
 _LN2 = math.log(2.0)
-_SHORT = 1024
 _FEW = 64
 _LOWEST = np.finfo(np.float64).min
 
@@ -99,7 +98,7 @@ class Tap:
         """What a stage left in the buffer; of many rows only the `n` most probable are copied."""
         buffer = self._buffer
         left = buffer.n
-        if left <= _SHORT:
+        if left <= MOST_ROWS:
             return Snapshot(stage, buffer.copy(), left)
         values = self._contiguous[:left]
         np.copyto(values, buffer.live_logits())
