@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import prove_parts
-from prove_parts import ROOT, Evidence, Options
+from evidence import ROOT, Evidence, Options
 
 FOLDER = ROOT / "docs" / "evidence"
 PACKAGES = ("llama-cpp-python", "llguidance", "numpy", "jsonschema")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-ROOT = Path(__file__).parents[1]
+import evidence
+import prove_machine
+from evidence import RECORD, Evidence, Options, Ran, block, table
+
 QUESTION = "What is 23 * 17 + 4?"
-RECORD = "EDGELLM_RECORD"
 
 _LAW_FILES = (
     "tests/test_engine_session.py", "tests/test_chat_parser.py", "tests/test_chat_utf8.py",
@@ -27,106 +23,14 @@ _FORMAT_FILES = (
 _BAD_INPUT_FILES = ("tests/test_bad_input.py", "tests/test_cli_interrupt.py", "tests/test_toolbox_runner.py")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the run was asked for. `folder` is for files on the way."""
-
-    model: str
-    bfcl: Path | None
-    count: int
-    scale: int
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """One page: the claim in words, whether the run shows it, Markdown, and the commands that were run."""
-
-    title: str
-    claim: str
-    is_shown: bool
-    body: str
-    commands: tuple[str, ...] = field(default=())
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """A command that has ended."""
-
-    command: str
-    code: int
-    out: str
-    err: str
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The JSON object in the last line; empty where there is none."""
-        lines = self.out.strip().splitlines()
-        try:
-            found = json.loads(lines[-1]) if lines else {}
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    @property
-    def table(self) -> str:
-        """What stands before the last line, as a block."""
-        return block("\n".join(self.out.strip().splitlines()[:-1] or [self.err.strip()]))
-
-
-def block(text: str, kind: str = "text") -> str:
-    """Markdown of a block of code."""
-    return f"```{kind}\n{text}\n```\n"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(map(_cell, line)) + " |\n" for line in lines)
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", "<br>")
-
-
-def run(*words: object, env: Mapping[str, str] | None = None) -> Ran:
-    """Runs Python with some arguments from the project's folder; what it says on stderr is passed on, too."""
-    arguments = [str(word) for word in words]
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    shown = " ".join(f'"{word}"' if " " in word else word for word in arguments)
-    settings = "".join(f"{name}={value} " for name, value in (env or {}).items() if name != RECORD)
-    command = f"{settings}python {shown}".replace("python -m edgellm.cli.main", "edgellm")
-    return Ran(command, done.returncode, done.stdout, done.stderr)
-
-
-def pytest(files: Sequence[str], options: Options, *words: object, env: Mapping[str, str]) -> Ran:
-    """Runs test files, with the model where it is in the store."""
-    from edgellm.models.store import Store
-
-    path = Store().path_of(options.model) or Path(options.model)
-    known = {"EDGELLM_TEST_MODEL": str(path)} if path.is_file() else {}
-    files = [file for file in files if (ROOT / file).is_file()]
-    ran = run("-m", "pytest", "-q", "--timeout", 7200, *words, *files, env={**known, **env})
-    return Ran(ran.command.replace(str(Path.home()), "~"), ran.code, ran.out, ran.err)
-
-
 # -- a question, a call, its result, an answer ----------------------------------------------------------------------
 
 
 def first_call(options: Options) -> Evidence:
     """One question through the command line, as events and as a chat; the second prefill counted by hand."""
     main = ("-m", "edgellm.cli.main")
-    events_run = run(*main, "run", "--json", "-m", options.model, QUESTION)
-    chat_run = run(*main, "chat", "-m", options.model, "--prompt", QUESTION)
+    events_run = evidence.run(*main, "run", "--json", "-m", options.model, QUESTION)
+    chat_run = evidence.run(*main, "chat", "-m", options.model, "--prompt", QUESTION)
     events = [json.loads(line) for line in events_run.out.splitlines()]
     by_type = {event["type"]: event for event in events}
     legs = by_type.get("turn_finished", {}).get("usage", {}).get("legs", [])
@@ -190,7 +94,7 @@ def _second_prefill(model: str, result: str) -> tuple[str, int]:
 
 def decode_speed(options: Options) -> Evidence:
     """benchmarks/decode.py."""
-    ran = run("benchmarks/decode.py", "--model", options.model)
+    ran = evidence.run("benchmarks/decode.py", "--model", options.model)
     figures = ran.figures
     goals = [
         ("ratio_vs_bare", "with a tap of 20 rows, against the bare loop", 0.97),
@@ -215,7 +119,7 @@ def decode_speed(options: Options) -> Evidence:
 def valid_calls(options: Options) -> Evidence:
     """benchmarks/valid_calls.py."""
     return valid_calls_page(
-        run("benchmarks/valid_calls.py", "--model", options.model, "--count", options.count)
+        evidence.run("benchmarks/valid_calls.py", "--model", options.model, "--count", options.count)
     )
 
 
@@ -236,10 +140,10 @@ def valid_calls_page(ran: Ran) -> Evidence:
 
 def guided_tools(options: Options) -> Evidence:
     """benchmarks/guided.py, and benchmarks/toolcalls.py where its data is there."""
-    ran = [run("benchmarks/guided.py", "--model", options.model, "--split", "held")]
+    ran = [evidence.run("benchmarks/guided.py", "--model", options.model, "--split", "held")]
     names = ["Our own cases, the half held apart"]
     if options.bfcl is not None:
-        ran.append(run("benchmarks/toolcalls.py", "--model", options.model, "--data", options.bfcl))
+        ran.append(evidence.run("benchmarks/toolcalls.py", "--model", options.model, "--data", options.bfcl))
         names.append("BFCL v4, simple_python and multiple, by the official checker's rules")
     parts = [
         f"## {name}\n\n{one.table}\n{block(json.dumps(one.figures), 'json')}\n"
@@ -260,7 +164,7 @@ def guided_tools(options: Options) -> Evidence:
 
 def session_laws(options: Options) -> Evidence:
     """The property tests of sessions and of the output parser, with many more examples."""
-    ran = pytest(
+    ran = evidence.pytest(
         _LAW_FILES, options, "--hypothesis-show-statistics", env={"EDGELLM_EXAMPLES": str(options.scale)}
     )
     laws = read_statistics(ran.out)
@@ -281,11 +185,11 @@ def session_laws(options: Options) -> Evidence:
 
 def tool_call_formats(options: Options) -> Evidence:
     """The laws and the corpus of wire formats, and what repair, parsing and constraining cost and give."""
-    tests = pytest(_FORMAT_FILES, options, env={})
+    tests = evidence.pytest(_FORMAT_FILES, options, env={})
     ran = [
-        run("benchmarks/repair.py", "--model", options.model),
-        run("benchmarks/parsing.py", "--model", options.model),
-        run("benchmarks/constraint.py", "--model", options.model),
+        evidence.run("benchmarks/repair.py", "--model", options.model),
+        evidence.run("benchmarks/parsing.py", "--model", options.model),
+        evidence.run("benchmarks/constraint.py", "--model", options.model),
     ]
     names = ("Damaged calls, repaired", "What reading an answer costs", "What a constrained token costs")
     parts = [
@@ -322,7 +226,7 @@ def read_statistics(text: str) -> list[tuple[str, int, int]]:
 def bad_input(options: Options) -> Evidence:
     """The tests of bad input, and what each command printed."""
     record = options.folder / "bad_input.jsonl"
-    ran = pytest(
+    ran = evidence.pytest(
         _BAD_INPUT_FILES, options, "-p", "record_cli", env={RECORD: str(record), "PYTHONPATH": "benchmarks"}
     )
     lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
@@ -352,110 +256,17 @@ def bad_input(options: Options) -> Evidence:
     )
 
 
-def saved_chats(options: Options) -> Evidence:
-    """benchmarks/resume.py."""
-    kills = 200 if options.count >= 1000 else 20
-    ran = run("benchmarks/resume.py", "--model", options.model, "--kills", kills)
-    figures = ran.figures
-    quick = figures.get("speedup", 0)
-    rows = [
-        ("tokens of the chat", figures.get("tokens", "not measured"), "4,000"),
-        ("prefill to the first token ÷ resume to the first token", quick, "at least 20"),
-        ("times the writer was killed", figures.get("kills", "not measured"), kills),
-        ("states that were neither the former nor a newer one", figures.get("lost", "not measured"), 0),
-    ]
-    return Evidence(
-        "Saved chats",
-        "A chat is saved while its writer is killed at random moments: every file is the former or a newer state, its "
-        "memory gives the logits it gave, and taking it up is at least 20 times quicker than computing it.",
-        ran.code == 0 and quick >= 20 and figures.get("kills", 0) >= kills,
-        table(("what", "measured", "goal"), rows) + "\n" + block(json.dumps(figures), "json"),
-        (ran.command,),
-    )
-
-
-def long_chat(options: Options) -> Evidence:
-    """A conversation of four times its context under each policy."""
-    return long_chat_page(run("benchmarks/long_chat.py", "--model", options.model))
-
-
-def long_chat_page(ran: Ran) -> Evidence:
-    """The page of what benchmarks/long_chat.py printed."""
-    return Evidence(
-        "Conversations of four times their context",
-        "Under each policy the conversation goes on (under `stop` it ends, says so, and a new chat begins): no error, "
-        "the tape never longer than the context, memory flat, and every question and tool result that left the tape "
-        "in exactly one `ContextEvicted` event (`untold` counts those that are in none).",
-        ran.code == 0 and bool(ran.figures.get("is_shown")),
-        ran.table,
-        (ran.command,),
-    )
-
-
-# -- weights and guesses ---------------------------------------------------------------------------------------------
-
-
-def speculation(options: Options) -> Evidence:
-    """benchmarks/speculation.py, and the χ² test of sampled tokens."""
-    ran = run("benchmarks/speculation.py", "--model", options.model)
-    tests = pytest(("tests/test_engine_speculation.py",), options, env={})
-    figures = ran.figures
-    modes = ("ngram", "auto")
-    same = bool(figures) and all(figures[f"{m}_differing"] == figures[f"{m}_near_ties"] for m in modes)
-    kinds = [figures.get(f"auto_{kind}_speed", 0) for kind in ("free", "quoted")]
-    return Evidence(
-        "Guessing ahead",
-        "Greedy text with guesses is the text without, but for near-ties: the two likeliest tokens are nearer than "
-        "what logits differ by between batches of one row and of several (`batch_difference`). Sampled tokens have "
-        "the same distribution (χ² over 10,000 draws). `auto` is at most 2 % slower than `off`, on text that "
-        "repeats nothing and on text that is quoted.",
-        ran.code == tests.code == 0 and same and min(kinds) >= 0.98,
-        ran.table
-        + "\n"
-        + block(json.dumps(figures), "json")
-        + f"\nTests: {tests.out.strip().splitlines()[-1]}\n",
-        (ran.command, tests.command),
-    )
-
-
-def quick_weights(options: Options) -> Evidence:
-    """`edgellm optimize`: the types with quick kernels beside the original."""
-    ran = run("-m", "edgellm.cli.main", "optimize", options.model, "--json")
-    figures = ran.figures
-    rows = [
-        (
-            Path(file["path"]).name,
-            f"{file['size_bytes'] / 1e6:.0f} MB",
-            f"{file['prefill_tok_s']:.0f}",
-            f"{file['decode_tok_s']:.1f}",
-            f"{file['turn_s']:.1f}",
-            f"{file['kl']:.4f} ± {file['kl_error']:.4f}",
-            f"{100 * file['same_top']:.1f} %",
-        )
-        for file in figures.get("files", ())
-    ]
-    return Evidence(
-        "Which quantization to run here",
-        "The model's own file and copies in types with quick kernels, measured in turn; a turn is 500 tokens in, "
-        f"100 out. Best within {figures.get('bound')} nats a token: {figures.get('best') or 'the original'}.",
-        ran.code == 0 and len(rows) > 1,
-        table(
-            ("file", "size", "prefill tokens/s", "decode tokens/s", "turn s", "KL, nats", "same top"), rows
-        ),
-        (ran.command,),
-    )
-
-
 PARTS: dict[str, Callable[[Options], Evidence]] = {
     "first-call": first_call,
     "decode-speed": decode_speed,
     "valid-calls": valid_calls,
-    "speculation": speculation,
-    "quick-weights": quick_weights,
+    "speculation": prove_machine.speculation,
+    "quick-weights": prove_machine.quick_weights,
     "session-laws": session_laws,
     "bad-input": bad_input,
-    "saved-chats": saved_chats,
+    "saved-chats": prove_machine.saved_chats,
     "guided-tools": guided_tools,
     "tool-call-formats": tool_call_formats,
-    "long-chat": long_chat,
+    "long-chat": prove_machine.long_chat,
+    "neighbours": prove_machine.neighbours,
 }

@@ -8,12 +8,13 @@ import time
 import uuid
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgellm.chat_files import ChatFile, chat_files, growing_files, remove_chat
 from edgellm.chat_index_schema import migrate
 from edgellm.errors import ConfigError, SessionError
 from edgellm.folders import private_dir, state_dir
+from edgellm.search_text import readable, searchable, terms
 from edgellm.types import Message
 
 if TYPE_CHECKING:
@@ -62,13 +63,13 @@ class ChatIndex:
 
     def list(self, words: str = "") -> list[IndexedChat]:
         """Chats, the newest first; with `words` those that hold all of them, by beginnings of words, the best first."""
-        terms = _terms(words)
+        wanted = terms(words)
         with self._reading() as index:
-            if terms:
+            if wanted:
                 found = index.execute(
                     f"SELECT {_COLUMNS} FROM chats JOIN (SELECT rowid, rank FROM texts WHERE texts MATCH ?) AS hits "
                     "ON hits.rowid = chats.number ORDER BY hits.rank, updated DESC",
-                    (" ".join(terms),),
+                    (" ".join(wanted),),
                 ).fetchall()
             else:
                 found = index.execute(f"SELECT {_COLUMNS} FROM chats ORDER BY updated DESC").fetchall()
@@ -82,23 +83,32 @@ class ChatIndex:
 
     def lines(self, id: str, words: str = "") -> list[str]:
         """What was said in a chat; with `words` only the lines that hold one of them."""
-        terms = _terms(words)
+        wanted = terms(words)
         query = "SELECT body FROM texts WHERE rowid = (SELECT number FROM chats WHERE id = ?)"
         values = [id]
-        if terms:
+        if wanted:
             query = query.replace("body", f"highlight(texts, 1, '{_MARK}', '')", 1) + " AND texts MATCH ?"
-            values.append(f"body : ({' OR '.join(terms)})")
+            values.append(f"body : ({' OR '.join(wanted)})")
         with self._reading() as index:
             row = index.execute(query, values).fetchone()
-        lines = [line for line in row[0].splitlines() if line.strip()] if row else []
-        return [line.replace(_MARK, "") for line in lines if not terms or _MARK in line]
+        lines = [line for line in readable(row[0]).splitlines() if line.strip()] if row else []
+        return [line.replace(_MARK, "") for line in lines if not wanted or _MARK in line]
 
     def extra(self, id: str) -> dict[str, Any]:
-        """The JSON object that the caller of `record` keeps with a chat."""
+        """The JSON object that the caller of `record` keeps with a chat. Raises SessionError where it is damaged."""
         # Any: JSON values.
         with self._reading() as index:
             row = index.execute("SELECT extra FROM chats WHERE id = ?", (id,)).fetchone()
-        return json.loads(row[0]) if row else {}
+        try:
+            found: Any = json.loads(row[0]) if row else {}
+        except (TypeError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise SessionError(
+                f"what the index in {self.folder} keeps with the chat {id} is damaged.",
+                hint="Move index.sqlite3 away: it is made anew from the files.",
+            )
+        return cast("dict[str, Any]", found)
 
     def branches(self, id: str) -> list[int]:
         """The numbers of a chat's branches that have a file."""
@@ -153,7 +163,10 @@ class ChatIndex:
         # Branches share most of their messages.
         body = "\n".join(dict.fromkeys(message.content for message in (*messages, *others)))
         index.execute("DELETE FROM texts WHERE rowid = ?", (number,))
-        index.execute("INSERT INTO texts (rowid, title, body) VALUES (?, ?, ?)", (number, kept, body))
+        index.execute(
+            "INSERT INTO texts (rowid, title, body) VALUES (?, ?, ?)",
+            (number, searchable(kept), searchable(body)),
+        )
 
     def _shrink(self, index: sqlite3.Connection, id: str) -> Iterator[str]:
         if not self.limit_bytes:
@@ -256,7 +269,7 @@ class ChatIndex:
             index.execute("UPDATE chats SET title = ? WHERE id = ?", (title, id))
             index.execute(
                 "UPDATE texts SET title = ? WHERE rowid = (SELECT number FROM chats WHERE id = ?)",
-                (title, id),
+                (searchable(title), id),
             )
 
     def delete(self, id: str) -> None:
@@ -275,6 +288,11 @@ class ChatIndex:
         for file in self._files(id):
             if file.branch not in numbers:
                 file.path.unlink(missing_ok=True)
+
+    def remove_growing(self, id: str) -> None:
+        """Removes what there is of answers of a chat that were being written. Raises OSError."""
+        for path in growing_files(self.folder).get(id, ()):
+            path.unlink(missing_ok=True)
 
     def _files(self, id: str) -> Sequence[ChatFile]:
         with self._reading() as index:
@@ -324,11 +342,6 @@ class ChatIndex:
 def _known(index: sqlite3.Connection) -> set[str]:
     """The ids of all rows."""
     return {id for (id,) in index.execute("SELECT id FROM chats")}
-
-
-def _terms(words: str) -> list[str]:
-    """Each word as FTS5 takes it: in quotation marks, so that nothing in it is an operator, and by its beginning."""
-    return [f'"{word.replace(chr(34), chr(34) * 2)}"*' for word in words.split()]
 
 
 def _chat(row: Any) -> IndexedChat:

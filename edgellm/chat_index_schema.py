@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, cast
 
 from edgellm.errors import ConfigError
+from edgellm.search_text import searchable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -21,6 +22,7 @@ _MIGRATIONS = (
     CREATE VIRTUAL TABLE texts USING fts5 (title, body, tokenize = 'unicode61 remove_diacritics 2');
     """,
     "ALTER TABLE chats ADD COLUMN extra TEXT NOT NULL DEFAULT '{}'",
+    "UPDATE texts SET title = searchable(title), body = searchable(body)",
 )
 
 
@@ -31,6 +33,7 @@ def migrate(index: sqlite3.Connection) -> None:
         raise ConfigError("it is of a later version", hint="Update edgellm.")
     if version == len(_MIGRATIONS):
         return
+    index.create_function("searchable", 1, searchable, deterministic=True)
     index.execute("PRAGMA journal_mode = WAL")
     index.execute("BEGIN IMMEDIATE")
     # Another process may have been quicker.
@@ -66,7 +69,10 @@ def _take_over(index: sqlite3.Connection) -> None:
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (id, title, model, created, updated, updated, messages, tokens, extra),
         ).lastrowid
-        index.execute("INSERT INTO texts (rowid, title, body) VALUES (?, ?, ?)", (number, title, body))
+        index.execute(
+            "INSERT INTO texts (rowid, title, body) VALUES (?, searchable(?), searchable(?))",
+            (number, title, body),
+        )
     index.execute("DROP TABLE old_chats")
 
 

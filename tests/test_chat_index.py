@@ -13,6 +13,7 @@ import pytest
 
 import edgellm
 from edgellm.chat_files import ChatFile
+from edgellm.chat_index_schema import _MIGRATIONS
 from edgellm.types import Message
 
 if TYPE_CHECKING:
@@ -50,6 +51,49 @@ def test_chats_are_listed_newest_first_and_found_by_their_words(tmp_path: Path) 
     index.delete("a")
     assert (ids(index), ids(index, "brook")) == (["b"], [])
     assert not index.path("a").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "absent"),
+    [
+        ("我们在中国学习汉语", ["中国", "学习汉语", "我"], ["国中", "中学", "中国 饭"]),
+        ("東京タワーへ行きました", ["タワー", "行きまし", "京タ"], ["京行"]),
+        ("ฉันเรียนภาษาไทย", ["ภาษา", "ไทย"], ["ไทยภาษา"]),
+        ("Python 入門 for beginners", ["入門", "門 begin", "pyth 入"], ["門入"]),
+        ("한국어를 배웁니다", ["한국"], ["국어"]),
+    ],
+)
+def test_words_in_scripts_without_spaces_are_found(
+    tmp_path: Path, text: str, found: list[str], absent: list[str]
+) -> None:
+    index = edgellm.ChatIndex(tmp_path)
+    add(index, "a", f"first line\n{text}")
+    assert [words for words in found if ids(index, words) != ["a"]] == []
+    assert [words for words in absent if ids(index, words)] == []
+    assert index.lines("a", found[0]) == [text]
+    assert index.lines("a") == ["first line", text]
+    index.rename("a", "数学")
+    assert ids(index, "学") == ["a"] and index.list()[0].title == "数学"
+
+
+def test_index_of_an_earlier_version_finds_such_words_too(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)) as file:
+        for script in _MIGRATIONS[:2]:
+            file.executescript(script)
+        file.execute("INSERT INTO chats VALUES (1, 'a', '数学', 'm', 1, 1, 1, 1, 1, 0, '{}')")
+        file.execute("INSERT INTO texts (rowid, title, body) VALUES (1, '数学', '我们在中国')")
+        file.execute("PRAGMA user_version = 2")
+    index = edgellm.ChatIndex(tmp_path)
+    assert ids(index, "中国") == ids(index, "学") == ["a"] and index.lines("a") == ["我们在中国"]
+
+
+def test_damaged_extra_is_said(tmp_path: Path) -> None:
+    index = edgellm.ChatIndex(tmp_path)
+    add(index, "a")
+    with closing(sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)) as file:
+        file.execute("UPDATE chats SET extra = '{broken'")
+    with pytest.raises(edgellm.SessionError, match="damaged"):
+        index.extra("a")
 
 
 def test_chats_unused_for_longest_make_room(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import evidence
 import prove
+import prove_machine
 import prove_parts
 import pytest
 
@@ -45,31 +47,42 @@ def test_statistics_of_laws_are_read() -> None:
 
 
 def test_a_page_names_what_was_measured_and_says_when_it_was_not_shown() -> None:
-    evidence = prove_parts.Evidence("Title", "A claim.", False, "body", ("python x.py",))
-    text = prove.page(evidence, {"Commit": prove.commit(), "Machine": prove.machine()})
+    found = evidence.Evidence("Title", "A claim.", False, "body", ("python x.py",))
+    text = prove.page(found, {"Commit": prove.commit(), "Machine": prove.machine()})
     assert text.startswith("# Title\n\nA claim.\n\nShown by this run: **No: see below.**\n")
     assert "cores" in text or sys.platform != "linux"
     assert text.endswith("\nbody\n")
 
 
 def test_tables_survive_bars_and_lines() -> None:
-    assert prove_parts.table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y<br>z |\n"
+    assert evidence.table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y<br>z |\n"
 
 
 def test_figures_are_the_last_line() -> None:
-    assert prove_parts.Ran("c", 0, 'a table\n{"x": 1}\n', "").figures == {"x": 1}
-    assert prove_parts.Ran("c", 0, "a table\n", "").figures == {}
-    assert prove_parts.Ran("c", 0, "", "broken").figures == {}
-    assert not prove_parts.valid_calls_page(prove_parts.Ran("c", 0, "", "broken")).is_shown
-    assert not prove_parts.valid_calls_page(prove_parts.Ran("c", 1, 'x\n{"invalid": 1}', "")).is_shown
+    assert evidence.Ran("c", 0, 'a table\n{"x": 1}\n', "").figures == {"x": 1}
+    assert evidence.Ran("c", 0, "a table\n", "").figures == {}
+    assert evidence.Ran("c", 0, "", "broken").figures == {}
+    assert not prove_parts.valid_calls_page(evidence.Ran("c", 0, "", "broken")).is_shown
+    assert not prove_parts.valid_calls_page(evidence.Ran("c", 1, 'x\n{"invalid": 1}', "")).is_shown
 
 
 def test_long_chats_are_shown_by_their_figures() -> None:
     good = 'a table\n{"is_shown": true}\n'
-    assert prove_parts.long_chat_page(prove_parts.Ran("c", 0, good, "")).is_shown
-    assert not prove_parts.long_chat_page(prove_parts.Ran("c", 1, good, "")).is_shown
-    assert not prove_parts.long_chat_page(prove_parts.Ran("c", 0, 'x\n{"is_shown": false}\n', "")).is_shown
-    assert not prove_parts.long_chat_page(prove_parts.Ran("c", 0, "", "broken")).is_shown
+    assert prove_machine.long_chat_page(evidence.Ran("c", 0, good, "")).is_shown
+    assert not prove_machine.long_chat_page(evidence.Ran("c", 1, good, "")).is_shown
+    assert not prove_machine.long_chat_page(evidence.Ran("c", 0, 'x\n{"is_shown": false}\n', "")).is_shown
+    assert not prove_machine.long_chat_page(evidence.Ran("c", 0, "", "broken")).is_shown
+
+
+@pytest.mark.parametrize(
+    ("idle", "busy", "is_shown"), [(0.93, 10, True), (0.92, 10, False), (0.93, 9.9, False)]
+)
+def test_neighbours_need_both_figures(idle: float, busy: float, is_shown: bool) -> None:
+    figures = json.dumps({"idle_ratio": idle, "busy_ratio": busy, "busy_processes": 16})
+    page = prove_machine.neighbours_page(evidence.Ran("c", 0, f"a table\n{figures}\n", ""))
+    assert page.is_shown == is_shown and "16 counting processes" in page.claim
+    assert not prove_machine.neighbours_page(evidence.Ran("c", 1, f"a table\n{figures}\n", "")).is_shown
+    assert not prove_machine.neighbours_page(evidence.Ran("c", 0, "", "broken")).is_shown
 
 
 @pytest.mark.parametrize("outcome", ["passed", "failed"])
@@ -96,7 +109,7 @@ def test_commands_of_tests_are_recorded(tmp_path: Path, outcome: str) -> None:
             tmp_path,
             test,
         ],
-        env={"EDGELLM_RECORD": str(record), "PYTHONPATH": str(prove_parts.ROOT / "benchmarks")},
+        env={"EDGELLM_RECORD": str(record), "PYTHONPATH": str(evidence.ROOT / "benchmarks")},
         cwd=tmp_path,
         capture_output=True,
         check=False,
@@ -117,15 +130,15 @@ def test_page_of_tool_call_formats_needs_every_claim(monkeypatch: pytest.MonkeyP
         "constraint": {"check_us": 9},
     }
 
-    def run(words: str, *_more: object) -> prove_parts.Ran:
+    def run(words: str, *_more: object) -> evidence.Ran:
         name = Path(words).stem
-        return prove_parts.Ran(f"python {words}", 0, f"a table\n{json.dumps(figures[name])}\n", "")
+        return evidence.Ran(f"python {words}", 0, f"a table\n{json.dumps(figures[name])}\n", "")
 
-    monkeypatch.setattr(prove_parts, "run", run)
+    monkeypatch.setattr(evidence, "run", run)
     monkeypatch.setattr(
-        prove_parts, "pytest", lambda *_a, **_k: prove_parts.Ran("pytest", 0, "3 passed in 1 s\n", "")
+        evidence, "pytest", lambda *_a, **_k: evidence.Ran("pytest", 0, "3 passed in 1 s\n", "")
     )
-    options = prove_parts.Options("m", None, 1, 1, tmp_path)
+    options = evidence.Options("m", None, 1, 1, tmp_path)
     page = prove_parts.PARTS["tool-call-formats"](options)
     assert page.is_shown
     assert "3 passed" in page.body and '"recovered": 0.97' in page.body

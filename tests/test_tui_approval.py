@@ -60,6 +60,25 @@ def decisions(runtime: ScriptedRuntime) -> list[str]:
     return [answer.decision for answer in runtime.approvals]
 
 
+def test_on_a_linux_console_the_question_is_drawn_in_ascii() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await asked(app, pilot)
+        for key in ("", "e", "escape", "R"):
+            await pilot.press(*filter(None, [key]))
+            await pilot.pause()
+            assert screen_text(app).isascii(), screen_text(app)
+        await pilot.press("escape", "r")
+        await settled(pilot)
+
+    run(
+        play,
+        runtime=scripted(),
+        size=(80, 16),
+        settings=Settings(),
+        environment={"TERM": "linux", "COLORTERM": ""},
+    )
+
+
 @pytest.mark.parametrize("no_color", [False, True])
 @pytest.mark.parametrize(("size", "name"), [(SMALL, "80x24"), (LARGE, "200x50")])
 def test_the_question_is_drawn_whole(size: tuple[int, int], name: str, no_color: bool) -> None:

@@ -199,6 +199,38 @@ def test_a_chat_of_another_model_loads_that_model_first() -> None:
     run(play, runtime=runtime)
 
 
+def test_a_chat_of_another_model_that_cannot_be_opened_leaves_a_new_chat_on_that_model() -> None:
+    index = chat_index()
+    index.record(
+        "abc", title="hello", model="other-1b", messages=[edgellm.Message("user", "hello")], tokens=1
+    )
+    runtime = ScriptedRuntime([words("It goes on.")])
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("ctrl+o")
+        await shown(pilot, "hello")
+        await pilot.press("enter")
+        await shown(pilot, "it has no file")
+        await settled(pilot)
+        assert runtime.loaded == ["", "other-1b"] and app.talk.is_ready
+        assert app.talk.kept.id != "abc"
+        await said(pilot, "And now?")
+        assert "It goes on." in screen_text(app)
+
+    run(play, runtime=runtime)
+
+
+def test_growing_answers_of_a_chat_with_a_longer_name_stay() -> None:
+    index = chat_index()
+    branch = SavedBranch(0, "main", (edgellm.Message("user", "hello"),), is_current=True)
+    index.folder.mkdir(parents=True, exist_ok=True)
+    for name in ("abc.0.growing", "abc.x.0.growing"):
+        (index.folder / name).write_text("so far", encoding="utf-8")
+    record_branches(index, "abc", title="hello", model="m", branches=[branch], tokens=1)
+    assert not (index.folder / "abc.0.growing").exists()
+    assert (index.folder / "abc.x.0.growing").exists()
+
+
 def test_calls_and_results_are_kept_with_the_chat() -> None:
     call = Call("clock", {"zone": "UTC"}, edgellm.ToolResult("12:00", duration_s=0.1))
 
@@ -293,7 +325,7 @@ def test_the_preview_shows_the_lines_that_hold_the_words_accents_aside() -> None
 def test_a_chat_of_which_nothing_is_left_leaves_the_open_one_as_it_is() -> None:
     index = chat_index()
     message = edgellm.Message("user", "hello")
-    index.record("abc", title="hello", model="scripted-1b", messages=[message], tokens=1)
+    index.record("abc", title="hello", model="", messages=[message], tokens=1)
 
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         await said(pilot, "one")
@@ -311,7 +343,7 @@ def test_a_chat_of_which_nothing_is_left_leaves_the_open_one_as_it_is() -> None:
 def test_a_second_file_that_cannot_be_opened_leaves_none_open() -> None:
     index = chat_index()
     message = edgellm.Message("user", "hello")
-    index.record("abc", title="hello", model="scripted-1b", messages=[message], tokens=1)
+    index.record("abc", title="hello", model="", messages=[message], tokens=1)
     broken = index.path("abc", 2)
 
     class Refusing(ScriptedRuntime):

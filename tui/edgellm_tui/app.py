@@ -81,6 +81,9 @@ class EdgeApp(App[int]):
     .-wide #panel { width: 68; height: 1fr; }
     .-tall #inspect-detail { height: 19; }
     #prompt-line { border-top: solid $panel; height: auto; }
+    .-ascii #prompt-line, .-ascii #preview, .-ascii #told { border-top: ascii $panel; }
+    .-ascii #ask { border: ascii $warning; }
+    .-ascii #edit, .-ascii #why { border: ascii $primary; }
     """
     BINDINGS: ClassVar = [
         Binding("ctrl+q", "quit", "quit", priority=True, id="app.quit"),
@@ -113,6 +116,8 @@ class EdgeApp(App[int]):
         kind = self.get_driver_class()
         super().__init__(driver_class=paced_driver(kind, self.pacer) if self.pacer is not None else kind)
         self.glyphs = glyphs.fitting(self.settings.glyphs)
+        glyphs.draw_scroll_bars(self.glyphs)
+        self.set_class(self.glyphs is glyphs.ASCII, "-ascii")
         self.frames = Frames(
             self._run_frame,
             self.set_timer,

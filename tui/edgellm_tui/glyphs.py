@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
+
+from textual.scrollbar import ScrollBar, ScrollBarRender
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +40,15 @@ def fitting(name: str = "auto") -> Glyphs:
     if os.environ.get("TERM") in ("linux", "vt100", "vt220") or "utf" not in locale.lower():
         return ASCII
     return BOX
+
+
+class PlainScrollBarRender(ScrollBarRender):
+    """Scroll bars in whole cells of colour, without the parts of blocks at their ends."""
+
+    VERTICAL_BARS: ClassVar[list[str]] = [" "]
+    HORIZONTAL_BARS: ClassVar[list[str]] = [" "]
+
+
+def draw_scroll_bars(glyphs: Glyphs) -> None:
+    """Lets all scroll bars of the process be drawn with these."""
+    ScrollBar.renderer = PlainScrollBarRender if glyphs is ASCII else ScrollBarRender

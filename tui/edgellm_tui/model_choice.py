@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgellm_tui.model_page import ModelPage
 from edgellm_tui.saved_chats import model_of
+from edgellm_tui.strand import told
 
 if TYPE_CHECKING:
     import edgellm
@@ -30,9 +31,14 @@ class ModelChoice:
         self._app.news += talk.failures
         saved, self._resumes = self._resumes, None
         if saved is not None:
-            talk.open_saved(saved)
+            talk.open_saved(saved, self._cannot_resume)
         else:
             talk.new_chat()
+
+    def _cannot_resume(self, error: Exception) -> None:
+        # The chat so far went with its model.
+        self._app.news.append(told(error))
+        self._app.talk.new_chat()
 
     def _missing(self, error: Exception) -> None:
         self._resumes = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,8 +58,7 @@ def record_branches(
         others=others,
         extra={"branches": [dataclasses.asdict(branch) for branch in branches]},
     )
-    for path in index.folder.glob(f"{glob.escape(id)}.*.growing"):
-        path.unlink(missing_ok=True)
+    index.remove_growing(id)
 
 
 def recorded_branches(index: edgellm.ChatIndex, id: str) -> list[SavedBranch]:

@@ -151,8 +151,10 @@ class Talk:
 
         self._open(job, self.kept.index.new_id(), "")
 
-    def open_saved(self, saved: edgellm.IndexedChat) -> None:
-        """Goes on with a saved chat and its branches, without computing them again."""
+    def open_saved(
+        self, saved: edgellm.IndexedChat, failed: Callable[[Exception], None] | None = None
+    ) -> None:
+        """Goes on with a saved chat and its branches, without computing them again; `failed` gets why it cannot."""
 
         def job() -> list[Opened]:
             index = self.kept.index
@@ -167,7 +169,7 @@ class Talk:
                 )
             return all_opened(partial(self._open_branch, saved.id, number) for number in numbers)
 
-        self._open(job, saved.id, saved.title)
+        self._open(job, saved.id, saved.title, failed)
 
     def _open_branch(self, id: str, number: int) -> Opened:
         chat = self.runtime.open_chat(self.kept.index.path(id, number), **self.kept_options())
@@ -197,7 +199,13 @@ class Talk:
         del options["system"], options["sampler"]
         return options
 
-    def _open(self, make: Callable[[], list[Opened]], id: str, title: str) -> None:
+    def _open(
+        self,
+        make: Callable[[], list[Opened]],
+        id: str,
+        title: str,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> None:
         self.kept.save()
         old = list(self.strands.values())
 
@@ -227,7 +235,7 @@ class Talk:
             current = next((at for at, each in enumerate(found) if each.branch and each.branch.is_current), 0)
             self.show(strands[current])
 
-        self.worker.submit(job, done, self._failed)
+        self.worker.submit(job, done, failed or self._failed)
 
     def _add(self, chat: Any, origin: Origin | None, name: str) -> Strand:
         strand = Strand(self._next_key, chat, origin=origin, name=name)
