@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.edgellm-installed
+# Two files of tests at a time: most of them use one thread.
+BESIDE := -n 2 --dist loadfile
 
 .PHONY: help install chat check test lint types contracts fast screenshots prove llama-bench test-vulkan clean
 
@@ -35,13 +37,13 @@ contracts: $(STAMP)  ## who may import whom
 	$(BIN)/lint-imports
 
 fast: $(STAMP)  ## tests without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q $(BESIDE) -m "not slow"
 
 check: lint types contracts fast  ## run before every commit; under two minutes
 
 test: $(STAMP)  ## everything
 	$(BIN)/edgellm models pull --quiet smollm2-135m
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
 
 screenshots: $(STAMP)  ## the pictures of docs/tui-tour.md: writes docs/screens/
 	$(BIN)/python scripts/screenshots.py

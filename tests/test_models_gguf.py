@@ -162,6 +162,17 @@ def test_cut_tensor_data_is_found(tiny: Path, tmp_path: Path) -> None:
         inspect_gguf(path)
 
 
+def test_impossible_number_of_layers_is_said_before_anything_is_made_for_them(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2**31)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelCorrupt, match="2147483648 layers"):
+        inspect_gguf(path)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_cut_or_flipped_byte_in_the_header_is_an_edge_error_or_readable(

@@ -211,7 +211,7 @@ def test_the_end_of_the_answer_stays_in_sight_whatever_the_size_and_so_does_anot
             await pilot.resize_terminal(*size)
             await settled(pilot)
             assert "\n  n39" in screen_text(app), size
-            assert screen_text(app).split("\n")[0].endswith("tok/s")
+            await wait_until(pilot, lambda: screen_text(app).split("\n")[0].endswith("tok/s"), str(size))
         app.conversation.scroll_home(animate=False)
         await pilot.pause()
         for size in ((60, 15), SMALL):

@@ -43,6 +43,7 @@ def run(
     environment: dict[str, str] | None = None,
     waits_for_chat: bool = True,
     machine: Machine = STILL,
+    frame_s: float = 0.01,
     **options: Any,
 ) -> None:
     """Opens the app on a scripted runtime of these turns, and plays with it once a chat is open.
@@ -65,8 +66,14 @@ def run(
         finally:
             app.worker.close()
 
-    # A machine under load would say so in the status line.
-    with patch.dict(os.environ, environ), patch("edgellm_tui.accounts.read_machine", lambda: machine):
+    with (
+        patch.dict(os.environ, environ),
+        # A machine under load would say so in the status line.
+        patch("edgellm_tui.accounts.read_machine", lambda: machine),
+        # Nobody looks on: frames and the wait for a quiet process need not be told apart by an eye.
+        patch.multiple("edgellm_tui.frames", _FASTEST_S=frame_s, _SLOWEST_S=frame_s),
+        patch.multiple("textual._wait", SLEEP_GRANULARITY=0.004, SLEEP_IDLE=0.0002),
+    ):
         if not no_color:
             os.environ.pop("NO_COLOR", None)
         asyncio.run(whole())
@@ -96,7 +103,14 @@ async def settled(pilot: Pilot[Any]) -> None:
 
 async def shown(pilot: Pilot[Any], text: str) -> None:
     """Waits until a text is on the screen."""
-    await wait_until(pilot, lambda: text in screen_text(pilot.app), repr(text))
+
+    def is_shown() -> bool:
+        try:
+            return text in screen_text(pilot.app)
+        except KeyError:  # a widget that is just being removed has lost its styles
+            return False
+
+    await wait_until(pilot, is_shown, repr(text))
 
 
 async def say(pilot: Pilot[Any], text: str) -> None:

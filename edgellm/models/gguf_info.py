@@ -14,6 +14,8 @@ _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.
 _BLOCK_NAME = re.compile(r"^blk\.(\d+)\.")
 _F16_BYTES = 2
 _TEMPLATE_KEY = "tokenizer.chat_template"
+# LLAMA_MAX_LAYERS of llama.cpp.
+_MOST_LAYERS = 512
 _SAMPLING_PREFIX = "general.sampling."
 
 
@@ -217,6 +219,11 @@ def _describe(files: list[GGUFFile]) -> GGUFInfo:
         )
     keys = _Keys(first.metadata, architecture)
     layers = keys.number(".block_count")
+    if not 0 <= layers <= _MOST_LAYERS:
+        raise ModelCorrupt(
+            f"{first.path} claims to have {layers} layers; llama.cpp takes {_MOST_LAYERS} at most.",
+            hint="Download the model again.",
+        )
     heads = keys.number(".attention.head_count")
     embedding = keys.number(".embedding_length")
     head_size = embedding // heads if heads else 0
