@@ -558,6 +558,7 @@ def test_a_turn_outlives_its_tools(place: Place, name: str) -> None:
         assert outcome.of("tool_finished")[0]["ok"] is (name in ("floods", "chatters"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
 def test_a_context_that_does_not_fit_into_memory(place: Place) -> None:
     import resource

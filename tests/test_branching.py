@@ -111,6 +111,7 @@ def assert_sound(chat: edgellm.Chat) -> None:
 # -- a cut answer goes on ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answers",
     [
@@ -490,6 +491,7 @@ def test_branches_that_go_on_together_write_what_each_would_alone(tiny_model: Ca
         assert events_of(together[0].send(None, max_tokens=2))[-1].text.startswith(expected[0])
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_branches_of_the_default_model(smollm2_path: Path) -> None:
     with edgellm.load(smollm2_path, n_ctx=1024, threads=2) as runtime:

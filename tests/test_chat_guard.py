@@ -90,6 +90,7 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert guard.cache_folder().name == "templates"
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_default_models_template_is_known(
     smollm2_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -128,6 +128,7 @@ def test_in_tools_call(tools: Path) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_in_a_download_which_goes_on_later(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     path = tiny_model("llama")
     with serving(Served(files={"tiny.gguf": path.read_bytes()}, slow_s=0.05)) as served:

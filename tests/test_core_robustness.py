@@ -87,6 +87,7 @@ def new_session(engine: Engine, text: Any = "temperature(1.2) | dist(seed=1)") -
 # -- readers that leave -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "mamba"])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_reader_who_leaves_after_any_event_leaves_a_sound_chat(

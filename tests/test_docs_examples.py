@@ -58,6 +58,7 @@ def run(
         runtime.close()
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("page", PAGES)
 def test_page_runs_as_printed(

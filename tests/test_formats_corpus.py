@@ -57,6 +57,7 @@ def test_outputs_are_read_as_they_should(name: str) -> None:
         assert calls == case["calls"], case["name"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_any_cut_gives_the_same_events(name: str) -> None:
     wire_format = thinking(name)

@@ -82,6 +82,7 @@ def test_a_written_call_reads_back(wire_format: WireFormat, arguments: dict[str,
     assert names_of(by_character) == names_of(parser)
 
 
+@pytest.mark.slow
 @ALL
 def test_several_calls_read_back_however_they_are_cut(wire_format: WireFormat) -> None:
     calls = [ToolCall("", "get_weather", PLAIN), ToolCall("", "clock", {})]

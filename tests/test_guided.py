@@ -272,6 +272,7 @@ def smollm2(smollm2_path: Path) -> Iterator[edgellm.Runtime]:
         yield runtime
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_first_question_of_the_readme_is_a_call_a_result_and_an_appended_leg(
     smollm2: edgellm.Runtime,

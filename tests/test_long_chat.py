@@ -407,6 +407,7 @@ ARCHS = ("llama", "moe", "gemma3", "mamba", "jamba")
 RECURRENT = ("mamba", "jamba")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["evict", "summarize", "drop-results"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_four_times_the_context(tiny_model: Callable[..., Path], arch: str, policy: str) -> None:

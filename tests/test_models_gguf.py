@@ -196,6 +196,7 @@ def test_any_cut_or_flipped_byte_in_the_header_is_an_edge_error_or_readable(
         assert not must_fail
 
 
+@pytest.mark.slow
 def test_large_vocabulary_is_read_quickly_and_without_numpy(tmp_path: Path) -> None:
     path = tmp_path / "large.gguf"
     writer = gguf.GGUFWriter(path, "llama")

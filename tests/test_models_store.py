@@ -231,6 +231,7 @@ def _wait_for(path: Path, size: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_pull_leaves_nothing_under_the_name_and_resumes(
     store: Store, server: Served, model_bytes: bytes, how: signal.Signals

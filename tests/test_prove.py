@@ -85,6 +85,7 @@ def test_neighbours_need_both_figures(idle: float, busy: float, is_shown: bool) 
     assert not prove_machine.neighbours_page(evidence.Ran("c", 0, "", "broken")).is_shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", ["passed", "failed"])
 def test_commands_of_tests_are_recorded(tmp_path: Path, outcome: str) -> None:
     test = tmp_path / "test_x.py"

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import repair
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_damaged_calls_are_mended(smollm2_path: Path) -> None:
     figures = repair.measure(smollm2_path, repair.damaged_calls(24, seed=1))

@@ -136,6 +136,7 @@ STRAYS = {
 }
 
 
+@pytest.mark.slow
 def test_a_timeout_kills_all_that_was_started(sandbox: str) -> None:
     markers = {kind: f"73{os.getpid()}{number}" for number, kind in enumerate(STRAYS)}
     commands = [f"({command.format(n=markers[kind])})" for kind, command in STRAYS.items()]
@@ -320,6 +321,7 @@ def test_bad_commands(command: str) -> None:
         shell(command, call=ToolContext())
 
 
+@pytest.mark.slow
 def test_no_descriptor_and_no_process_is_left(sandbox: str) -> None:
     sh("true")
     before = len(os.listdir("/proc/self/fd"))

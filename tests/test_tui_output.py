@@ -136,6 +136,7 @@ def strange(app: EdgeApp) -> set[str]:
     return {each for each in screen_text(app) if not each.isascii() and each != "·"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["", *PAGES])
 def test_on_a_linux_console_pages_are_drawn_in_ascii(page: str) -> None:
     async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
@@ -187,6 +188,7 @@ def is_grey(text: str) -> bool:
 # -- size and mouse -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["help", "tokenizer", "sampler", "tools", "settings", "meters", "log"])
 def test_a_page_follows_the_size_of_the_terminal(name: str) -> None:
     async def play(app: EdgeApp, pilot: Pilot[int]) -> None:

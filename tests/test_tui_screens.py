@@ -121,6 +121,7 @@ PREPARED: dict[str, Callable[[EdgeApp, Pilot[Any]], Awaitable[None]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "name"), [(SMALL, "80x24"), (LARGE, "200x50")])
 @pytest.mark.parametrize("no_color", [False, True])
 def test_every_page_is_drawn_as_it_was(

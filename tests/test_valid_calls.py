@@ -34,6 +34,7 @@ def assert_good(figures: dict[str, Any], problems: list[str]) -> None:
     assert figures["emitted"] > figures["schemas"] // 3
 
 
+@pytest.mark.slow
 def test_calls_of_a_random_model_are_valid(tiny_model: Callable[..., Path]) -> None:
     problems: list[str] = []
     with edgellm.load(tiny_model("llama", n_ctx=8192), n_ctx=8192, threads=1) as runtime:
@@ -49,6 +50,7 @@ def test_calls_of_a_random_model_are_valid(tiny_model: Callable[..., Path]) -> N
     assert figures["relaxed"] > 5
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_calls_of_the_default_model_are_valid(smollm2_path: Path) -> None:
     problems: list[str] = []

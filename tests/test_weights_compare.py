@@ -33,6 +33,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
 
 
+@pytest.mark.slow
 def test_losses_are_what_the_logits_say(copies: dict[str, Path]) -> None:
     """Perplexity, KL and same-top against a computation token by token with plain sessions."""
     from edgellm.types import SpanKind
@@ -116,6 +117,7 @@ def test_compare_on_the_command_line(copies: dict[str, Path], tmp_path: Path) ->
     assert cli("compare", files[0]).code == 2
 
 
+@pytest.mark.slow
 def test_a_better_copy_is_kept_under_a_name_of_its_own(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_better_copy_is_kept_under_a_name_of_its_own(
     assert output.is_file()
 
 
+@pytest.mark.slow
 def test_where_no_copy_is_better_the_original_stays(copies: dict[str, Path], tmp_path: Path) -> None:
     found = edgellm.optimize(copies["F32"], tmp_path, TEXT, kinds=["Q4_0"], bound=1e-9, rounds=1)
     assert not found.is_better

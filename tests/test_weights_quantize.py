@@ -84,6 +84,7 @@ def test_tensors_get_the_type_they_are_given(wide: Path, tmp_path: Path) -> None
         edgellm.plan_quantize(wide, "Q4_0", tensors={"attn_(": "Q4_K"})
 
 
+@pytest.mark.slow
 def test_an_importance_matrix_is_made_saved_read_and_used(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs an importance matrix"):
         edgellm.quantize(wide, tmp_path / "none.gguf", "IQ2_XXS")
@@ -215,6 +216,7 @@ def test_dry_run_shows_sizes_and_writes_nothing(wide: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.gguf"))
 
 
+@pytest.mark.slow
 def test_calibrated_on_the_command_line(wide: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
