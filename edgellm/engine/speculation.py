@@ -21,9 +21,8 @@ READ_TOKENS = 32_768
 _SIZES = (2, 4, 8)
 _WORTH = 1.03
 _MOST_LOSS = 0.015  # of the decode time, so that with what cannot be measured it stays under 2 %
-_WINDOW = (
-    800  # tokens of decode time that may be lost of: what a text has gained lately, the next one may not lose
-)
+# Tokens whose decode time counts for it: what one text has gained, the next one may not lose.
+_WINDOW = 800
 _AVERAGE = 0.2
 _DOUBTS = 0.5  # of a guess about which nothing is known yet
 
