@@ -16,31 +16,37 @@ _HOME_OF = {
     "edgellm.dialogue": ("Chat",),
     "edgellm.chat_options": ("ChatOptions",),
     "edgellm.offline": (
-        "Parsed",
-        "calibrate",
-        "call_tool",
         "catalog",
-        "compare",
-        "discover_policies",
-        "discover_samplers",
         "doctor",
-        "find_tools",
         "inspect",
-        "keep_copy",
-        "optimize",
-        "parse",
         "plan",
-        "plan_every_quantize",
-        "plan_quantize",
-        "stream_parser",
         "pull",
-        "quantize",
         "read_merges",
         "read_vocabulary",
-        "sampler_stages",
         "native_log",
         "remove_model",
         "stored_models",
+    ),
+    "edgellm.raw_output": (
+        "Parsed",
+        "parse",
+        "stream_parser",
+    ),
+    "edgellm.discovery": (
+        "call_tool",
+        "discover_policies",
+        "discover_samplers",
+        "find_tools",
+        "sampler_stages",
+    ),
+    "edgellm.requantizing": (
+        "calibrate",
+        "compare",
+        "keep_copy",
+        "optimize",
+        "plan_every_quantize",
+        "plan_quantize",
+        "quantize",
     ),
     "edgellm.native.importance": ("ImportanceMatrix",),
     "edgellm.native.quantizer": ("QuantizePlan",),
@@ -75,24 +81,28 @@ _HOME_OF = {
     "edgellm.sampling.registry": ("StageInfo", "Param"),
     "edgellm.models.adapter_set": ("adapter_set",),
     "edgellm.models.merges": ("Merges", "MergeStep"),
-    "edgellm.types": (
+    "edgellm.distribution": (
         "Distribution",
-        "Leg",
+        "Rows",
+        "Step",
+    ),
+    "edgellm.types": (
         "LoadOptions",
         "AdapterSet",
         "ControlVector",
         "LoraAdapter",
         "Message",
         "Resumed",
-        "Rows",
         "Segment",
         "Span",
         "SpanKind",
-        "Step",
         "ToolCall",
         "ToolExample",
         "ToolResult",
         "ToolSpec",
+    ),
+    "edgellm.usage": (
+        "Leg",
         "Usage",
     ),
     "edgellm.events": (
@@ -174,6 +184,14 @@ if TYPE_CHECKING:
         policy,
     )
     from edgellm.dialogue import Chat
+    from edgellm.discovery import (
+        call_tool,
+        discover_policies,
+        discover_samplers,
+        find_tools,
+        sampler_stages,
+    )
+    from edgellm.distribution import Distribution, Rows, Step
     from edgellm.engine.governor import Meters
     from edgellm.errors import (
         Cancelled,
@@ -226,34 +244,33 @@ if TYPE_CHECKING:
     from edgellm.native.importance import ImportanceMatrix
     from edgellm.native.quantizer import QuantizePlan
     from edgellm.offline import (
-        Parsed,
-        calibrate,
-        call_tool,
         catalog,
-        compare,
-        discover_policies,
-        discover_samplers,
         doctor,
-        find_tools,
         inspect,
-        keep_copy,
         native_log,
-        optimize,
-        parse,
         plan,
-        plan_every_quantize,
-        plan_quantize,
         pull,
-        quantize,
         read_merges,
         read_vocabulary,
         remove_model,
-        sampler_stages,
         stored_models,
-        stream_parser,
     )
     from edgellm.outlook import ContextOutlook
     from edgellm.planning.plan import Plan
+    from edgellm.raw_output import (
+        Parsed,
+        parse,
+        stream_parser,
+    )
+    from edgellm.requantizing import (
+        calibrate,
+        compare,
+        keep_copy,
+        optimize,
+        plan_every_quantize,
+        plan_quantize,
+        quantize,
+    )
     from edgellm.runtime import Runtime, load
     from edgellm.sampling.candidates import Candidates
     from edgellm.sampling.registry import Param, StageInfo
@@ -266,22 +283,18 @@ if TYPE_CHECKING:
     from edgellm.types import (
         AdapterSet,
         ControlVector,
-        Distribution,
-        Leg,
         LoadOptions,
         LoraAdapter,
         Message,
         Resumed,
-        Rows,
         Segment,
         Span,
         SpanKind,
-        Step,
         ToolCall,
         ToolExample,
         ToolResult,
         ToolSpec,
-        Usage,
     )
+    from edgellm.usage import Leg, Usage
     from edgellm.weights.compare import Comparison, Measured
     from edgellm.weights.optimize import Optimization

@@ -18,7 +18,8 @@ from edgellm.events import (
     TurnFinished,
 )
 from edgellm.offer import Offer
-from edgellm.types import Leg, Message, Usage
+from edgellm.types import Message
+from edgellm.usage import Leg, Usage
 from edgellm.waiting import NEXT_TOKEN, Waiting
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgellm.chat.utf8 import TextDecoder
 from edgellm.errors import Cancelled, ContextFull
 from edgellm.events import PrefillProgress, TextDelta, TokenDrawn, TurnFinished
-from edgellm.types import Leg, Usage
+from edgellm.usage import Leg, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,13 +7,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgellm.distribution import Step
 from edgellm.errors import Cancelled, ContextFull, EdgeError
 from edgellm.events import TokenDrawn
 from edgellm.grammars import Grammars
 from edgellm.reading import Reading
 from edgellm.repair import MAX_REPAIRS, Repair
 from edgellm.resuming import Resumption
-from edgellm.types import SpanKind, Step
+from edgellm.types import SpanKind
 from edgellm.waiting import NEXT_TOKEN, Waiting
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from edgellm.response_format import ResponseFormat
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.constraint import Constraint
-    from edgellm.types import ConstraintMode, FinishReason, Leg, ToolCall, ToolSpec
+    from edgellm.types import ConstraintMode, FinishReason, ToolCall, ToolSpec
+    from edgellm.usage import Leg
 
 BUDGET_SENTENCE = "\n\nI have thought long enough and will answer now.\n"
 

@@ -14,7 +14,8 @@ from edgellm.events import Notice, TurnFinished
 from edgellm.ledger import head_cost, make_ledger
 from edgellm.outlook import outlook
 from edgellm.response_format import ResponseFormat
-from edgellm.types import Leg, Message, Usage
+from edgellm.types import Message
+from edgellm.usage import Leg, Usage
 from edgellm.waiting import WAIT_S, Waiting
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgellm.chat.template import ChatTemplate
     from edgellm.chat_options import ChatOptions
     from edgellm.conversation import Conversation
+    from edgellm.distribution import Step
     from edgellm.engine.speculation import SpeculateMode
     from edgellm.events import Event
     from edgellm.ledger import HeadCost, Ledger
@@ -32,12 +34,7 @@ if TYPE_CHECKING:
     from edgellm.runtime import Runtime
     from edgellm.sampling.chain import Chain
     from edgellm.sampling.spec import ChainLike
-    from edgellm.types import (
-        AdapterSet,
-        Resumed,
-        Span,
-        Step,
-    )
+    from edgellm.types import AdapterSet, Resumed, Span
 
 LEGS_KEPT = 256
 """A chat's usage lists so many legs; of the others it has the sums."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgellm.types import FinishReason, Message, Step, ToolCall, ToolResult, Usage
+    from edgellm.distribution import Step
+    from edgellm.types import FinishReason, Message, ToolCall, ToolResult
+    from edgellm.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)

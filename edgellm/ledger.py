@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgellm.conversation import Conversation
-    from edgellm.types import ToolSpec, Usage
+    from edgellm.types import ToolSpec
+    from edgellm.usage import Usage
 
 Owner = Literal[
     "system", "tool", "examples", "user", "text", "reasoning", "tool_call", "tool_result", "glue", "prompt"

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from edgellm.chat.formats.wire import WireFormat
+    from edgellm.distribution import Step
     from edgellm.engine.session import Session
     from edgellm.events import Event
-    from edgellm.types import Step, ToolCall, ToolSpec
+    from edgellm.types import ToolCall, ToolSpec
 
 CALL_EVENTS = (ToolCallStarted, ToolCallName, ToolCallDelta, ToolCallReady, ToolCallBroken)
 

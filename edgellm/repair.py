@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.mend import Mended
     from edgellm.decoding import Decoding
+    from edgellm.distribution import Step
     from edgellm.engine.session import Session
     from edgellm.events import Event
     from edgellm.grammars import Grammars
     from edgellm.reading import Reading
-    from edgellm.types import Step, ToolSpec
+    from edgellm.types import ToolSpec
 
 MAX_REPAIRS = 2
 _SALVAGE_CHARS = 2000

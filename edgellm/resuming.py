@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgellm.distribution import Step
 from edgellm.events import ReasoningDelta, TextDelta, ToolCallStarted
 from edgellm.reading import CALL_EVENTS
-from edgellm.types import Step
 
 if TYPE_CHECKING:
     from edgellm.conversation import OpenAnswer

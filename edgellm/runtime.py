@@ -8,9 +8,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from edgellm.discovery import discover_policies, discover_samplers
 from edgellm.errors import ConfigError
 from edgellm.machine import memory, resident_bytes
-from edgellm.offline import catalog, discover_policies, discover_samplers, inspect_draft, merged_options
+from edgellm.offline import catalog, inspect_draft, merged_options
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:

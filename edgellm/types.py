@@ -1,16 +1,13 @@
-"""The vocabulary of values that all rooms speak: tokens, spans, messages, calls, distributions, usage."""
+"""The vocabulary of values that all rooms speak: tokens, spans, messages, calls, load options."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 
 FinishReason = Literal[
@@ -159,141 +156,6 @@ class ToolSpec:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """The top rows of a distribution at one point of the sampler chain, most probable first.
-
-    ids: int32 (n,); logits: float32 (n,); probs: float32 (n,), softmax over all rows that are left
-    at this point, so they sum to at most 1. `n_left` counts the rows left. `entropy_bits` is over
-    all rows left.
-    """
-
-    stage: str
-    ids: NDArray[np.int32]
-    logits: NDArray[np.float32]
-    probs: NDArray[np.float32]
-    n_left: int
-    entropy_bits: float
-
-
-class RowsPoint(Protocol):
-    """Rows that were copied at one point of the chain; `entropy_bits` is known at once at the raw one only."""
-
-    @property
-    def entropy_bits(self) -> float:
-        """Entropy over all rows that were left there."""
-        ...
-
-    def rows(self, n: int) -> Rows:
-        """The `n` most probable, in order."""
-        ...
-
-    def cut(self, n: int) -> RowsPoint:
-        """The same with no more rows than `n`, or few."""
-        ...
-
-
-class Distribution:
-    """What the sampler saw for one token: `raw` rows, rows after each stage, and the draw.
-
-    `u` is the uniform number in [0, 1) used by the inverse CDF (nan where the draw was greedy or made
-    inside llama.cpp). The rows were copied when the token was drawn; they are put into order when somebody looks:
-    `n` rows of each of the `points`, the first of which is the raw one. `is_thin`: the stages between were dropped,
-    and the last rows' stage is called "final", since which stage did what is not known any more.
-    """
-
-    __slots__ = ("_n", "_points", "_rows", "is_thin", "u")
-
-    def __init__(self, points: Sequence[RowsPoint], n: int, u: float, *, is_thin: bool = False) -> None:
-        self._points = points
-        self._n = n
-        self._rows: list[Rows | None] = [None] * len(points)
-        self.u = u
-        self.is_thin = is_thin
-
-    def thin(self) -> Distribution:
-        """The same with raw and final rows alone: to keep for long."""
-        ends = (self._points[0].cut(self._n), self._points[-1].cut(self._n))
-        return Distribution(ends, self._n, self.u, is_thin=True)
-
-    def _at(self, index: int) -> Rows:
-        rows = self._rows[index]
-        if rows is None:
-            rows = self._points[index].rows(self._n)
-            if self.is_thin and index:
-                rows = replace(rows, stage="final")
-            self._rows[index] = rows
-        return rows
-
-    @property
-    def entropy_bits(self) -> float:
-        """Entropy over the whole vocabulary, before any stage."""
-        return self._points[0].entropy_bits
-
-    @property
-    def raw(self) -> Rows:
-        """Rows before any stage."""
-        return self._at(0)
-
-    @property
-    def stages(self) -> tuple[Rows, ...]:
-        """Rows after each stage, in order."""
-        return tuple(map(self._at, range(1, len(self._rows))))
-
-    @property
-    def final(self) -> Rows:
-        """Rows the token was drawn from."""
-        return self._at(len(self._rows) - 1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """One token on its way out of the engine.
-
-    `piece` are the token's own bytes (special tokens included). `logprob` is the natural log of the raw
-    model probability, None where no tap was on or the token was forced. `position` is its index on the tape.
-    `is_forced`: nothing was drawn; `is_guided`: the `guided` tool strategy wrote it, or drew it greedily.
-    """
-
-    token: int
-    piece: bytes
-    position: int
-    is_eog: bool = False
-    is_control: bool = False
-    is_forced: bool = False
-    is_constrained: bool = False
-    is_guided: bool = False
-    logprob: float | None = None
-    distribution: Distribution | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """One uninterrupted decode: from a prefill to the token that ended it.
-
-    `reused_tokens` were in the KV cache already, or taken from disk; `rebuilt_tokens` had to be prefilled again
-    because the memory could not be cut; `forced_tokens` are decode_tokens that nobody drew: the grammar left no
-    choice, or a repair wrote them. `repaired_calls` were broken and written again; `removed_tokens` of earlier
-    turns were taken off the tape. `free_tokens` are decode_tokens that had been guessed and computed along with
-    another one. `ahead_tokens` of the prompt had been computed before it was there: while the user typed, or a tool
-    ran; they are in none of the other numbers.
-    """
-
-    prefill_tokens: int
-    reused_tokens: int
-    decode_tokens: int
-    forced_tokens: int = 0
-    rebuilt_tokens: int = 0
-    guided_tokens: int = 0
-    repaired_calls: int = 0
-    removed_tokens: int = 0
-    free_tokens: int = 0
-    ahead_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    finish_reason: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Resumed:
     """What has become of a saved chat's memory, by one token that was decoded again and compared.
@@ -307,109 +169,6 @@ class Resumed:
     reason: str = ""
     difference: float = 0.0
     rebuilt_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Sums over the legs of a turn (or of a chat).
-
-    A chat lists its first leg and its newest ones; `earlier` is the sum of the `earlier_legs` between them.
-    """
-
-    legs: tuple[Leg, ...] = ()
-    earlier: Leg | None = None
-    earlier_legs: int = 0
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Tokens computed in prefill."""
-        return sum(leg.prefill_tokens for leg in self._all)
-
-    @property
-    def reused_tokens(self) -> int:
-        """Tokens of the first leg that were in the KV cache already, or taken from disk."""
-        return self.legs[0].reused_tokens if self.legs else 0
-
-    @property
-    def decode_tokens(self) -> int:
-        """Tokens drawn or forced."""
-        return sum(leg.decode_tokens for leg in self._all)
-
-    @property
-    def rebuilt_tokens(self) -> int:
-        """Tokens prefilled again because the memory could not be cut."""
-        return sum(leg.rebuilt_tokens for leg in self._all)
-
-    @property
-    def forced_tokens(self) -> int:
-        """Decoded tokens that were not drawn."""
-        return sum(leg.forced_tokens for leg in self._all)
-
-    @property
-    def free_tokens(self) -> int:
-        """Decoded tokens that needed no decode of their own: they had been guessed."""
-        return sum(leg.free_tokens for leg in self._all)
-
-    @property
-    def ahead_tokens(self) -> int:
-        """Tokens of prompts that had been computed before the prompts were there."""
-        return sum(leg.ahead_tokens for leg in self._all)
-
-    @property
-    def repaired_calls(self) -> int:
-        """Calls that were broken and written again."""
-        return sum(leg.repaired_calls for leg in self._all)
-
-    @property
-    def prefill_s(self) -> float:
-        """Seconds spent in prefill."""
-        return sum(leg.prefill_s for leg in self._all)
-
-    @property
-    def decode_s(self) -> float:
-        """Seconds spent decoding and sampling."""
-        return sum(leg.decode_s for leg in self._all)
-
-    @property
-    def decode_tok_s(self) -> float:
-        """Tokens decoded per second; 0 where nothing was decoded."""
-        return self.decode_tokens / self.decode_s if self.decode_s > 0 else 0.0
-
-    @property
-    def leg_count(self) -> int:
-        """How many legs there were, those that are not listed included."""
-        return len(self.legs) + self.earlier_legs
-
-    @property
-    def all_reused_tokens(self) -> int:
-        """Tokens that were in the KV cache already, or taken from disk, summed over all legs."""
-        return sum(leg.reused_tokens for leg in self._all)
-
-    @property
-    def _all(self) -> tuple[Leg, ...]:
-        return self.legs if self.earlier is None else (*self.legs, self.earlier)
-
-    def __add__(self, other: Usage) -> Usage:
-        folded = [usage.earlier for usage in (self, other) if usage.earlier is not None]
-        earlier = _summed(folded) if folded else None
-        return Usage(self.legs + other.legs, earlier, self.earlier_legs + other.earlier_legs)
-
-    def bounded(self, count: int) -> Usage:
-        """The same sums with at most `count` legs listed (2 or more): the first one, and the newest."""
-        if len(self.legs) <= count:
-            return self
-        first, middle, newest = self.legs[:1], self.legs[1 : 1 - count], self.legs[1 - count :]
-        folded = middle if self.earlier is None else (self.earlier, *middle)
-        return Usage((*first, *newest), _summed(folded), self.earlier_legs + len(middle))
-
-
-def _summed(legs: Iterable[Leg]) -> Leg:
-    """One leg with the sums of all numbers."""
-    legs = list(legs)
-    names = [item.name for item in fields(Leg) if item.name != "finish_reason"]
-    # Any: some are counts, some seconds.
-    sums: dict[str, Any] = {name: sum(getattr(leg, name) for leg in legs) for name in names}
-    return Leg(**sums)
 
 
 @dataclass(frozen=True, slots=True)

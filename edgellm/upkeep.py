@@ -12,7 +12,8 @@ from edgellm.decoding import Decoding
 from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, PluginError, TemplateError
 from edgellm.events import ContextEvicted, Notice, PrefillProgress
 from edgellm.rewriting import Rewritten, rewrite
-from edgellm.types import Leg, Message
+from edgellm.types import Message
+from edgellm.usage import Leg
 from edgellm.waiting import NEXT_TOKEN, Waiting
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from edgellm.events import (
     ToolRunning,
     TurnFinished,
 )
-from edgellm.types import ToolCall, ToolResult, Usage
+from edgellm.types import ToolCall, ToolResult
+from edgellm.usage import Usage
 
 CALL = ToolCall("call_0", "clock", {"zone": "Oslo"})
 

@@ -9,7 +9,7 @@ from scripted_chats import ADD_2_AND_3, TEMPLATE, add, script
 
 import edgellm
 from edgellm.ledger import Pace
-from edgellm.types import Leg, Usage
+from edgellm.usage import Leg, Usage
 
 if TYPE_CHECKING:
     pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import fields
 
-from edgellm.types import Leg, Usage
+from edgellm.usage import Leg, Usage
 
 NUMBERS = [item.name for item in fields(Leg) if item.name != "finish_reason"]
 SUMS = [name for name in NUMBERS if isinstance(getattr(Usage, name, None), property)]

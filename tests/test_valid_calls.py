@@ -13,7 +13,8 @@ from scale import SCALE
 from tiny_models import CHATML
 
 import edgellm
-from edgellm.types import ToolCall, ToolResult, Usage
+from edgellm.types import ToolCall, ToolResult
+from edgellm.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,8 +24,10 @@ from edgellm.events import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgellm.distribution import Rows
     from edgellm.events import Event
-    from edgellm.types import Rows, ToolCall, Usage
+    from edgellm.types import ToolCall
+    from edgellm.usage import Usage
 
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 

@@ -151,7 +151,7 @@ def check_policy(name: str | None) -> None:
 
 
 def _find_policies() -> None:
-    from edgellm.offline import discover_policies
+    from edgellm.discovery import discover_policies
 
     for failure in discover_policies():
         warn(f"warning: {failure.error}")

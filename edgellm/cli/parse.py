@@ -49,7 +49,7 @@ def run(args: Namespace) -> int:
     """Reads stdin, prints what it says."""
     from edgellm.chat.utf8 import TextDecoder
     from edgellm.cli.json_lines import event_line
-    from edgellm.offline import implied_prefix, stream_parser
+    from edgellm.raw_output import implied_prefix, stream_parser
 
     name, template = _choice(args)
     data = _stdin()

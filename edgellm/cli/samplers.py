@@ -36,7 +36,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def discover() -> None:
     """Makes sampler plugins known by name; warns of those that do not load."""
-    from edgellm.offline import discover_samplers
+    from edgellm.discovery import discover_samplers
 
     for failure in discover_samplers():
         warn(f"warning: {failure.error}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgellm.dialogue import Chat
     from edgellm.runtime import Runtime
     from edgellm.toolbox.toolset import Toolset
-    from edgellm.types import Usage
+    from edgellm.usage import Usage
 
 FIRST_BRANCH = "main"
 

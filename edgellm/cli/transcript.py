@@ -24,8 +24,9 @@ from edgellm.events import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgellm.distribution import Step
     from edgellm.events import Event
-    from edgellm.types import Step, ToolCall
+    from edgellm.types import ToolCall
 
 _SHOWN_PREFILL = 256
 FINISHES = {

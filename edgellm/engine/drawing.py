@@ -6,9 +6,10 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from edgellm.distribution import Step
 from edgellm.errors import SamplerError
 from edgellm.sampling.chain import StepContext
-from edgellm.types import SpanKind, Step
+from edgellm.types import SpanKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

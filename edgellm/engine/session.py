@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgellm.distribution import Step
 from edgellm.engine.drawing import Drawing
 from edgellm.engine.guesses import Guesses
 from edgellm.engine.memory import Memory
 from edgellm.engine.prefill import decode_chunk, prefill, prefill_ahead
 from edgellm.engine.tape import Tape
 from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError
-from edgellm.types import SpanKind, Step
+from edgellm.types import SpanKind
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence

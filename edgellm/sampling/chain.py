@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.distribution import Distribution
 from edgellm.errors import SamplerError
 from edgellm.native.native_draw import NativeDraw
 from edgellm.native.samplers import CandidateBuffer
@@ -19,7 +20,6 @@ from edgellm.sampling.parts import NativePart, PythonPart, ReseededPart
 from edgellm.sampling.spec import ChainLike, ChainSpec, StageSpec
 from edgellm.sampling.stage import Rewind
 from edgellm.sampling.tap import Snapshot, Tap, snapshots_of
-from edgellm.types import Distribution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.distribution import Rows
 from edgellm.errors import SamplerError
 from edgellm.native.scan import MOST_ROWS, ROW, rows_of
 from edgellm.sampling.draw import ordered
-from edgellm.types import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,12 +27,13 @@ from edgellm_tui.applog import AppLog
 from edgellm_tui.chats import ChatsPage
 from edgellm_tui.clipboard import copied
 from edgellm_tui.commands import COMMANDS, obey
-from edgellm_tui.footer import KeyInfo, foot_line, keys_of
 from edgellm_tui.frames import Frames
+from edgellm_tui.keeper import Keeper
 from edgellm_tui.look import fitting_theme
 from edgellm_tui.looks import Looks
 from edgellm_tui.model_choice import ModelChoice
 from edgellm_tui.outbox import Outbox
+from edgellm_tui.pager import Pager
 from edgellm_tui.pages import PAGES, PageView
 from edgellm_tui.palette import palette
 from edgellm_tui.panel import DistributionPanel
@@ -51,14 +52,11 @@ if TYPE_CHECKING:
 
     from textual.events import Resize
     from textual.screen import Screen
-    from textual.widget import Widget
 
 
 _SWITCH_S = 0.0005
 _SAVE_AFTER_S = 3.0
 _RESTING = ("stop", "page", "copy_answer", "search", "new_chat", "toggle_panel", "command_palette")
-# How much of a long answer is lost at most where the machine goes dark in the middle of it.
-_KEEP_EACH_S = 10.0
 
 
 class EdgeApp(App[int]):
@@ -68,23 +66,7 @@ class EdgeApp(App[int]):
     PAUSE_GC_ON_SCROLL = True
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-medium"), (170, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-tiny"), (20, "-short"), (36, "-tall")]  # noqa: RUF012
-    CSS = """
-    Screen { layout: vertical; }
-    #status { background: $panel; }
-    #keys { color: $text-muted; }
-    #pages { height: 1fr; }
-    #chat { height: 1fr; }
-    #middle { height: 1fr; layout: horizontal; }
-    .-narrow #middle { layout: vertical; }
-    .-tiny.-narrow #panel { height: 5; }
-    .-medium #panel { width: 50; height: 1fr; }
-    .-wide #panel { width: 68; height: 1fr; }
-    .-tall #inspect-detail { height: 19; }
-    #prompt-line { border-top: solid $panel; height: auto; }
-    .-ascii #prompt-line, .-ascii #preview, .-ascii #told { border-top: ascii $panel; }
-    .-ascii #ask { border: ascii $warning; }
-    .-ascii #edit, .-ascii #why { border: ascii $primary; }
-    """
+    CSS_PATH = "app.tcss"
     BINDINGS: ClassVar = [
         Binding("ctrl+q", "quit", "quit", priority=True, id="app.quit"),
         Binding("escape", "stop", "stop", priority=True, id="app.stop"),
@@ -126,7 +108,7 @@ class EdgeApp(App[int]):
         )
         self.worker = EngineWorker(self.frames.wake, clock)
         self.app_log = AppLog()
-        self.came_from: Widget | None = None
+        self.pager = Pager(self)
         self.talk = Talk(
             self.worker,
             self.settings,
@@ -146,8 +128,7 @@ class EdgeApp(App[int]):
         self.outbox = Outbox(self)
         self._questions = Questions(self)
         self._history = history
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._last_kept = clock()
+        self._keeper = Keeper(self.talk.kept, clock)
         # What has to be said as soon as there is a chat to say it in.
         self.news: list[str] = []
         self.set_keymap(self.settings.keys)
@@ -193,7 +174,7 @@ class EdgeApp(App[int]):
         self.frames.start()
         self.settings_changed()
         self.app_log.attach()
-        self._show_keys()
+        self.pager.show_keys()
         self.panel.display = self.settings.show_distribution
         self.prompt.focus()
         self.worker.approval_timeout_s = float(self.settings.approval_timeout_s) or None
@@ -220,25 +201,9 @@ class EdgeApp(App[int]):
         while items:
             self._take(items.popleft())
         self.draw()
-        if self.worker.is_busy and self.worker.clock() - self._last_kept >= _KEEP_EACH_S:
-            self._last_kept = self.worker.clock()
-            self._keep_growing()
+        if self.worker.is_busy:
+            self._keeper.look()
         self._questions.close_answered()
-
-    def _keep_growing(self) -> None:
-        job = self.talk.kept.keep_growing()
-        if job is None:
-            return
-
-        def over(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            error = task.exception()
-            if isinstance(error, Exception):
-                logging.getLogger("edgellm_tui").error("an answer could not be kept", exc_info=error)
-
-        task = asyncio.create_task(asyncio.to_thread(job))
-        self._tasks.add(task)
-        task.add_done_callback(over)
 
     def _take(self, item: object) -> None:
         if isinstance(item, Heard):
@@ -279,18 +244,8 @@ class EdgeApp(App[int]):
             self.conversation.sync()
             self.panel.frame()
         else:
-            self.guarded(page.frame)
+            self.pager.guarded(page.frame)
         self._show_status()
-
-    def guarded(self, action: Callable[[], None]) -> None:
-        """Runs something of a page. Its failure is a message in the chat, which comes to the front."""
-        try:
-            action()
-        except Exception as error:
-            self.query_one("#pages", ContentSwitcher).current = "chat"
-            self._show_keys()
-            self.prompt.focus()
-            self.report(error)
 
     def _show_status(self, width: int = 0) -> None:
         status = status_of(self)
@@ -340,16 +295,8 @@ class EdgeApp(App[int]):
 
     def on_conversation_view_acted(self, message: ConversationView.Acted) -> None:
         """The user asks for something about a block."""
-        block = message.block
         try:
-            if message.action == "copy":
-                self.copy(block.plain() if block is not None else self.talk.current.last_answer)
-            elif message.action == "edit":
-                edits.edit(self, block)
-            elif message.action == "retry":
-                edits.retry(self, block)
-            elif message.action == "resume":
-                edits.resume(self)
+            edits.act(self, message.action, message.block)
         except edgellm.EdgeError as error:
             self.hint(str(error))
 
@@ -366,16 +313,6 @@ class EdgeApp(App[int]):
 
     # -- keys ---------------------------------------------------------------------------------------------
 
-    def _show_keys(self, width: int = 0) -> None:
-        page = self.page
-        everywhere = [KeyInfo("app.palette", self.COMMAND_PALETTE_BINDING, "palette"), *keys_of(EdgeApp)]
-        line = (
-            page.foot
-            if page is not None and page.foot
-            else foot_line(page, everywhere, self.settings.keys, width or self.size.width)
-        )
-        self.query_one("#keys", Line).set(line)
-
     def settings_changed(self) -> None:
         """Takes over theme and keys; what else is set counts from the next chat or start on."""
         theme = self.settings.theme or fitting_theme(self.available_themes)
@@ -383,12 +320,12 @@ class EdgeApp(App[int]):
             self.theme = theme
         self.set_keymap(self.settings.keys)
         self.prompt.set_keys(self.settings.keys)
-        self._show_keys()
+        self.pager.show_keys()
 
     def on_resize(self, event: Resize) -> None:
         """The first and the last line say what fits."""
         self._show_status(event.size.width)
-        self._show_keys(event.size.width)
+        self.pager.show_keys(event.size.width)
 
     async def action_stop(self) -> None:
         """Stops the answer; with nothing to stop, goes back to the chat and the prompt."""
@@ -402,22 +339,11 @@ class EdgeApp(App[int]):
     @property
     def page(self) -> PageView | None:
         """The page in front; None is the chat."""
-        shown = self.query_one("#pages", ContentSwitcher).visible_content
-        return shown if isinstance(shown, PageView) else None
+        return self.pager.front
 
     async def action_page(self, name: str) -> None:
-        """Shows a page."""
-        switcher = self.query_one("#pages", ContentSwitcher)
-        if name != "chat" and not switcher.query(f"#{name}"):
-            await switcher.mount(PAGES[name].make(name))
-        self.came_from = self.focused
-        switcher.current = name
-        page = self.page
-        self._show_keys()
-        if page is None:
-            self.prompt.focus()
-        else:
-            self.guarded(page.show)
+        """Shows a page, or the chat."""
+        await self.pager.show(name)
         self.draw()
 
     def action_new_chat(self) -> None:

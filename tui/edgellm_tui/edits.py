@@ -80,3 +80,15 @@ def rewind(app: EdgeApp, turns: int) -> None:
             f"There are {len(users)} turns to take back.", hint="Write, for example, /rewind 1."
         )
     app.talk.fork(app.talk.show, keep=users[-turns].message, why="rewind")
+
+
+def act(app: EdgeApp, action: str, block: Block | None) -> None:
+    """What a key asks for about a block: copy, edit, retry or resume. Raises ConfigError."""
+    if action == "copy":
+        app.copy(block.plain() if block is not None else app.talk.current.last_answer)
+    elif action == "edit":
+        edit(app, block)
+    elif action == "retry":
+        retry(app, block)
+    elif action == "resume":
+        resume(app)

@@ -34,7 +34,9 @@ class HelpPage(PageView):
         """Takes up the part that had the focus."""
         app = self.edge
         pane = self.query_one(Pane)
-        pane.set(help_text(keys_around(app.came_from, type(app)), all_keys(type(app)), app.settings.keys))
+        pane.set(
+            help_text(keys_around(app.pager.came_from, type(app)), all_keys(type(app)), app.settings.keys)
+        )
         pane.focus()
 
 

@@ -73,4 +73,4 @@ class ListPage(HalvesPage):
     def on_resize(self) -> None:
         """What is cut to the width is cut anew."""
         # The parts get their new sizes behind the page.
-        self.call_after_refresh(self.edge.guarded, self.refill)
+        self.call_after_refresh(self.edge.pager.guarded, self.refill)

@@ -43,7 +43,7 @@ class MetersPage(PageView):
     def tick(self) -> None:
         """Redraws while the page is in front."""
         if self.edge.page is self:
-            self.edge.guarded(self.frame)
+            self.edge.pager.guarded(self.frame)
 
     def show(self) -> None:
         """Takes up everything."""
@@ -62,7 +62,7 @@ class MetersPage(PageView):
 
     def on_resize(self) -> None:
         """The bar is as wide as the screen."""
-        self.call_after_refresh(self.edge.guarded, self.frame)
+        self.call_after_refresh(self.edge.pager.guarded, self.frame)
 
 
 def meters_text(app: EdgeApp, machine: Machine, width: int) -> str:
