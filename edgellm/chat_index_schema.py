@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, cast
+import sqlite3
+import time
+from typing import Any, cast
 
 from edgellm.errors import ConfigError
 from edgellm.search_text import searchable
 
-if TYPE_CHECKING:
-    import sqlite3
+_PATIENCE_S = 5.0
 
 # Each entry brings an index one version further: user_version counts those that have run.
 _MIGRATIONS = (
@@ -34,7 +35,7 @@ def migrate(index: sqlite3.Connection) -> None:
     if version == len(_MIGRATIONS):
         return
     index.create_function("searchable", 1, searchable, deterministic=True)
-    index.execute("PRAGMA journal_mode = WAL")
+    _use_wal(index)
     index.execute("BEGIN IMMEDIATE")
     # Another process may have been quicker.
     (version,) = index.execute("PRAGMA user_version").fetchone()
@@ -48,6 +49,20 @@ def migrate(index: sqlite3.Connection) -> None:
         _take_over(index)
     index.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
     index.execute("COMMIT")
+
+
+def _use_wal(index: sqlite3.Connection) -> None:
+    """Lets readers and a writer work side by side. SQLite's own timeout does not wait for others here."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            index.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _has_table(index: sqlite3.Connection, name: str) -> bool:

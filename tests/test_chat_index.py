@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -85,6 +86,26 @@ def test_index_of_an_earlier_version_finds_such_words_too(tmp_path: Path) -> Non
         file.execute("PRAGMA user_version = 2")
     index = edgellm.ChatIndex(tmp_path)
     assert ids(index, "中国") == ids(index, "学") == ["a"] and index.lines("a") == ["我们在中国"]
+
+
+def test_index_is_made_by_several_at_once(tmp_path: Path) -> None:
+    failures: list[edgellm.EdgeError] = []
+
+    def use(folder: Path, start: threading.Barrier) -> None:
+        start.wait()
+        try:
+            edgellm.ChatIndex(folder).list()
+        except edgellm.EdgeError as error:
+            failures.append(error)
+
+    for number in range(40):
+        start = threading.Barrier(4)
+        users = [threading.Thread(target=use, args=(tmp_path / str(number), start)) for _ in range(4)]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join()
+    assert failures == []
 
 
 def test_damaged_extra_is_said(tmp_path: Path) -> None:
