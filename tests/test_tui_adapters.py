@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from edgellm_tui.app import EdgeApp
 from edgellm_tui.footer import all_keys
 from edgellm_tui.palette import palette
 from edgellm_tui.saved_chats import chat_index, recorded_branches
+from edgellm_tui.settings import Settings
 from textual.binding import Binding
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -221,3 +224,48 @@ def test_keys_of_the_page_stand_in_the_help_and_esc_goes_back() -> None:
         assert app.focused is app.prompt
 
     run(play)
+
+
+def test_on_a_real_engine_the_next_message_computes_what_the_page_has_said(
+    tiny_model: Callable[..., Path],
+) -> None:
+    class Loading:
+        def load(self, _model: str) -> Any:
+            return edgellm.load(tiny_model("llama"), threads=1)
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        async def ask(text: str) -> edgellm.Usage:
+            await app.action_page("chat")
+            await said(pilot, text)
+            return app.talk.current.chat.usage
+
+        await ask("the user")
+        chat = app.talk.current.chat
+        before, tokens = chat.usage.rebuilt_tokens, len(chat.tape)
+        raw = chat.explain(tokens - 1).distribution.raw
+        await open_page(app, pilot)
+        await pilot.press("a")
+        await fill(pilot, "pirate.gguf:3")
+        # The last token drawn may not have been computed yet.
+        told = re.search(r"The next message computes (\d+) tokens of this chat again", screen_text(app))
+        assert told is not None and int(told[1]) in (tokens - 1, tokens), screen_text(app)
+        usage = await ask("and the assistant")
+        assert usage.rebuilt_tokens - before == int(told[1])
+        now = chat.explain(tokens - 1).distribution.raw
+        assert set(now.ids[:10].tolist()) != set(raw.ids[:10].tolist())
+        # Taken off again, the engine finds what it found before.
+        await open_page(app, pilot)
+        await pilot.press("space")
+        await settled(pilot)
+        await ask("again")
+        assert used(app) == []
+        again = chat.explain(tokens - 1).distribution.raw
+        # In another batch sums differ in their last bits: near-equal rows may change places.
+        first, second = (
+            [*zip(rows.ids.tolist(), rows.logits.tolist(), strict=True)] for rows in (raw, again)
+        )
+        for token, logit in first[:10]:
+            assert dict(second)[token] == pytest.approx(logit, abs=0.05)
+
+    # A model of noise: without the bias its answers fill the context.
+    run(play, runtime=Loading(), settings=Settings(glyphs="box", sampler="logit_bias({2: 7}) | dist(seed=3)"))
