@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, ClassVar
 
+from markdown_it import MarkdownIt
+from markdown_it.rules_block import heading, list_block
 from rich.markdown import Heading, Markdown
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from markdown_it.ruler import RuleOptionsType
+    from markdown_it.rules_block import StateBlock
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.markdown import MarkdownElement
     from textual.strip import Strip
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
 
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 _ITEM = re.compile(r"([-*+]|\d{1,9}[.)])(\s|$)")
+_BARE = re.compile(r"([-*+]|\d{1,9}[.)]|#{1,6})\s*")
 _ITEM_START = re.compile(r"[-*+\d]")
 
 
@@ -26,10 +33,42 @@ class _LeftHeading(Heading):
         yield Text("") if self.tag == "h1" and not self.text.plain else self.text
 
 
+def _parser() -> MarkdownIt:
+    """CommonMark without what would keep something of an answer from being seen."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    # Tags, definitions of links, addresses of pictures; and "144." is an answer, no empty item of a list.
+    parser.disable(["html_block", "html_inline", "reference", "image"])
+    interrupted: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote"]}
+    parser.block.ruler.at("list", _unless_bare(list_block), interrupted)
+    parser.block.ruler.at("heading", _unless_bare(heading), interrupted)
+    return parser
+
+
+def _unless_bare(rule: Callable[[StateBlock, int, int, bool], bool]) -> Callable[..., bool]:
+    def ruled(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+        line = state.src[state.bMarks[start] + state.tShift[start] : state.eMarks[start]]
+        # Silent: whether a paragraph, or an item of a list, ends here.
+        return (silent or not _BARE.fullmatch(line)) and rule(state, start, end, silent)
+
+    return ruled
+
+
+_PARSER = _parser()
+
+
 class AnswerMarkdown(Markdown):
-    """Rich's Markdown with headings at the left edge."""
+    """Rich's Markdown with headings at the left edge, lines as the model broke them, and nothing left out."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {**Markdown.elements, "heading_open": _LeftHeading}
+
+    def __init__(self, markup: str, *, code_theme: str) -> None:
+        super().__init__("", code_theme=code_theme, hyperlinks=False)
+        self.markup = markup
+        self.parsed = _PARSER.parse(markup)
+        for token in self.parsed:
+            for child in token.children or ():
+                if child.type == "softbreak":
+                    child.type = "hardbreak"
 
 
 def finished_length(text: str, *, is_over: bool = False) -> int:
@@ -83,9 +122,13 @@ def split_blocks(text: str) -> list[str]:
 
 def render_block(block: str, look: Look, indent: int = 0) -> list[Strip]:
     """One block (already safe to draw) as strips, without blank lines around it."""
-    strips = look.render(AnswerMarkdown(block, code_theme=look.palette.code_theme, hyperlinks=False), indent)
+    strips = look.render(AnswerMarkdown(block, code_theme=look.palette.code_theme), indent)
     while strips and not strips[-1].text.strip():
         strips.pop()
     while strips and not strips[0].text.strip():
         strips.pop(0)
-    return strips
+    if strips:
+        return strips
+    # Nothing of it was to be seen: then it is no Markdown.
+    lead = " " * indent
+    return look.wrap(block.strip("\n"), look.palette.text, first=lead, rest=lead) if block.strip() else []
