@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgellm.circling import Circling
 from edgellm.distribution import Step
 from edgellm.errors import Cancelled, ContextFull, EdgeError
 from edgellm.events import TokenDrawn
@@ -99,6 +100,7 @@ class Decoding:
             find_fault=find_fault,
             max_repairs=max_repairs,
         )
+        self._circling = Circling()
         self.finish_reason: FinishReason = "eog"
         self.decode_tokens = 0
         self.forced_tokens = 0
@@ -205,6 +207,8 @@ class Decoding:
                     continue
                 if is_over or self._has_enough():
                     break
+                if not reading.parser.in_call:
+                    yield from self._circling.look(session.tape.tokens, self.decode_tokens)
         finally:
             session.constraint, session.is_checked = None, False
             session.settle()

@@ -140,6 +140,15 @@ def test_notices_and_what_gave_way_are_told() -> None:
     assert told[0] == "half the context" and "40 tokens" in told[1] and "12 tokens" in told[2]
 
 
+def test_a_notice_in_the_middle_does_not_cut_the_answer() -> None:
+    strand = Strand(1, None)
+    for event in (edgellm.TextDelta("go on "), edgellm.Notice("in circles"), edgellm.TextDelta("and on")):
+        strand.hear(event, 0.0)
+    strand.end()
+    assert [block.plain() for block in strand.blocks] == ["go on and on", "in circles"]
+    assert strand.last_answer == "go on and on"
+
+
 def test_forced_tokens_do_not_count_for_the_speed() -> None:
     strand = Strand(1, None)
     strand.begin("x", 0.0)

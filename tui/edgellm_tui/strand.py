@@ -188,10 +188,8 @@ class Strand:
                 self.state = "PREFILL" if done < total else "DECODE"
                 self.prefill = (done, total)
             case edgellm.Notice(message):
-                self._close_open()
                 self.note(message)
             case edgellm.ContextEvicted():
-                self._close_open()
                 self.note(str(event))
             case edgellm.HistoryRewritten(policy, removed):
                 self.note(f"{removed} tokens of earlier reasoning were taken off the tape ({policy})")
