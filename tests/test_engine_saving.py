@@ -200,6 +200,24 @@ def test_chat_is_saved_with_its_forks(runtime: edgellm.Runtime, tmp_path: Path) 
         one.close()
 
 
+def test_branches_of_an_opened_chat_draw_anew(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """As those of a chat that never stopped: no number is given out twice."""
+    path = tmp_path / "a.chat"
+    with edgellm.load(tiny_model(), n_ctx=512, threads=1) as runtime:
+        chat = runtime.chat(seed=3)
+        first = chat.ask("Say something.", max_tokens=12)
+        chat.save(path, branches=[chat.fork()])
+    with edgellm.load(tiny_model(), n_ctx=512, threads=1) as runtime:
+        chat = runtime.open_chat(path)
+        branches = [chat.conversation.session.branch]
+        for _ in range(2):
+            chat.rewind(0, redraw=True)
+            branches.append(chat.conversation.session.branch)
+            assert chat.ask("Say something.", max_tokens=12) != first
+        branches.append(chat.fork().conversation.session.branch)
+    assert branches == [0, 2, 3, 4]
+
+
 def test_first_turn_tells_of_memory_that_was_of_no_use(
     runtime: edgellm.Runtime, tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from edgellm.native.library import captured_log
 from edgellm.types import AdapterSet
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
     from edgellm.engine.memory import Memory
     from edgellm.native.model import Model
@@ -84,6 +84,10 @@ class Engine:
         """A number that no session of this engine has had: part of each session's random draws."""
         self._branches += 1
         return self._branches - 1
+
+    def reserve_branches(self, numbers: Iterable[int]) -> None:
+        """These numbers are taken: sessions that come later get others, and so draws of their own."""
+        self._branches = max(self._branches, *(number + 1 for number in numbers))
 
     def release(self, session: Session) -> None:
         """Forgets a session and frees its sequence, once another thread's step is over."""

@@ -124,6 +124,8 @@ def restore_session(
     overlay = _overlay(engine, branch, adapters)
     saved_with = set_of(branch.adapters) if branch.adapters is not None else overlay.chosen
     tape = Tape(branch.tokens, [SpanKind(kind) for kind in branch.kinds], branch.sets(saved_with))
+    # Also those of branches that are not opened: whoever opens them later finds no other's draws.
+    engine.reserve_branches(each.branch for each in record.branches)
     session = Session(engine, chain, branch=branch.branch, tape=tape, overlay=overlay)
     session.check_room(0)
     chain.replay(tape.tokens)
