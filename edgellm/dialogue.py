@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.template import ChatTemplate
     from edgellm.chat_options import ChatOptions
+    from edgellm.context_policy import ContextPolicy
     from edgellm.conversation import Conversation
     from edgellm.distribution import Step
     from edgellm.engine.speculation import SpeculateMode
@@ -328,6 +329,21 @@ class Chat:
         """How the chat guesses ahead; "off": it does not."""
         found = self.conversation.session.speculation
         return found.mode if found is not None else "off"
+
+    @property
+    def context_policy(self) -> str:
+        """The name of what says which turns give way when the context fills."""
+        return self._agent.upkeep.name
+
+    def set_context_policy(self, policy: str | ContextPolicy) -> None:
+        """Lets another policy say what gives way, from the next turn on: names and functions as in ChatOptions.
+
+        A chat that is full goes on so. Forks take it along. Raises ConfigError for a name that is unknown and in an
+        open turn; the former one stays then.
+        """
+        self._check_closed("change the context policy")
+        self._agent.upkeep.use(policy)
+        self.options = replace(self.options, context_policy=policy)
 
     def set_trace(self, rows: int) -> None:
         """How many rows a point TokenDrawn events carry; 0 sends none."""

@@ -65,11 +65,15 @@ class Upkeep:
         make_chain: Callable[[str], Chain],
     ) -> None:
         self.conversation = conversation
-        self.given = policy
-        self.name, self._policy = find_policy(policy)
+        self.use(policy)
         self.make_chain = make_chain
         self.tally = Tally()
         self.legs: list[Leg] = []
+
+    def use(self, policy: str | ContextPolicy) -> None:
+        """Asks this policy from here on. Raises ConfigError for a name that is unknown, and the former one stays."""
+        self.name, self._policy = find_policy(policy)
+        self.given = policy
 
     @property
     def is_off(self) -> bool:

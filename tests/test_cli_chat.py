@@ -63,7 +63,10 @@ def test_what_goes_when_the_context_fills_is_said(model: Path) -> None:
     assert outcome.code == 0
     assert "taken out to make room (" in outcome.err
     stopped = cli(*options, stdin=lines)
-    assert stopped.code != 0 and "context_policy" in stopped.err
+    assert stopped.code != 0 and "/when-full evict" in stopped.err
+    chosen = cli(*options, stdin=f"{lines}\n/when-full\n/when-full evict\nQuestion 9? {'why ' * 30}")
+    assert "\nstop\nevict\n" in chosen.out
+    assert "taken out to make room (" in chosen.err.partition("/when-full evict")[2]
 
 
 def test_what_is_said_again_is_answered_as_before_and_retry_draws_anew(chat: Callable[..., Outcome]) -> None:
@@ -144,6 +147,7 @@ def test_tools_and_help(chat: Callable[..., Outcome]) -> None:
         ("/tape x", "/tape all"),
         ("/branch a/b", "letters"),
         ("/sampler (", "top_k(40)"),
+        ("/when-full evit", "Did you mean 'evict'?"),
     ],
 )
 def test_a_bad_command_is_told_and_the_chat_goes_on(

@@ -96,6 +96,35 @@ def test_stop_ends_with_context_full_and_a_message_that_does_not_fit_is_an_error
     chat.close()
 
 
+def test_a_chat_that_is_full_goes_on_under_another_policy(runtime: edgellm.Runtime) -> None:
+    chat = scripted(runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(30)])
+    turn = 0
+    with pytest.raises(edgellm.ContextFull):
+        while True:
+            chat.ask(f"Question {turn}?")
+            turn += 1
+    count = len(chat.messages)
+    with pytest.raises(edgellm.ConfigError, match="Did you mean 'evict'"):
+        chat.set_context_policy("evits")
+    assert chat.context_policy == "stop" and len(chat.messages) == count
+    chat.set_context_policy("evict")
+    events = list(chat.send("And now?"))
+    assert evictions(events) and isinstance(events[-1], edgellm.TurnFinished)
+    assert chat.context_policy == "evict" == chat.options.context_policy
+    assert_sound(chat)
+    fork = chat.fork()
+    assert fork.context_policy == "evict" and fork.outlook().policy == "evict"
+    chat.set_context_policy(lambda crowding: [edgellm.Drop(0)])
+    assert chat.context_policy == "<lambda>" and fork.context_policy == "evict"
+    turns = chat.send("And?")
+    next(turns)
+    with pytest.raises(edgellm.ConfigError, match="open"):
+        chat.set_context_policy("stop")
+    turns.close()
+    fork.close()
+    chat.close()
+
+
 def test_the_oldest_turns_go_and_the_tape_is_what_a_render_of_the_rest_gives(
     runtime: edgellm.Runtime,
 ) -> None:

@@ -90,6 +90,15 @@ def _speculate(talk: Talk, rest: str) -> None:
     print(f"{talk.chat.speculation}   ({usage.free_tokens} of {usage.decode_tokens} tokens came free)")
 
 
+def _when_full(talk: Talk, rest: str) -> None:
+    if rest:
+        from edgellm.cli.opening import check_policy
+
+        check_policy(rest)
+        talk.chat.set_context_policy(rest)
+    print(talk.chat.context_policy)
+
+
 def _rewind(talk: Talk, rest: str) -> None:
     count = _number(rest) if rest else 1
     message = talk.rewind(count)
@@ -229,6 +238,11 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
         "show LoRA adapters and control vectors, or go on with these",
     ),
     "speculate": (_speculate, "[MODE]", "show how it guesses ahead, or choose: auto, ngram, draft, off"),
+    "when-full": (
+        _when_full,
+        "[POLICY]",
+        "show what gives way when the context is full, or choose: evict ...",
+    ),
     "rewind": (_rewind, "[N]", "take the last N turns back (default 1)"),
     "retry": (_retry, "", "take the last answer back and answer again"),
     "branch": (_branch, "[NAME]", "list branches, switch to one, or begin one here"),

@@ -248,7 +248,7 @@ class Session:
             raise ContextFull(
                 f"{len(self.tape)} tokens on the tape and {count} new ones exceed the context of {n_ctx}.",
                 hint="Start a new chat, rewind, load the model with a larger n_ctx, or let old turns go "
-                "(context_policy).",
+                "(context_policy; in the line chat /when-full evict).",
             )
 
     # -- decode ----------------------------------------------------------------------------------------
