@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable, Iterator
 
 _SUFFIX = ".part"
 _NEW_S = 1.0
@@ -48,7 +48,21 @@ def replacing(path: Path, *, is_synced: bool = True) -> Generator[IO[bytes]]:
 
 def sweep(path: Path) -> None:
     """Removes what killed writers of `path` have left beside it."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
+    _sweep(leftovers(path.parent, path.name))
+
+
+def sweep_folder(folder: Path) -> None:
+    """Removes what killed writers of any file in a folder have left."""
+    _sweep(leftovers(folder))
+
+
+def leftovers(folder: Path, name: str = "") -> Iterator[Path]:
+    """Files that are being written in a folder, or were when their writer was killed; with `name`, those of one."""
+    return folder.glob(f".{glob.escape(name) or '*'}.*{_SUFFIX}")
+
+
+def _sweep(found: Iterable[Path]) -> None:
+    for leftover in found:
         with suppress(OSError), leftover.open("rb") as file:
             # One that was made this very moment may not be locked yet.
             is_old = time.time() - os.fstat(file.fileno()).st_mtime > _NEW_S

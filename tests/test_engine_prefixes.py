@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import edgellm
+from edgellm.atomic import replacing
 from edgellm.engine.engine import Engine
 from edgellm.engine.prefixes import MIN_TOKENS, PrefixStore
 from edgellm.native.model import Model
@@ -91,11 +93,11 @@ def test_short_head_and_later_turns_leave_nothing(tiny_model: Callable[..., Path
 def test_store_forgets_what_was_unused_for_longest(tmp_path: Path) -> None:
     store = PrefixStore(3_000, tmp_path)
     for name in ("a", "b", "c"):
-        store.put(name, name.encode() * 900, model="m", tokens=1)
+        store.put(name, name.encode() * 900)
     assert store.get("a") == b"a" * 900
-    store.put("d", b"d" * 900, model="m", tokens=1)
+    store.put("d", b"d" * 900)
     assert [store.get(name) is not None for name in "abcd"] == [True, False, True, True]
-    store.put("huge", b"x" * 4_000, model="m", tokens=1)
+    store.put("huge", b"x" * 4_000)
     assert store.get("huge") is None
     assert store.size()[0] == 3
     assert store.clear() > 2_700
@@ -103,9 +105,30 @@ def test_store_forgets_what_was_unused_for_longest(tmp_path: Path) -> None:
     assert store.get("a") is None
 
 
+def test_all_files_count_for_the_bound(tmp_path: Path) -> None:
+    """Whoever wrote them, and what a killed writer has left, which goes; what is being written stays."""
+    store = PrefixStore(3_000, tmp_path)
+    store.put("a", b"a" * 900)
+    for name in ("old.state", ".a.state.killed.part"):
+        (tmp_path / name).write_bytes(b"x" * 2_500)
+        os.utime(tmp_path / name, (1, 1))
+    (tmp_path / "index.sqlite3").write_bytes(b"no database")
+    assert store.size() == (2, 916 + 2_500 + 2_500)
+    with replacing(tmp_path / "c.state") as file:
+        file.write(b"c" * 100)
+        file.flush()
+        store.put("b", b"b" * 900)
+        assert sorted(path.name for path in tmp_path.glob("*.state")) == ["a.state", "b.state"]
+        assert store.size() == (2, 2 * 916 + 100)
+    (tmp_path / ".a.state.killed.part").write_bytes(b"x" * 100)
+    os.utime(tmp_path / ".a.state.killed.part", (1, 1))
+    assert store.clear() == 2 * 916 + 100 + 100
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damaged_state_is_not_used(tmp_path: Path) -> None:
     store = PrefixStore(10_000, tmp_path)
-    store.put("a", b"a" * 900, model="m", tokens=1)
+    store.put("a", b"a" * 900)
     file = tmp_path / "a.state"
     data = bytearray(file.read_bytes())
     data[500] ^= 1
@@ -117,7 +140,7 @@ def test_damaged_state_is_not_used(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     store = PrefixStore(10_000, tmp_path / "file" / "prefixes")
-    store.put("a", b"a", model="m", tokens=1)
+    store.put("a", b"a")
     assert store.get("a") is None
 
 
@@ -163,7 +186,7 @@ def test_doctor_shows_and_clears_them(tmp_path: Path, capsys: pytest.CaptureFixt
     from edgellm.cli.main import main
     from edgellm.examination import examine
 
-    PrefixStore(10_000_000).put("a", b"a" * 3_000_000, model="m", tokens=1)
+    PrefixStore(10_000_000).put("a", b"a" * 3_000_000)
     assert examine().prefix_count == 1
     assert main(["doctor", "--clear-prefixes"]) == 0
     assert "3 MB removed" in capsys.readouterr().out

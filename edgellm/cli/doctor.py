@@ -48,15 +48,13 @@ def run(args: Namespace) -> int:
 
 
 def _clear_prefixes() -> int:
-    import sqlite3
-
     from edgellm.engine.prefixes import PrefixStore
     from edgellm.errors import ConfigError
 
     store = PrefixStore()
     try:
         print(f"{megabytes(store.clear())} removed from {one_line(str(store.folder), 2000)}.")
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
         raise ConfigError(
             f"{store.folder} cannot be cleared: {error}.", hint="Remove the folder by hand."
         ) from error

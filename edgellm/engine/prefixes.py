@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sqlite3
 import time
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from edgellm.atomic import replacing
+from edgellm.atomic import leftovers, replacing, sweep_folder
 from edgellm.folders import cache_dir, private_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from edgellm.native.model import Model
     from edgellm.types import LoadOptions
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
 MIN_TOKENS = 64
 """Shorter beginnings are not worth a file."""
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS prefixes (
-    key TEXT PRIMARY KEY, model TEXT NOT NULL, tokens INTEGER NOT NULL, bytes INTEGER NOT NULL, used REAL NOT NULL
-)
-"""
 _DIGEST_BYTES = 16
 
 
@@ -40,6 +33,7 @@ def prefix_limit_bytes(options: LoadOptions) -> int:
 class PrefixStore:
     """States by key, below the cache folder, at most `limit_bytes`: those unused for longest go first.
 
+    The files are all there is: their sizes are what the bound counts, their times say when they were used last.
     Several processes may use it at once. It is a cache: where the folder cannot be read or written, nothing is found
     and nothing kept, which costs time alone; `edgellm doctor` says so.
     """
@@ -52,77 +46,74 @@ class PrefixStore:
         """The state of a key; None where there is none, or its file is damaged."""
         path = self._path(key)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                digest, state = file.read(_DIGEST_BYTES), file.read()
         except OSError:
             return None
-        digest, state = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-        if hashlib.blake2b(state, digest_size=_DIGEST_BYTES).digest() != digest:
-            path.unlink(missing_ok=True)
-            return None
-        with suppress(sqlite3.Error, OSError), closing(self._connect()) as index, index:
-            index.execute("UPDATE prefixes SET used = ? WHERE key = ?", (time.time(), key))
+        with suppress(OSError):
+            if hashlib.blake2b(state, digest_size=_DIGEST_BYTES).digest() != digest:
+                path.unlink(missing_ok=True)
+                return None
+            _use(path)
         return state
 
-    def put(self, key: str, state: bytes, *, model: str, tokens: int) -> None:
+    def put(self, key: str, state: bytes) -> None:
         """Keeps a state, and forgets old ones until all have their place."""
-        if len(state) > self.limit_bytes:
+        if len(state) + _DIGEST_BYTES > self.limit_bytes:
             return
-        with suppress(sqlite3.Error, OSError), closing(self._connect()) as index:
+        with suppress(OSError):
+            private_dir(self.folder)
             with replacing(self._path(key), is_synced=False) as file:
                 file.write(hashlib.blake2b(state, digest_size=_DIGEST_BYTES).digest())
                 file.write(state)
-            with index:
-                index.execute("BEGIN IMMEDIATE")
-                index.execute(
-                    "INSERT OR REPLACE INTO prefixes VALUES (?, ?, ?, ?, ?)",
-                    (key, model, tokens, len(state), time.time()),
-                )
-                self._shrink(index)
+            _use(self._path(key))
+            self._shrink(self._path(key))
 
-    def _shrink(self, index: sqlite3.Connection) -> None:
-        rows: list[tuple[str, int]] = index.execute(
-            "SELECT key, bytes FROM prefixes ORDER BY used DESC"
-        ).fetchall()
-        total = 0
-        for key, size in rows:
-            total += size
-            if total > self.limit_bytes:
-                index.execute("DELETE FROM prefixes WHERE key = ?", (key,))
-                self._path(key).unlink(missing_ok=True)
+    def _shrink(self, newest: Path) -> None:
+        """Removes what killed writers have left, and states beyond the bound, but not `newest`."""
+        sweep_folder(self.folder)
+        sizes = _sizes(self.folder.glob("*.state"))
+        # A coarse clock may give several files one time.
+        by_use = sorted(sizes, key=lambda file: (file == newest, sizes[file].st_mtime_ns), reverse=True)
+        total = sum(stat.st_size for stat in _sizes(leftovers(self.folder)).values())
+        for file in by_use:
+            total += sizes[file].st_size
+            if total > self.limit_bytes and file != newest:
+                file.unlink(missing_ok=True)
 
     def size(self) -> tuple[int, int]:
-        """(how many, their bytes)."""
-        files = list(self.folder.glob("*.state")) if self.folder.is_dir() else []
-        return len(files), sum(file.stat().st_size for file in files)
+        """(how many, their bytes); what killed writers have left counts among the bytes."""
+        states = _sizes(self.folder.glob("*.state"))
+        others = _sizes(leftovers(self.folder))
+        return len(states), sum(stat.st_size for stat in (*states.values(), *others.values()))
 
     def clear(self) -> int:
-        """Removes all of them; returns their bytes. Raises OSError, sqlite3.Error."""
+        """Removes all of them, and what killed writers have left; returns their bytes. Raises OSError."""
         _, size = self.size()
-        if self.folder.is_dir():
-            for file in self.folder.glob("*.state"):
+        sweep_folder(self.folder)
+        # Earlier versions kept an index beside them.
+        for pattern in ("*.state", "index.sqlite3*"):
+            for file in self.folder.glob(pattern):
                 file.unlink(missing_ok=True)
-            with closing(self._connect()) as index, index:
-                index.execute("DELETE FROM prefixes")
-        return size
+        return size - self.size()[1]
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.state"
 
-    def _connect(self) -> sqlite3.Connection:
-        private_dir(self.folder)
-        index = sqlite3.connect(self.folder / "index.sqlite3", timeout=2, isolation_level=None)
-        try:
-            (version,) = index.execute("PRAGMA user_version").fetchone()
-            if version != _SCHEMA_VERSION:
-                index.execute("PRAGMA journal_mode = WAL")
-                # Another version's rows may mean something else, and are only a cache.
-                index.execute("DROP TABLE IF EXISTS prefixes")
-                index.execute(_SCHEMA)
-                index.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        except BaseException:
-            index.close()
-            raise
-        return index
+
+def _use(path: Path) -> None:
+    """Notes that a file was used just now. The system's own time goes in steps of milliseconds."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
+def _sizes(files: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """What the system says of those files that are still there."""
+    found: dict[Path, os.stat_result] = {}
+    for file in files:
+        with suppress(OSError):
+            found[file] = file.stat()
+    return found
 
 
 class Prefixes:
@@ -140,8 +131,7 @@ class Prefixes:
 
     def put(self, tokens: Sequence[int], adapters: str, state: bytes) -> None:
         """Keeps the state behind these tokens, computed with these adapters."""
-        key = self._key(tokens, adapters)
-        self._store.put(key, state, model=self._model.path.name, tokens=len(tokens))
+        self._store.put(self._key(tokens, adapters), state)
 
     def _key(self, tokens: Sequence[int], adapters: str) -> str:
         if not self._seed:
