@@ -24,13 +24,14 @@ _TOOL_TIMEOUT_S = 2.0
 class MemoryInfo:
     """Bytes; 0 where the system does not say. `limit_bytes` is the cgroup's, where it is below the total.
 
-    `room_bytes` is what this process can still take: what is available, within what its cgroups leave.
+    `room_bytes` is what this process can still take: what is available, within what its cgroups leave. 0 says that
+    nothing is left, None that nobody knows.
     """
 
     total_bytes: int = 0
     available_bytes: int = 0
     limit_bytes: int = 0
-    room_bytes: int = 0
+    room_bytes: int | None = None
 
 
 def memory(root: Path = _ROOT) -> MemoryInfo:
@@ -47,14 +48,14 @@ def memory(root: Path = _ROOT) -> MemoryInfo:
         sysconf: Callable[[str], int] | None = getattr(os, "sysconf", None)
         if sysconf is not None:
             total = sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")
-    limit, room = 0, available
+    limit, rooms = 0, [available] if available else []
     for ceiling, left in _cgroups(root):
         if ceiling < (total or _UNLIMITED):
             limit = min(limit or ceiling, ceiling)
-            room = min(room or left, left)
+            rooms.append(left)
     if root == _ROOT and (left := _address_space_left()) is not None:
-        room = min(room or left, left)
-    return MemoryInfo(total, available, limit, room)
+        rooms.append(left)
+    return MemoryInfo(total, available, limit, min(rooms, default=None))
 
 
 def _address_space_left() -> int | None:
@@ -89,8 +90,9 @@ def _cgroups(root: Path) -> list[tuple[int, int]]:
                 continue
             limit = _number(place / limit_name)
             if 0 < limit < _UNLIMITED:
-                reclaimable = _stat(place / "memory.stat", "inactive_file")
-                used = max(0, _number(place / used_name) - reclaimable)
+                # Pages of files that were read of late as well: the kernel gives them up before it ends a process.
+                cached = [_stat(place / "memory.stat", key) for key in ("inactive_file", "active_file")]
+                used = max(0, _number(place / used_name) - sum(cached))
                 found.append((limit, max(0, limit - used)))
     return found
 

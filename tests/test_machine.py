@@ -38,6 +38,21 @@ def test_the_tightest_cgroup_above_counts(root: Path) -> None:
     assert (found.limit_bytes, found.room_bytes) == (2_000_000, 1_500_000)
 
 
+def test_a_full_cgroup_leaves_nothing_whatever_its_parent_has(root: Path) -> None:
+    put(root, "proc/self/cgroup", "0::/user/app\n")
+    for name, limit, used in (("user/app", 1_000_000, 1_000_000), ("user", 2_000_000, 1_000_000)):
+        put(root, f"sys/fs/cgroup/{name}/memory.max", f"{limit}\n")
+        put(root, f"sys/fs/cgroup/{name}/memory.current", f"{used}\n")
+    assert memory(root).room_bytes == 0
+    # The cache of files that are read often is given back as well.
+    put(root, "sys/fs/cgroup/user/app/memory.stat", "anon 200000\nactive_file 800000\n")
+    assert memory(root).room_bytes == 800_000
+
+
+def test_where_nobody_says_the_room_is_not_known(tmp_path: Path) -> None:
+    assert memory(tmp_path).room_bytes is None
+
+
 def test_inside_a_container_the_mount_is_the_own_cgroup(root: Path) -> None:
     put(root, "proc/self/cgroup", "0::/docker/abc\n")
     put(root, "sys/fs/cgroup/memory.max", "1000000\n")

@@ -50,7 +50,7 @@ def lora(tmp_path: Path) -> Path:
 
 def demand(model: Path, options: LoadOptions, draft: Path | None = None) -> Demand:
     other = inspect_gguf(draft) if draft is not None else None
-    with Fitting(inspect_gguf(model), Machine(0, 0, 1), options, draft=other) as fitting:
+    with Fitting(inspect_gguf(model), Machine(None, 0, 1), options, draft=other) as fitting:
         return fitting.demand(fitting.wanted())
 
 

@@ -40,7 +40,7 @@ def machine(room: int, *gpus: Gpu) -> Machine:
 
 
 def whole(model: Path, **options: object) -> Demand:
-    with Fitting(inspect_gguf(model), Machine(0, 0, 2), LoadOptions(**options)) as fitting:  # type: ignore[arg-type]
+    with Fitting(inspect_gguf(model), Machine(None, 0, 2), LoadOptions(**options)) as fitting:  # type: ignore[arg-type]
         return fitting.demand(fitting.wanted())
 
 
@@ -50,6 +50,13 @@ def whole(model: Path, **options: object) -> Demand:
 )
 def test_a_share_of_the_memory_is_left_to_others(room: float, total: float, kept: float) -> None:
     assert Machine(int(room), int(total), 4).reserve_bytes == kept
+
+
+def test_no_room_is_not_the_same_as_room_that_nobody_knows(model: Path) -> None:
+    info = inspect_gguf(model)
+    with pytest.raises(OutOfMemory, match=r"0 MB of 1\.07 GB are available"):
+        fit_options(info, LoadOptions(), machine=Machine(0, 1 << 30, 2))
+    assert fit_options(info, LoadOptions(), machine=Machine(None, 0, 2)).options.n_ctx == 8192
 
 
 def test_with_room_enough_nothing_is_given_up(model: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_window_alone_is_what_llama_cpp_rehearses(tiny_model: Callable[..., Pa
     path = tiny_model("gemma3", shape=_wide("gemma3"))
     info = inspect_gguf(path)
     options = LoadOptions(n_ctx=8192, n_seq_max=4, n_gpu_layers=0, swa_full=False)
-    with Fitting(info, Machine(0, 0, 1), options) as fitting:
+    with Fitting(info, Machine(None, 0, 1), options) as fitting:
         rough, rehearsed = fitting.estimate(fitting.wanted()), fitting.demand(fitting.wanted())
     assert rough.kv_bytes == pytest.approx(rehearsed.kv_bytes, abs=0.02 * MIB)
     assert rough.kv_bytes < cache_shape(info).kv_bytes(8192) / 2
@@ -112,7 +112,7 @@ def test_what_is_predicted_is_what_is_allocated(tiny_model: Callable[..., Path],
     path = tiny_model(architecture, n_ctx=8192, shape=_wide(architecture))
     info = inspect_gguf(path)
     options = LoadOptions(n_ctx=8192, n_seq_max=4, n_gpu_layers=0, use_mmap=False)
-    with Fitting(info, Machine(0, 0, 1), options) as fitting:
+    with Fitting(info, Machine(None, 0, 1), options) as fitting:
         demand = fitting.demand(fitting.wanted())
     predicted = demand.host_bytes - demand.other_bytes
     assert predicted == pytest.approx(_allocated(path, options), rel=0.05)
@@ -180,6 +180,6 @@ def test_resident_memory_of_a_real_model_is_predicted(name: str, smollm2_path: P
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, str(path), "8192"], capture_output=True, text=True, check=True
     )
-    with Fitting(info, Machine(0, 0, 1), options) as fitting:
+    with Fitting(info, Machine(None, 0, 1), options) as fitting:
         predicted = fitting.demand(fitting.wanted()).host_bytes
     assert predicted == pytest.approx(int(done.stdout), rel=0.05)

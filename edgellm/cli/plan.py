@@ -75,11 +75,11 @@ def _print(found: Plan) -> None:
     for name, size in parts:
         if size:
             print(f"  {megabytes(size):>9}  {name}")
-    free = f"{megabytes(machine.usable_bytes)} usable of {megabytes(machine.room_bytes)} available"
+    free = "free memory is not known"
+    if machine.room_bytes is not None:
+        free = f"{megabytes(machine.usable_bytes)} usable of {megabytes(machine.room_bytes)} available"
     free += f", {megabytes(machine.gpu_usable_bytes)} on the GPU" if machine.gpus else ""
-    print(
-        f"  {megabytes(demand.all_bytes):>9}  in all; {free if machine.room_bytes else 'free memory is not known'}"
-    )
+    print(f"  {megabytes(demand.all_bytes):>9}  in all; {free}")
     if found.rows:
         print()
         print(_rows(found))

@@ -57,7 +57,7 @@ class Meters:
     `threads` of at most `max_threads` are in use. `others_cores` are cores that other programs use, `pressure` the
     share of time in which something waited for a core (percent; None where the system does not say), `load` the
     one-minute average. `decode_tok_s`, `prefill_tok_s`: of late; 0 where nothing was computed. `resident_bytes` is this
-    process's memory, mapped weights included; `room_bytes` what it can still take.
+    process's memory, mapped weights included; `room_bytes` what it can still take, None where the system does not say.
     """
 
     threads: int
@@ -70,7 +70,7 @@ class Meters:
     decode_tok_s: float
     prefill_tok_s: float
     resident_bytes: int = 0
-    room_bytes: int = 0
+    room_bytes: int | None = None
 
 
 class Governor:

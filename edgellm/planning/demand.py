@@ -32,9 +32,9 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What there is. `room_bytes` is what this process may still take, 0 where the system does not say."""
+    """What there is. `room_bytes` is what this process may still take, None where the system does not say."""
 
-    room_bytes: int
+    room_bytes: int | None
     total_bytes: int
     cores: int
     limit_bytes: int = 0
@@ -45,12 +45,12 @@ class Machine:
         """What a plan leaves free for everybody else."""
         share = int(_RESERVE_SHARE * (self.limit_bytes or self.total_bytes))
         # Of a small room in a large machine (`ulimit -v`), its own size is the measure.
-        return max(_RESERVE_MIN, min(_RESERVE_MAX, share, self.room_bytes // 4))
+        return max(_RESERVE_MIN, min(_RESERVE_MAX, share, (self.room_bytes or 0) // 4))
 
     @property
     def usable_bytes(self) -> int:
-        """Main memory that a plan may use."""
-        return max(0, self.room_bytes - self.reserve_bytes)
+        """Main memory that a plan may use; 0 where nobody knows."""
+        return max(0, (self.room_bytes or 0) - self.reserve_bytes)
 
     @property
     def gpu_usable_bytes(self) -> int:
@@ -126,7 +126,7 @@ class Demand:
             on_host += on_gpu
         if on_gpu and on_gpu > machine.gpu_usable_bytes:
             return False
-        return not machine.room_bytes or on_host <= machine.usable_bytes
+        return machine.room_bytes is None or on_host <= machine.usable_bytes
 
 
 def measure_demand(

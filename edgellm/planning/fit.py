@@ -110,7 +110,7 @@ class Fitting:
 
     def _has_ample_room(self, rough: Demand) -> bool:
         machine = self.machine
-        if not machine.room_bytes:
+        if machine.room_bytes is None:
             return not machine.gpus
         if any(gpu.is_shared for gpu in machine.gpus):
             return rough.all_bytes <= _AMPLE * min(machine.usable_bytes, machine.gpu_usable_bytes)
@@ -208,7 +208,8 @@ class Fitting:
 
     def _there_is(self) -> str:
         machine = self.machine
-        text = f"{gigabytes(machine.usable_bytes)} are free"
+        known = machine.room_bytes is not None
+        text = f"{gigabytes(machine.usable_bytes)} are free" if known else "free memory is not known"
         if machine.gpus:
             text += f", {gigabytes(machine.gpu_usable_bytes)} on the GPU"
         return text
@@ -223,6 +224,13 @@ class Fitting:
         beside = f" + {gigabytes(draft)} draft model" if draft else ""
         beside += f" + {gigabytes(adapters)} adapters" if adapters else ""
         where = "of the cgroup's" if machine.limit_bytes else "of"
+        there_is = self._there_is()
+        if machine.room_bytes is not None:
+            there_is = (
+                f"{gigabytes(machine.room_bytes)} {where}"
+                f" {gigabytes(machine.limit_bytes or machine.total_bytes)} are available,"
+                f" {gigabytes(machine.reserve_bytes)} of them kept free"
+            )
         smaller = "Take a smaller quantization"
         if self.asked.n_ctx > _SMALLEST_CTX:
             smaller = "Ask for a smaller n_ctx or a smaller KV type (kv_type_k='q8_0')"
@@ -231,10 +239,7 @@ class Fitting:
         return OutOfMemory(
             f"{self.info.path.name} does not fit into memory: {gigabytes(demand.all_bytes)} ="
             f" {gigabytes(weights)} weights + {gigabytes(kv)} context ({options.n_ctx:,} tokens,"
-            f" {options.kv_type_k}) + {gigabytes(rest)} buffers{beside};"
-            f" {gigabytes(machine.room_bytes)} {where}"
-            f" {gigabytes(machine.limit_bytes or machine.total_bytes)} are available,"
-            f" {gigabytes(machine.reserve_bytes)} of them kept free.",
+            f" {options.kv_type_k}) + {gigabytes(rest)} buffers{beside}; {there_is}.",
             hint=f"{smaller}, close other programs, or insist with fit='off'.",
         )
 

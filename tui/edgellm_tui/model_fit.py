@@ -59,6 +59,7 @@ def plan_words(plan: Plan) -> str:
     if plan.refusal:
         return f"does not fit: {plan.refusal}"
     options, demand = plan.options, plan.demand
-    need, room = megabytes(demand.host_bytes), megabytes(plan.machine.room_bytes)
-    words = f"takes {need} of {room} free: context {options.n_ctx}, KV {options.kv_type_k}"
+    need, room = megabytes(demand.host_bytes), plan.machine.room_bytes
+    free = "?" if room is None else megabytes(room) if room else "0 MB"
+    words = f"takes {need} of {free} free: context {options.n_ctx}, KV {options.kv_type_k}"
     return f"{words}, about {plan.speed.decode_tok_s:.0f} tok/s" if plan.speed is not None else words
