@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from cli_harness import cli, terminal
 
 from edgellm.cli.plain import PlainTranscript
+from edgellm.cli.transcript import Transcript
 from edgellm.events import (
+    ContextEvicted,
     Notice,
     PrefillProgress,
     ReasoningDelta,
@@ -19,10 +22,11 @@ from edgellm.events import (
     ToolRunning,
     TurnFinished,
 )
-from edgellm.types import ToolCall, ToolResult
+from edgellm.types import Message, ToolCall, ToolResult
 from edgellm.usage import Usage
 
 CALL = ToolCall("call_0", "clock", {"zone": "Oslo"})
+OTHER, THIRD = ToolCall("call_1", "clock", {}), ToolCall("call_2", "clock", {})
 
 
 def test_a_turn_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,9 +40,11 @@ def test_a_turn_in_words(capsys: pytest.CaptureFixture[str]) -> None:
         TextDelta("look.\nNow."),
         ToolRunning(CALL),
         ToolFinished(CALL, ToolResult("12:04\n\x1b[31m")),
-        ToolFinished(CALL, ToolResult("no zone", is_ok=False)),
-        ToolDenied(CALL, "not now"),
+        ToolFinished(OTHER, ToolResult("no zone", is_ok=False)),
+        ToolDenied(THIRD, "not now"),
+        ToolFinished(THIRD, ToolResult("not now", is_ok=False)),
         Notice("the context is nearly full"),
+        ContextEvicted("evict", (Message("user", "Hi"), Message("assistant", "Hello")), 40),
         TextDelta("It is noon."),
         TurnFinished("It is noon.", "cancelled", Usage()),
     ):
@@ -50,13 +56,27 @@ def test_a_turn_in_words(capsys: pytest.CaptureFixture[str]) -> None:
         "Now.",
         'tool: clock {"zone": "Oslo"}',
         "result: 12:04\\n\\x1b[31m",
+        "tool: clock {}",
         "failed: no zone",
+        "tool: clock {}",
         "not allowed: clock: not now",
         "status: the context is nearly full",
+        "status: context: 2 old messages taken out to make room (40 tokens)",
         "model: It is noon.",
         "status: stopped",
         "",
     ]
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_call_is_told_again_behind_a_turn_that_an_error_ended(
+    capsys: pytest.CaptureFixture[str], is_plain: bool
+) -> None:
+    transcript = PlainTranscript() if is_plain else Transcript(calls=sys.stdout)
+    for _turn in range(2):
+        transcript.show(ToolRunning(CALL))
+        transcript.end_turn()
+    assert capsys.readouterr().out.count('clock {"zone": "Oslo"}') == 2
 
 
 def test_nothing_of_a_line_is_printed_before_it_is_whole(capsys: pytest.CaptureFixture[str]) -> None:

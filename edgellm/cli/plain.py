@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
 from edgellm.cli.render import escape, one_line
-from edgellm.cli.transcript import FINISHES, Transcript
+from edgellm.cli.transcript import FINISHES, Transcript, call_text
 from edgellm.events import (
+    ContextEvicted,
     Notice,
     PrefillProgress,
     ReasoningDelta,
@@ -22,6 +22,7 @@ from edgellm.events import (
 
 if TYPE_CHECKING:
     from edgellm.events import Event
+    from edgellm.types import ToolCall
 
 _LONG_PREFILL = 256
 
@@ -34,6 +35,7 @@ class PlainTranscript(Transcript):
         self._speaker = ""
         self._line_so_far = ""
         self._has_told_prefill = False
+        self._denied: set[str] = set()
 
     def show(self, event: Event) -> None:
         """One event."""
@@ -47,22 +49,34 @@ class PlainTranscript(Transcript):
             case ReasoningDelta(text=text):
                 self._stream("thinking", text)
             case ToolRunning(call=call):
-                self._say("tool", f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}")
-            case ToolFinished(result=result):
-                self._say("result" if result.is_ok else "failed", result.text)
+                self._announce(call)
+            case ToolFinished(call=call, result=result):
+                self._announce(call)
+                # What the model reads of a call that was denied has been said with the denial.
+                if call.id not in self._denied:
+                    self._say("result" if result.is_ok else "failed", result.text)
             case ToolDenied(call=call, reason=reason):
+                self._announce(call)
+                self._denied.add(call.id)
                 self._say("not allowed", f"{call.name}: {reason}")
             case ToolCallBroken(error=error):
                 self._say("status", f"a call that could not be read: {error}")
             case Notice(message=message):
                 self._say("status", message)
+            case ContextEvicted():
+                self._say("status", str(event))
             case TurnFinished(finish_reason=reason):
-                self.end_line()
-                self._has_told_prefill = False
+                self.end_turn()
                 if reason in FINISHES:
                     self._say("status", FINISHES[reason])
             case _:
                 pass
+
+    def end_turn(self) -> None:
+        """Ends the line, and forgets what belongs to the turn."""
+        super().end_turn()
+        self._has_told_prefill = False
+        self._denied.clear()
 
     def _stream(self, speaker: str, text: str) -> None:
         if speaker != self._speaker:
@@ -72,6 +86,10 @@ class PlainTranscript(Transcript):
         *whole, self._line_so_far = (self._line_so_far + escape(text)).split("\n")
         for line in whole:
             print(line, flush=True)
+
+    def _announce(self, call: ToolCall) -> None:
+        if self._is_new(call):
+            self._say("tool", call_text(call, 2000))
 
     def _say(self, speaker: str, text: str) -> None:
         self.end_line()

@@ -86,7 +86,7 @@ class Talk:
                     if isinstance(event, TurnFinished):
                         reason, self.last_usage = event.finish_reason, event.usage
         finally:
-            self._transcript.end_line()
+            self._transcript.end_turn()
         return reason
 
     def turns(self) -> list[int]:

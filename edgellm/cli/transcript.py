@@ -81,7 +81,7 @@ class Transcript:
                 if reason in FINISHES:
                     self._line(f"({FINISHES[reason]})", sys.stderr, "yellow")
                 self._alternatives()
-                self._announced.clear()
+                self.end_turn()
             case _:
                 pass
 
@@ -91,6 +91,12 @@ class Transcript:
         if not self._is_at_start:
             print(flush=True)
             self._is_at_start = True
+
+    def end_turn(self) -> None:
+        """Ends the line, and forgets what belongs to the turn; also where an error has ended it."""
+        self.end_line()
+        self._steps.clear()
+        self._announced.clear()
 
     def _write(self, text: str, stream: TextIO) -> None:
         self._clear_progress()
@@ -102,11 +108,14 @@ class Transcript:
         print(styled(text, style, stream), file=stream, flush=True)
 
     def _announce(self, call: ToolCall) -> None:
-        if call.id in self._announced:
-            return
+        if self._is_new(call):
+            self._line(f"→ {call_text(call, 500)}", self._calls, "cyan")
+
+    def _is_new(self, call: ToolCall) -> bool:
+        """True the first time a call of this turn is met."""
+        is_new = call.id not in self._announced
         self._announced.add(call.id)
-        arguments = one_line(json.dumps(call.arguments, ensure_ascii=False), 500)
-        self._line(f"→ {one_line(call.name)} {arguments}", self._calls, "cyan")
+        return is_new
 
     def _progress(self, done: int, total: int) -> None:
         if total < _SHOWN_PREFILL or not is_terminal(sys.stderr):
@@ -138,7 +147,12 @@ class Transcript:
                 for token, p in zip(rows.ids.tolist(), rows.probs.tolist(), strict=True)
             )
             print(f"{drawn:<16} {own}   {others}", file=sys.stderr, flush=True)
-        self._steps.clear()
+
+
+def call_text(call: ToolCall, limit: int) -> str:
+    """A call on one line: the tool's name, and its arguments as JSON, cut to `limit` characters."""
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return f"{one_line(call.name)} {one_line(arguments, limit)}"
 
 
 def _shown(piece: bytes) -> str:
