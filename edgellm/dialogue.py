@@ -163,10 +163,7 @@ class Chat:
         try:
             if self._has_news and self._resumed is not None:
                 self._has_news = False
-                yield Notice(
-                    f"The saved memory of this chat is not used: {self._resumed.reason}. "
-                    f"{self._resumed.rebuilt_tokens} tokens are computed again."
-                )
+                yield Notice(str(self._resumed))
             if self._has_new_adapters:
                 self._has_new_adapters = False
                 if lost := session.memory.lost_tokens:

@@ -170,6 +170,20 @@ class Resumed:
     difference: float = 0.0
     rebuilt_tokens: int = 0
 
+    def __str__(self) -> str:
+        if self.verdict == "rebuilt":
+            return (
+                f"The saved memory of this chat is not used: {self.reason}. "
+                f"{self.rebuilt_tokens} tokens are computed again."
+            )
+        if self.verdict == "exact":
+            return "The saved memory of this chat is exact: the same logits, to the bit."
+        reason = f" ({self.reason})" if self.reason else ""
+        return (
+            f"The saved memory of this chat is within tolerance: its logits differ by {self.difference:.2g}"
+            f" at most{reason}."
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:

@@ -10,6 +10,8 @@ import pytest
 import tiny_models
 from cli_harness import Outcome, cli, terminal
 
+from edgellm.types import Resumed
+
 
 @pytest.fixture
 def chat(model: Path) -> Callable[..., Outcome]:
@@ -95,9 +97,33 @@ def test_a_saved_chat_goes_on_without_prefilling_again(chat: Callable[..., Outco
     answer = whole.out.split("context     ")[0].removeprefix(chat("Hello").out)
     assert loaded.out.startswith(answer)
     assert "reused 0," not in loaded.out
+    assert loaded.err.startswith("The saved memory of this chat is exact: the same logits, to the bit.\n")
     within = chat(f"/load {file}", "more")
     assert "Loaded: 2 messages" in within.out
     assert within.out.endswith(answer)
+    assert within.err == loaded.err
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_saved_memory_that_is_of_no_use_is_told_once_and_before_anything_is_sent(
+    chat: Callable[..., Outcome], tmp_path: Path, is_plain: bool
+) -> None:
+    file = tmp_path / "a.chat"
+    chat("Hello", f"/save {file}")
+    options = ("--no-tools", "--kv-type", "f32", *(["--plain"] if is_plain else []))
+    told = "The saved memory of this chat is not used: its KV memory is of type f16/f16. "
+    for lines, more in (([f"/load {file}"], ()), ([], ("--load", file))):
+        waiting = chat(*lines, options=(*options, *more))
+        answered = chat(*lines, "more", options=(*options, *more))
+        for outcome in (waiting, answered):
+            assert outcome.code == 0
+            assert (outcome.out if is_plain else outcome.err).count(told) == 1
+
+
+def test_how_a_chat_was_resumed_in_words() -> None:
+    assert str(Resumed("within tolerance", "other threads", 0.0123)) == (
+        "The saved memory of this chat is within tolerance: its logits differ by 0.012 at most (other threads)."
+    )
 
 
 def test_sampler_is_shown_and_set_and_a_bad_one_changes_nothing(chat: Callable[..., Outcome]) -> None:

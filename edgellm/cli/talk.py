@@ -10,7 +10,7 @@ from edgellm.cli.interrupt import Interrupt
 from edgellm.cli.plain import PlainTranscript
 from edgellm.cli.transcript import Transcript
 from edgellm.errors import ConfigError
-from edgellm.events import TurnFinished
+from edgellm.events import Notice, TurnFinished
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -62,7 +62,10 @@ class Talk:
         return f"{branch}you: " if self.is_plain else f"{branch}> "
 
     def open(self, saved: Path | None = None, *, system: str | None = None) -> None:
-        """Begins anew, or goes on with a saved chat; the branches so far are closed. Raises EdgeError."""
+        """Begins anew, or goes on with a saved chat; the branches so far are closed. Raises EdgeError.
+
+        What has become of a saved chat's memory is told at once.
+        """
         options = dict(self._options)
         if system is not None:
             options["system"] = system
@@ -72,6 +75,8 @@ class Talk:
         self.branch = FIRST_BRANCH
         if system is not None:
             self._options = options
+        if chat.resumed is not None:
+            self._transcript.show(Notice(str(chat.resumed)))
 
     def send(self, message: str) -> str:
         """One turn, printed as it comes; gives its finish reason. Ctrl-C stops it. Raises EdgeError."""
@@ -82,6 +87,8 @@ class Talk:
                 for event in chat.send(message, tool_choice=self._tool_choice, max_tokens=self._max_tokens):
                     if interrupt.is_pressed:
                         chat.cancel()
+                    if isinstance(event, Notice) and event.message == str(chat.resumed):
+                        continue  # told when the chat was opened
                     self._transcript.show(event)
                     if isinstance(event, TurnFinished):
                         reason, self.last_usage = event.finish_reason, event.usage
