@@ -54,9 +54,44 @@ def test_every_part_is_measured_and_compared(model: Path, tmp_path: Path) -> Non
     }
     before = tmp_path / "before.json"
     before.write_text(json.dumps(earlier), encoding="utf-8")
-    compared = json.loads(cli("bench", "-m", model, *SMALL, "--json", "--compare", before).out)["compared"]
+    outcome = cli("bench", "-m", model, *SMALL, "--json", "--compare", before)
+    compared = json.loads(outcome.out)["compared"]
     assert set(compared) == {"decode", "memory"}
     assert compared["memory"] < 0.5
+    assert "does not say its model, " in outcome.err
+
+
+def test_runs_of_different_things_are_compared_with_a_warning(model: Path, tmp_path: Path) -> None:
+    before = tmp_path / "before.json"
+    earlier = json.loads(cli("bench", "-m", model, *SMALL, "--threads", "1", "--json").out)
+    before.write_text(json.dumps({**earlier, "model": "another", "threads": 3}), encoding="utf-8")
+    outcome = cli("bench", "-m", model, *SMALL, "--threads", "1", "--json", "--compare", before)
+    assert f"model another before, {model.name} now; threads 3 before, 1 now." in outcome.err
+    assert json.loads(outcome.out)["differs"] == {"model": ["another", model.name], "threads": [3, 1]}
+    before.write_text(json.dumps(earlier), encoding="utf-8")
+    outcome = cli("bench", "-m", model, *SMALL, "--threads", "1", "--compare", before)
+    assert "warning" not in outcome.err
+
+
+def test_what_needs_a_chat_template_is_left_out_and_said(tiny_model: Callable[..., Path]) -> None:
+    outcome = cli("bench", "-m", tiny_model("llama", chat_template=None), *SMALL, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "turn: left out, the model has no chat template." in outcome.err
+    bench = json.loads(outcome.out)
+    assert set(bench["left_out"]) == {"turn", "resume"}
+    assert {"prefill", "decode", "memory"} <= {figure["name"] for figure in bench["figures"]}
+
+
+def test_a_context_that_holds_no_round_is_refused_before_anything_is_loaded(
+    model: Path, tmp_path: Path
+) -> None:
+    outcome = cli("bench", "-m", tmp_path / "none.gguf", "--ctx", "256")
+    assert outcome.code == 2
+    assert "--ctx 512 or more" in outcome.err
+    words = ("--ctx", "256", "--prefill", "256", "--decode", "254", "--rounds", "1")
+    outcome = cli("bench", "-m", model, *words, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "resume" in json.loads(outcome.out)["left_out"]
 
 
 def test_a_peer_runs_on_the_same_model_and_settings(model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgellm.benching.energy import EnergyMeter
 from edgellm.benching.peer import PeerSpeed, run_peer
+from edgellm.errors import ContextFull, TemplateError
 from edgellm.events import TextDelta, ToolFinished, TurnFinished
 from edgellm.machine import resident_bytes
 from edgellm.toolbox.tool import tool
@@ -30,6 +31,7 @@ _SCHEMA = {
     "required": ["name", "age"],
 }
 _SAMPLES = 200
+_WARM_DECODE = 4  # tokens decoded before anything is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,21 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What was measured. `against` has our speed over the peer's: `decode_ratio`, `prefill_ratio`, pair by pair."""
+    """What was measured, of what. `against` has our speed over the peer's, pair by pair: `decode_ratio`,
+    `prefill_ratio`. `left_out` has the parts that this model cannot do, and why.
+    """
 
     model: str
+    model_bytes: int
     threads: int
+    prefill_tokens: int
+    decode_tokens: int
+    n_ctx: int
+    kv_type: str
     rounds: int
     figures: tuple[Figure, ...]
     against: dict[str, Any] = field(default_factory=dict[str, Any])
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @tool
@@ -71,6 +81,11 @@ class BenchSize:
     decode: int = 128
     rounds: int = 8
 
+    @property
+    def n_ctx(self) -> int:
+        """The smallest context that holds a round: a token to begin with, one drawn unmeasured, those measured."""
+        return max(self.prefill, max(self.decode, _WARM_DECODE) + 2)
+
 
 def run_bench(
     runtime: Runtime,
@@ -79,8 +94,11 @@ def run_bench(
     peer: Path | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Bench:
-    """Measures everything on a loaded model. Raises what the parts raise."""
+    """Measures everything on a loaded model. What needs a chat template, or a larger context, is left out where there
+    is none, and said. Raises what the parts raise.
+    """
     figures: list[Figure] = []
+    left_out: dict[str, str] = {}
     say("prefill and decode ...")
     ours, theirs, joules = _speeds(runtime, size, peer)
     prefill, decode = ([pair[index] for pair in ours] for index in (0, 1))
@@ -95,7 +113,11 @@ def run_bench(
         ("resume", _resume),
     ):
         say(f"{title} ...")
-        figures += part(runtime)
+        try:
+            figures += list(part(runtime))
+        except (ContextFull, TemplateError) as error:
+            left_out[title] = error.message
+            say(f"{title}: left out, {error.message}")
     figures.append(Figure("memory", resident_bytes() / 1e6, "MB"))
     against: dict[str, Any] = {}
     if theirs:
@@ -106,7 +128,19 @@ def run_bench(
             "prefill_tok_s": round(statistics.median(run.prefill_tok_s for run in theirs), 2),
             "decode_tok_s": round(statistics.median(run.decode_tok_s for run in theirs), 2),
         }
-    return Bench(runtime.name, runtime.engine.context.n_threads, size.rounds, tuple(figures), against)
+    return Bench(
+        model=runtime.name,
+        model_bytes=runtime.model.size_bytes,
+        threads=runtime.engine.context.n_threads,
+        prefill_tokens=size.prefill,
+        decode_tokens=size.decode,
+        n_ctx=runtime.n_ctx,
+        kv_type=runtime.options.kv_type_k,
+        rounds=size.rounds,
+        figures=tuple(figures),
+        against=against,
+        left_out=left_out,
+    )
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> float:
@@ -145,7 +179,7 @@ def _speeds(
             )
 
     _prefill_tok_s(runtime, min(64, size.prefill))
-    _decode_tok_s(runtime, 4)
+    _decode_tok_s(runtime, _WARM_DECODE)
     for index in range(size.rounds):
         for arm in (we, they) if index % 2 == 0 else (they, we):
             arm()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.arguments import UsageError, add_loading, text, whole_number
 from edgellm.cli.opening import open_runtime, read_json
-from edgellm.cli.render import one_line, say, styled, table
+from edgellm.cli.render import one_line, say, styled, table, warn
 from edgellm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from edgellm.benching.bench import Bench
 
 _CTX = 2048
+# What must be the same for two runs to be about the same: key in the JSON, and words.
+_SETTING = {
+    "model": "model",
+    "model_bytes": "bytes of weights",
+    "threads": "threads",
+    "prefill_tokens": "tokens of prefill",
+    "decode_tokens": "tokens of decode",
+    "n_ctx": "context",
+    "kv_type": "KV type",
+}
 _EXAMPLES = """\
 examples:
   edgellm bench                                    the default model, part by part
@@ -52,6 +62,33 @@ def configure(parser: ArgumentParser) -> None:
     parser.set_defaults(handler=run)
 
 
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """An earlier run: its figures by name, and what it was a run of, as far as its file says."""
+
+    file: Path
+    figures: dict[str, float]
+    setting: dict[str, Any]  # Any: JSON
+
+    def changes(self, bench: Bench) -> dict[str, float]:
+        """By how much each figure is better than before: 1.1 is a tenth better, whichever direction is."""
+        found: dict[str, float] = {}
+        for figure in bench.figures:
+            before = self.figures.get(figure.name, 0.0)
+            if before and figure.value:
+                better = figure.value / before if figure.is_higher_better else before / figure.value
+                found[figure.name] = round(better, 4)
+        return found
+
+    def differences(self, bench: Bench) -> dict[str, tuple[Any, Any]]:
+        """What is not the same in both runs: before (None where its file does not say) and now."""
+        return {
+            key: (before, now)
+            for key in _SETTING
+            if (before := self.setting.get(key)) != (now := getattr(bench, key))
+        }
+
+
 def run(args: Namespace) -> int:
     """Measures and prints."""
     from edgellm.benching.bench import BenchSize, run_bench
@@ -59,64 +96,77 @@ def run(args: Namespace) -> int:
 
     if args.against is not None and (args.lora or args.control_vector):
         raise UsageError("--against measures llama-bench, which has no adapters here. Leave one of them out.")
-    earlier = _read(args.compare) if args.compare is not None else {}
+    size = BenchSize(prefill=args.prefill, decode=args.decode, rounds=args.rounds)
+    if args.ctx and args.ctx < size.n_ctx:
+        raise UsageError(
+            f"--ctx {args.ctx} holds no round of --prefill {size.prefill} and --decode {size.decode}:"
+            f" give --ctx {size.n_ctx} or more, or measure fewer tokens."
+        )
+    earlier = _read(args.compare) if args.compare is not None else None
     peer = find_peer(args.against) if args.against is not None else None
     args.ctx = args.ctx or max(_CTX, args.prefill + 256, args.decode + 256)
     with open_runtime(args) as runtime:
         # What is measured must not change while it is.
         runtime.engine.governor.is_active = False
-        bench = run_bench(
-            runtime,
-            BenchSize(prefill=args.prefill, decode=args.decode, rounds=args.rounds),
-            peer=peer,
-            say=say,
-        )
+        bench = run_bench(runtime, size, peer=peer, say=say)
+    if earlier is not None:
+        _tell_differences(earlier.file, earlier.differences(bench))
     if args.json:
-        print(
-            json.dumps(asdict(bench) | ({"compared": _changes(bench, earlier)} if earlier else {}), indent=1)
-        )
+        compared: dict[str, Any] = {}
+        if earlier is not None:
+            compared = {"compared": earlier.changes(bench), "differs": earlier.differences(bench)}
+        print(json.dumps(asdict(bench) | compared, indent=1))
     else:
         _print(bench, earlier)
     return 0
 
 
-def _read(file: Path) -> dict[str, float]:
-    """Figures of an earlier run by name. Raises ConfigError."""
+def _read(file: Path) -> _Earlier:
+    """An earlier run. Raises ConfigError."""
     found: Any = read_json(file, "an earlier run")
     try:
-        return {str(figure["name"]): float(figure["value"]) for figure in found["figures"]}
+        figures = {str(figure["name"]): float(figure["value"]) for figure in found["figures"]}
+        return _Earlier(file, figures, {key: found[key] for key in _SETTING if key in found})
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
             f"{file} is not what `edgellm bench --json` prints.", hint="Name such a file."
         ) from None
 
 
-def _changes(bench: Bench, earlier: dict[str, float]) -> dict[str, float]:
-    """By how much each figure is better than before: 1.1 is a tenth better, whichever direction is."""
-    found: dict[str, float] = {}
-    for figure in bench.figures:
-        before = earlier.get(figure.name, 0.0)
-        if before and figure.value:
-            better = figure.value / before if figure.is_higher_better else before / figure.value
-            found[figure.name] = round(better, 4)
-    return found
+def _tell_differences(file: Path, differences: dict[str, tuple[Any, Any]]) -> None:
+    known = [
+        f"{_SETTING[key]} {_told(before)} before, {_told(now)} now"
+        for key, (before, now) in differences.items()
+        if before is not None
+    ]
+    if known:
+        warn(f"warning: the runs are not of the same: {'; '.join(known)}.")
+    unknown = [_SETTING[key] for key, (before, _) in differences.items() if before is None]
+    if unknown:
+        warn(
+            f"warning: {file} does not say its {', '.join(unknown)}: whether they are the same is not known."
+        )
 
 
-def _print(bench: Bench, earlier: dict[str, float]) -> None:
-    changes = _changes(bench, earlier)
+def _told(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else one_line(str(value), 80)
+
+
+def _print(bench: Bench, earlier: _Earlier | None) -> None:
+    changes = earlier.changes(bench) if earlier is not None else {}
     title = f"{one_line(bench.model)}, {bench.threads} threads, {bench.rounds} rounds"
     print(styled(title, "bold", sys.stdout))
     rows: list[list[str]] = []
     for figure in bench.figures:
         row = [figure.name, _number(figure.value), figure.unit]
-        if earlier:
-            before = earlier.get(figure.name)
+        if earlier is not None:
+            before = earlier.figures.get(figure.name)
             row += [
                 _number(before) if before is not None else "",
                 f"{changes[figure.name]:.2f}x" if figure.name in changes else "",
             ]
         rows.append(row)
-    print(table(rows, ("what", "value", "unit", *(("before", "better") if earlier else ()))))
+    print(table(rows, ("what", "value", "unit", *(("before", "better") if earlier is not None else ()))))
     if bench.against:
         peer = bench.against
         prefill = f"prefill {peer['prefill_ratio']:.3f} of its {peer['prefill_tok_s']:.1f} tokens/s"
