@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from edgellm.errors import ConfigError
@@ -67,7 +67,7 @@ class Shorten:
 class Summarize:
     """Take these turns off the tape; the model says first what was in them, and that stays in their place."""
 
-    turns: tuple[int, ...] = field(default=())
+    turns: tuple[int, ...]
 
 
 Remedy = Drop | Shorten | Summarize

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from edgellm.context_policy import ContextTurn, Crowding, Drop, Shorten, Summarize, find_policy, stop
 from edgellm.decoding import Decoding
-from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, PluginError, TemplateError
+from edgellm.errors import Cancelled, ContextFull, TemplateError
 from edgellm.events import ContextEvicted, Notice, PrefillProgress
+from edgellm.remedies import answer_of
 from edgellm.rewriting import Rewritten, rewrite
 from edgellm.types import Message
 from edgellm.usage import Leg
@@ -189,36 +190,7 @@ class Upkeep:
 
     def asked(self, crowding: Crowding) -> Sequence[Remedy]:
         """What the policy answers, once it is sure that it can be done. Raises PluginError, ConfigError."""
-        try:
-            remedies = list(self._policy(crowding))
-        except EdgeError:
-            raise
-        except Exception as error:
-            raise PluginError(
-                f"context policy {self.name!r} failed: {type(error).__name__}: {error}.",
-                hint="Correct it, or take a built-in one.",
-            ) from error
-        results = {message for turn in crowding.turns for message, _ in turn.results}
-        places: list[int] = []
-        for remedy in remedies:
-            if isinstance(remedy, Shorten):
-                is_known = remedy.message in results
-            else:
-                own = [remedy.turn] if isinstance(remedy, Drop) else list(remedy.turns)
-                is_known = all(
-                    0 <= place < len(crowding.turns) and not crowding.turns[place].is_fixed for place in own
-                )
-                places += own
-            if not is_known:
-                raise ConfigError(
-                    f"context policy {self.name!r} asks for {remedy}, which cannot be done.",
-                    hint="Turns that are fixed stay, and only the results that a turn lists can be shortened.",
-                )
-        if len(set(places)) != len(places):
-            raise ConfigError(
-                f"context policy {self.name!r} names a turn twice.", hint="Name each turn once."
-            )
-        return remedies
+        return answer_of(self.name, self._policy, crowding)
 
     def _let_go(
         self,

@@ -340,11 +340,18 @@ def test_a_policy_of_ones_own(runtime: edgellm.Runtime) -> None:
         ([edgellm.Drop(77)], edgellm.ConfigError),
         ([edgellm.Drop(0), edgellm.Drop(0)], edgellm.ConfigError),
         (None, edgellm.PluginError),
+        (["x"], edgellm.PluginError),
+        ([edgellm.Summarize(())], edgellm.PluginError),
+        ([edgellm.Drop(0.0)], edgellm.PluginError),  # pyright: ignore[reportArgumentType]
+        ([edgellm.Summarize(0)], edgellm.PluginError),  # pyright: ignore[reportArgumentType]
+        ([edgellm.Shorten(1, None)], edgellm.PluginError),  # pyright: ignore[reportArgumentType]
+        (edgellm.Drop(0), edgellm.PluginError),
     ):
         chat = scripted(runtime, ["so " * 100] * 3, context_policy=always(answer))
         list(chat.send("One?"))
-        with pytest.raises(error):
+        with pytest.raises(error, match="context policy") as caught:
             list(chat.send("Two? " + "why " * 40))
+        assert "\n" not in str(caught.value) and len(chat.messages) == 2
         assert_sound(chat)
         chat.close()
     with pytest.raises(edgellm.ConfigError, match="Did you mean 'evict'"):
