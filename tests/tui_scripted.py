@@ -246,7 +246,7 @@ class ScriptedChat:
         return edgellm.Ledger(self.runtime.n_ctx, tuple(entries), 50.0)
 
     def outlook(self) -> edgellm.ContextOutlook:
-        policy = self.options.get("context_policy", "stop")
+        policy = self.context_policy
         firsts = [index for index, message in enumerate(self.texts) if message.role == "user"]
         ends = [*firsts[1:], len(self.texts)]
         at = [*self.starts, len(self.tokens)]
@@ -283,6 +283,16 @@ class ScriptedChat:
             raise edgellm.ConfigError("cannot change the adapters while a turn is open.", hint="Wait.")
         self.options = {**self.options, "adapters": _absolute(adapters)}
         return len(self.tokens)
+
+    @property
+    def context_policy(self) -> str:
+        return self.options.get("context_policy", "stop")
+
+    def set_context_policy(self, policy: str) -> None:
+        assert not self.is_closed
+        if self.is_open:
+            raise edgellm.ConfigError("cannot change the context policy while a turn is open.", hint="Wait.")
+        self.options = {**self.options, "context_policy": policy}
 
     # -- talking --------------------------------------------------------------------------------------------
 

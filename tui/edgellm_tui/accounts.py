@@ -37,6 +37,10 @@ class Accounts:
         """Nothing that was asked for is still to come."""
         return self._asked == self._told
 
+    def ask_again(self) -> None:
+        """What gives way next is another thing now, though nothing was said."""
+        self._asked = self._told = (-1, -1)
+
     def look(self, used: int) -> None:
         """Asks the engine's side again where the branch is another one, or its tape (`used` tokens) differs."""
         talk = self._talk

@@ -27,6 +27,7 @@ from edgellm_tui.applog import AppLog
 from edgellm_tui.chats import ChatsPage
 from edgellm_tui.clipboard import copied
 from edgellm_tui.commands import COMMANDS, obey
+from edgellm_tui.context_care import ContextCare
 from edgellm_tui.frames import Frames
 from edgellm_tui.keeper import Keeper
 from edgellm_tui.look import fitting_theme
@@ -120,6 +121,7 @@ class EdgeApp(App[int]):
         self.adapters = Adapters(self.talk)
         self.looks = Looks(self.talk)
         self.accounts = Accounts(self.talk, clock)
+        self.care = ContextCare(self)
         # Where the inspector begins; None is the newest token.
         self.inspect_at: int | None = None
         # Keys of the branches that run side by side.
@@ -265,6 +267,7 @@ class EdgeApp(App[int]):
             for text in self.news:
                 self.talk.current.note(text, is_error=True)
             self.news.clear()
+        self.care.use_policy()
         self.conversation.show(self.talk.current.blocks)
         self.draw()
         self.outbox.send_next()
@@ -314,13 +317,14 @@ class EdgeApp(App[int]):
     # -- keys ---------------------------------------------------------------------------------------------
 
     def settings_changed(self) -> None:
-        """Takes over theme and keys; what else is set counts from the next chat or start on."""
+        """Takes over theme, keys and context policy; what else is set counts from the next chat or start on."""
         theme = self.settings.theme or fitting_theme(self.available_themes)
         if theme in self.available_themes:
             self.theme = theme
         self.set_keymap(self.settings.keys)
         self.prompt.set_keys(self.settings.keys)
         self.pager.show_keys()
+        self.care.use_policy()
 
     def on_resize(self, event: Resize) -> None:
         """The first and the last line say what fits."""

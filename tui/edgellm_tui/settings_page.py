@@ -26,8 +26,8 @@ _DOCS: dict[str, str] = {
     "system": "The system prompt of new chats.",
     "sampler": "The chain of new chats: a preset's name or a chain; empty is the model's own.",
     "context_policy": "What gives way when the context fills: stop (nothing; the answer ends there), evict (the "
-    "oldest turns), summarize (the same, summed up first), drop-results (old tool results, then turns). For chats that "
-    "are begun or opened from now on.",
+    "oldest turns), summarize (the same, summed up first), drop-results (old tool results, then turns). It counts from "
+    "the next message on, in the open chat too, also where that is full.",
     "tools": "Tools that new chats get, separated by commas. The tools page (F8) has them all.",
     "trace_rows": "Rows kept of every token's distribution; 0 keeps none, and the panel has nothing to show.",
     "show_distribution": "Whether the distribution stands under the chat.",
