@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def test_tools_and_help(chat: Callable[..., Outcome]) -> None:
         ("/rewnd", "Did you mean /rewind?"),
         ("/rewind x", "/rewind 2"),
         ("/speculate often", "ngram, draft, off"),
-        ("/speculate draft", "draft_model"),
+        ("/speculate draft", "--draft-model NAME"),
         ("/rewind 3", "smaller number"),
         ("/retry", "Say something first"),
         ("/save", "/save FILE"),
@@ -294,7 +295,15 @@ def test_adapters_are_shown_and_changed_in_mid_chat(chat: Callable[..., Outcome]
 
 
 def test_way_of_guessing_is_shown_and_chosen(chat: Callable[..., Outcome]) -> None:
-    outcome = chat("/speculate", "/speculate ngram", "Hello", "/speculate")
+    outcome = chat("/speculate", "/stats", "/speculate ngram", "Hello", "/speculate", "/stats")
     shown = [line for line in outcome.out.splitlines() if "came free" in line]
     assert [line.split()[0] for line in shown] == ["off", "ngram", "ngram"]
     assert "0 of 0 tokens" in shown[1] and "0 of 0 tokens" not in shown[2]
+
+
+def test_free_tokens_are_in_the_figures_where_there_are_any(chat: Callable[..., Outcome]) -> None:
+    assert "came free" not in chat("Hello", "/stats").out
+    # One token again and again: what follows is easily guessed.
+    options = ("--no-tools", "--speculate", "ngram", "--sampler", "logit_bias(bias={65: 99}) | greedy")
+    outcome = chat("Hello", "/stats", options=options)
+    assert re.search(r"last turn .* decoded 6 .*, [1-5] of them came free, reused", outcome.out)

@@ -242,6 +242,11 @@ def test_guesses_from_a_file_change_no_text(model: Path, tmp_path: Path) -> None
     assert guessed.code == 0
     assert guessed.of("turn_finished")[0]["text"] == plain.of("turn_finished")[0]["text"]
     assert cli(*words, "--speculate-from", tmp_path / "gone.txt").code != 0
-    refused = cli(*words, "--speculate", "draft")
-    assert refused.code != 0 and "draft model" in refused.err
+    assert "Leave one of them out" in cli(*words, "--speculate", "off", "--speculate-from", file).err
     assert "did you mean 'ngram'" in cli(*words, "--speculate", "ngrams").err
+
+
+def test_draft_model_that_is_missing_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    refused = cli("run", "-m", tmp_path / "gone.gguf", "--speculate", "draft", "Hello")
+    assert refused.code != 0
+    assert "--draft-model NAME" in refused.err and "gone.gguf" not in refused.err

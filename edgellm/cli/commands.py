@@ -85,6 +85,9 @@ def _speculate(talk: Talk, rest: str) -> None:
             raise ConfigError(
                 f"/speculate {one_line(rest, 40)} is unknown.", hint=f"Choose {', '.join(SPECULATE)}."
             )
+        from edgellm.cli.opening import check_guesses
+
+        check_guesses(rest, talk.runtime.options.draft_model)
         talk.chat.set_speculation(rest)
     usage = talk.chat.usage
     print(f"{talk.chat.speculation}   ({usage.free_tokens} of {usage.decode_tokens} tokens came free)")
@@ -172,9 +175,10 @@ def _stats(talk: Talk, _rest: str) -> None:
     for title, usage in (("last turn", talk.last_usage), ("whole chat", chat.usage)):
         if usage is None or not usage.legs:
             continue
+        free = f", {usage.free_tokens} of them came free" if usage.free_tokens else ""
         print(
             f"{title:<12}prefill {usage.prefill_tokens} tokens in {usage.prefill_s:.2f} s, "
-            f"decoded {usage.decode_tokens} in {usage.decode_s:.2f} s ({usage.decode_tok_s:.1f} tokens/s), "
+            f"decoded {usage.decode_tokens} in {usage.decode_s:.2f} s ({usage.decode_tok_s:.1f} tokens/s){free}, "
             f"reused {usage.all_reused_tokens}, rebuilt {usage.rebuilt_tokens}, "
             f"{usage.leg_count} decodes"
         )

@@ -110,9 +110,14 @@ def chat_options(args: Namespace) -> dict[str, Any]:
         options["chat_format"] = args.format
     if args.when_full is not None:
         options["context_policy"] = args.when_full
+    check_guesses(args.speculate, args.draft_model)
     if args.speculate is not None:
         options["speculate"] = args.speculate
     if args.speculate_from:
+        if args.speculate == "off":
+            raise ConfigError(
+                "--speculate-from stands beside --speculate off.", hint="Leave one of them out."
+            )
         options.setdefault("speculate", "auto")
         options["speculate_from"] = [
             read_text(Path(name), "--speculate-from") for name in args.speculate_from
@@ -124,6 +129,15 @@ def chat_options(args: Namespace) -> dict[str, Any]:
 
         options["adapters"] = adapters_of_kinds(args.lora, args.control_vector)
     return options
+
+
+def check_guesses(mode: str | None, draft_model: str | None) -> None:
+    """Looks at --speculate, or at what /speculate is given. Raises ConfigError where the draft model is missing."""
+    if mode == "draft" and not draft_model:
+        raise ConfigError(
+            "there is no draft model to guess with.",
+            hint="Begin with --draft-model NAME, or choose auto or ngram.",
+        )
 
 
 def check_chain(text: str | None) -> None:
