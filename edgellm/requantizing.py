@@ -24,7 +24,7 @@ def quantize(
     kind: str,
     *,
     importance: str | Path = "",
-    calibrate_text: str = "",
+    calibrate_text: str | None = None,
     tensors: Mapping[str, str] | None = None,
     pure: bool = False,
     threads: int = 0,
@@ -39,15 +39,16 @@ def quantize(
     """
     import tempfile
 
-    from edgellm.native.quantizer import QuantizeOptions, quantize_file
+    from edgellm.native.quantizer import QuantizeOptions, check_quantization, quantize_file
 
-    path, target = inspect(source).path, Path(target)
-    options = QuantizeOptions(str(importance), dict(tensors or {}), pure, threads)
+    path, target = inspect(source).path, Path(target).expanduser()
+    matrix = str(Path(importance).expanduser()) if importance else ""
+    options = QuantizeOptions(matrix, dict(tensors or {}), pure, threads)
     with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
-        if calibrate_text:
-            plan_quantize(source, kind, tensors=tensors)  # what is wrong is said before the text is read
+        if calibrate_text is not None:
+            check_quantization(path, target, kind, options, has_importance=True)
             file = Path(folder) / "importance.gguf"
-            calibrate(source, calibrate_text, threads=threads, progress=progress).save(file)
+            calibrate(path, calibrate_text, threads=threads, progress=progress).save(file)
             options = replace(options, importance=str(file))
         return quantize_file(path, target, kind, options, progress=progress)
 

@@ -84,6 +84,79 @@ def test_tensors_get_the_type_they_are_given(wide: Path, tmp_path: Path) -> None
         edgellm.plan_quantize(wide, "Q4_0", tensors={"attn_(": "Q4_K"})
 
 
+@pytest.mark.parametrize(
+    ("kind", "tensors", "said"),
+    [
+        ("Q4_0", {"nosuchtensor": "Q8_0"}, "no tensor's name matches 'nosuchtensor'"),
+        ("Q4_0", {"ATTN_V": "Q8_0"}, "no tensor's name matches 'ATTN_V'"),
+        ("BF16", {"attn_v": "Q8_0"}, "no effect in BF16"),
+        ("COPY", {"attn_v": "Q8_0"}, "no effect in COPY"),
+        ("Q4_0", {"attn_norm": "Q8_0"}, "blk.0.attn_norm.weight would be f32"),
+        ("Q4_0", {"attn": "Q8_0", "attn_v": "Q5_1"}, "another pattern before it"),
+    ],
+)
+def test_a_type_that_no_tensor_would_get_is_refused(
+    wide: Path, tmp_path: Path, kind: str, tensors: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        edgellm.plan_quantize(wide, kind, tensors=tensors)
+    with pytest.raises(ConfigError, match=said):
+        edgellm.quantize(wide, tmp_path / "q.gguf", kind, tensors=tensors)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_narrow_pattern_before_a_wide_one_is_heeded(wide: Path) -> None:
+    plan = edgellm.plan_quantize(wide, "Q4_0", tensors={"attn_v": "Q5_1", "attn": "Q8_0"})
+    types = {tensor.name: tensor.new_type for tensor in plan.tensors}
+    assert (types["blk.0.attn_v.weight"], types["blk.0.attn_k.weight"]) == ("q5_1", "q8_0")
+
+
+def test_what_is_wrong_is_said_before_the_text_is_read(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the text was read")
+
+    monkeypatch.setattr("edgellm.weights.calibrate.calibrate", never)
+    text, there, matrix = tmp_path / "text.txt", tmp_path / "there.gguf", tmp_path / "m.gguf"
+    text.write_text(TEXT)
+    there.write_bytes(b"x")
+    part = tmp_path / "x-00001-of-00002.gguf"
+    for words, said in (
+        ((wide, there, "Q4_0"), "exists already"),
+        ((wide, part, "Q4_0"), "one part of 2"),
+        ((wide, tmp_path / "q.gguf", "Q9"), "'Q9' is unknown"),
+        ((wide, tmp_path / "q.gguf", "Q4_0", "--tensor", "none=Q8_0"), "no tensor's name"),
+    ):
+        for more in ((), ("--save-imatrix", matrix)):
+            outcome = cli("quantize", *words, "--calibrate", text, *more)
+            assert (outcome.code, outcome.out) == (1, "")
+            assert said in outcome.err
+    words = ("--calibrate", text, "--save-imatrix", tmp_path / "none" / "m.gguf")
+    assert "cannot be written" in cli("quantize", wide, tmp_path / "q.gguf", "Q4_0", *words).err
+    assert sorted(tmp_path.iterdir()) == [text, there]
+
+
+def test_an_empty_text_is_an_error(wide: Path, tmp_path: Path) -> None:
+    text, target = tmp_path / "empty.txt", tmp_path / "q.gguf"
+    text.write_text("\n")
+    outcome = cli("quantize", wide, target, "Q4_0", "--calibrate", text)
+    assert outcome.code == 1
+    assert "empty.txt is empty" in outcome.err
+    with pytest.raises(ConfigError, match="the text has 0 tokens"):
+        edgellm.quantize(wide, target, "Q4_0", calibrate_text="")
+    assert not target.exists()
+
+
+def test_the_home_folder_is_found_from_python_too(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert edgellm.quantize(wide, "~/q.gguf", "Q8_0") == tmp_path / "q.gguf"
+    assert [path.name for path in tmp_path.iterdir()] == ["q.gguf"]
+
+
 @pytest.mark.slow
 def test_an_importance_matrix_is_made_saved_read_and_used(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs an importance matrix"):
@@ -212,6 +285,10 @@ def test_dry_run_shows_sizes_and_writes_nothing(wide: Path, tmp_path: Path) -> N
     line = next(line for line in one.out.splitlines() if line.startswith("blk.0.attn_v"))
     assert line.split()[1:3] == ["f32", "q8_0"]
     assert cli("quantize", wide, "--dry-run", "--tensor", "attn_v", "--type", "Q4_0").code == 2
+    for words in (("--tensor", "attn_v=Q8_0"), ("--pure",)):
+        untyped = cli("quantize", wide, "--dry-run", *words)
+        assert untyped.code == 2
+        assert "name one with --type" in untyped.err
     assert cli("quantize", wide, tmp_path / "x.gguf").code == 2
     assert not list(tmp_path.glob("*.gguf"))
 

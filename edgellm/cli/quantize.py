@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +68,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Quantizes, and prints the path of the new file; or shows what would be written."""
     import edgellm
+    from edgellm.native.quantizer import QuantizeOptions, check_quantization
 
     kind: str = args.type or args.kind or ""
     tensors = _tensors(args.tensor)
@@ -75,6 +77,8 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         # Without a file to write, the type stands where the file would.
         kind = kind or (args.target or "")
+        if not kind and (tensors or args.pure):
+            raise UsageError("--tensor and --pure change the plan of a type: name one with --type.")
         _show_plan(args.source, kind, tensors, args.pure) if kind else _show_all(args.source)
         return 0
     if not args.target or not kind:
@@ -85,15 +89,18 @@ def run(args: Namespace) -> int:
         raise UsageError("--save-imatrix keeps what --calibrate makes; there is none.")
     target = Path(args.target).expanduser()
     source = edgellm.inspect(args.source)
-    written = read_text(args.calibrate) if args.calibrate else ""
+    written = read_text(args.calibrate) if args.calibrate else None
+    kept = _matrix_file(args.save_imatrix) if args.save_imatrix else None
     with raising(), shown_steps(f"quantizing {source.path.name}") as progress:
-        importance = args.imatrix or ""
-        if args.save_imatrix:
-            matrix = edgellm.calibrate(
+        importance: str | Path = args.imatrix or ""
+        if written is not None and kept is not None:
+            # What is wrong is said before the text is read.
+            options = QuantizeOptions(tensors=tensors, pure=args.pure)
+            check_quantization(source.path, target, kind, options, has_importance=True)
+            edgellm.calibrate(
                 source.path, written, source=args.calibrate, threads=args.threads, progress=progress
-            )
-            importance, written = Path(args.save_imatrix).expanduser(), ""
-            matrix.save(importance)
+            ).save(kept)
+            importance, written = kept, None
         edgellm.quantize(
             source.path,
             target,
@@ -110,12 +117,22 @@ def run(args: Namespace) -> int:
     return 0
 
 
+def _matrix_file(name: str) -> Path:
+    """The file that --save-imatrix names. Raises ConfigError where it cannot be written."""
+    file = Path(name).expanduser()
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise ConfigError(f"{file} cannot be written.", hint="Name a file in a folder that you may write to.")
+    return file
+
+
 def read_text(file: str) -> str:
-    """A text file; "-" is stdin. Raises ConfigError."""
+    """A text file with something in it; "-" is stdin. Raises ConfigError."""
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}.", hint="Check the path.") from None
+    if not data.strip():
+        raise ConfigError(f"{'stdin' if file == '-' else file} is empty.", hint="Give a text like yours.")
     return data.decode("utf-8", "replace")
 
 

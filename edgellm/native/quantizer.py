@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.errors import Cancelled, ConfigError, ModelCorrupt, ModelNotFound
+from edgellm.models.gguf_info import split_names
 from edgellm.native.context import usable_cores
 from edgellm.native.importance import ImportanceMatrix
 
@@ -50,6 +51,8 @@ TENSOR_TYPES = (
     *("TQ1_0", "IQ1_S"),
 )
 """What a single tensor can be made, finest first."""
+
+_UNQUANTIZED = ("F32", "F16", "BF16", "COPY")
 
 DONE_MARK = "== done"
 """The line that the quantizer's process prints behind each type that went well."""
@@ -110,7 +113,7 @@ class QuantizePlan:
 def plan_quantization(source: Path, kind: str, options: QuantizeOptions) -> QuantizePlan:
     """Sizes and types of what `quantize_file` would write, in well under a second: nothing is computed or written.
 
-    Raises ConfigError, ModelNotFound, ModelCorrupt.
+    Raises ConfigError, also for a type of a tensor's own that no tensor would get; ModelNotFound, ModelCorrupt.
     """
     name = _checked(source, kind, options)
     with _running(source, Path(os.devnull), (name,), options, is_dry=True) as lines:
@@ -118,7 +121,38 @@ def plan_quantization(source: Path, kind: str, options: QuantizeOptions) -> Quan
         for _ in lines:
             pass
     assert plan is not None  # else the block has raised
+    _check_overrides(plan, options.tensors)
     return plan
+
+
+def _check_overrides(plan: QuantizePlan, tensors: Mapping[str, str]) -> None:
+    """Raises ConfigError for a pattern that changes nothing: llama.cpp would not say so."""
+    if tensors and plan.kind in _UNQUANTIZED:
+        raise ConfigError(
+            f"types for single tensors have no effect in {plan.kind}: llama.cpp heeds them in quantizations alone.",
+            hint="Leave them out, or take the nearest quantization, such as Q8_0.",
+        )
+    claimed: set[str] = set()  # by an earlier pattern: the first that matches counts
+    for pattern, kind in tensors.items():
+        matching = [tensor for tensor in plan.tensors if re.search(pattern, tensor.name)]
+        if not matching:
+            raise ConfigError(
+                f"no tensor's name matches {pattern!r}.",
+                hint="They are called blk.0.attn_v.weight and so on, in lower case: see --dry-run with a type.",
+            )
+        own = [tensor for tensor in matching if tensor.name not in claimed]
+        if not own:
+            raise ConfigError(
+                f"all tensors that {pattern!r} matches have their type from another pattern before it.",
+                hint="The first pattern that matches counts: put the narrower one first.",
+            )
+        if all(tensor.new_type.upper() != kind.upper() for tensor in own):
+            raise ConfigError(
+                f"no tensor that {pattern!r} matches can be {kind.upper()}: {own[0].name} would be"
+                f" {own[0].new_type}.",
+                hint="Norms and other small tensors stay as they are; rows must hold whole blocks of a type.",
+            )
+        claimed.update(tensor.name for tensor in own)
 
 
 def plan_every_kind(source: Path) -> dict[str, QuantizePlan | ModelCorrupt]:
@@ -181,18 +215,9 @@ def quantize_file(
     tensors begun, tensors in all and a tensor's name, and may return False to stop (raises Cancelled); whatever ends
     the work early leaves no file. Raises ConfigError, ModelNotFound, ModelCorrupt.
     """
-    name = _checked(source, kind, options)
-    if target.exists():
-        raise ConfigError(f"{target} exists already.", hint="Remove it, or choose another name.")
-    plan = plan_quantization(source, kind, options)
-    if plan.needs_importance and not options.importance:
-        raise ConfigError(
-            f"quantization {name} needs an importance matrix.",
-            hint="Give one (--imatrix FILE), or let it be made from a text like yours (--calibrate FILE).",
-        )
+    plan = check_quantization(source, target, kind, options, has_importance=bool(options.importance))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     except OSError as error:
         raise ConfigError(
@@ -200,12 +225,7 @@ def quantize_file(
         ) from error
     os.close(handle)
     try:
-        if free < plan.new_bytes:
-            raise ConfigError(
-                f"{target.parent} has {free / 1e6:,.0f} MB free; the file takes {plan.new_bytes / 1e6:,.0f} MB.",
-                hint="Choose another folder, or a smaller type.",
-            )
-        with _running(source, Path(temporary), (name,), options, is_dry=False) as lines:
+        with _running(source, Path(temporary), (plan.kind,), options, is_dry=False) as lines:
             for line in lines:
                 begun = _STARTED.match(line)
                 if begun is None or progress is None:
@@ -217,6 +237,41 @@ def quantize_file(
     finally:
         Path(temporary).unlink(missing_ok=True)
     return target
+
+
+def check_quantization(
+    source: Path, target: Path, kind: str, options: QuantizeOptions, *, has_importance: bool
+) -> QuantizePlan:
+    """The plan, if `quantize_file` can begin: what would be wrong is said before anything is computed.
+
+    `has_importance`: there is an importance matrix, or will be. Raises ConfigError, ModelNotFound, ModelCorrupt.
+    """
+    check_target(target)
+    plan = plan_quantization(source, kind, options)
+    if plan.needs_importance and not has_importance:
+        raise ConfigError(
+            f"quantization {plan.kind} needs an importance matrix.",
+            hint="Give one (--imatrix FILE), or let it be made from a text like yours (--calibrate FILE).",
+        )
+    folder = next((each for each in target.absolute().parents if each.is_dir()), None)
+    free = shutil.disk_usage(folder).free if folder is not None else 0
+    if free < plan.new_bytes:
+        raise ConfigError(
+            f"{target.parent} has {free / 1e6:,.0f} MB free; the file takes {plan.new_bytes / 1e6:,.0f} MB.",
+            hint="Choose another folder, or a smaller type.",
+        )
+    return plan
+
+
+def check_target(target: Path) -> None:
+    """Raises ConfigError where a model cannot be written to that file."""
+    if target.exists():
+        raise ConfigError(f"{target} exists already.", hint="Remove it, or choose another name.")
+    if (count := len(split_names(target.name))) > 1:
+        raise ConfigError(
+            f"{target.name} is the name of one part of {count}, and the model would be in one file.",
+            hint="Choose another name, such as model.gguf.",
+        )
 
 
 def _checked(source: Path, kind: str, options: QuantizeOptions) -> str:
