@@ -44,6 +44,7 @@ LEGS_KEPT = 256
 class Chat:
     """One conversation on a runtime. Made by `Runtime.chat`, `Runtime.open_chat` and `Chat.fork`.
 
+    `name` is the caller's: "" at first, also for forks, and saved with the chat.
     Not for two threads at once: `asend` is for many callers.
     """
 
@@ -53,6 +54,7 @@ class Chat:
         self.runtime = runtime
         self.options = options
         self.conversation = conversation
+        self.name = ""
         self._agent = agent
         self._usage = Usage()
         self._resumed: Resumed | None = None
@@ -479,6 +481,7 @@ class Chat:
         """What `save` writes beside the tape, as JSON values."""
         results = self._agent.results
         return {
+            "name": self.name,
             "system": self.conversation.system,
             **self.conversation.state(),
             "results": results.state() if results is not None else {},
@@ -487,6 +490,7 @@ class Chat:
     def restore(self, state: Mapping[str, Any], resumed: Resumed) -> None:
         """Takes up a saved `state`. The first turn tells where the saved memory was of no use. Raises SessionError."""
         self.conversation.restore(state)
+        self.name = str(state.get("name", ""))
         if self._agent.results is not None:
             self._agent.results.restore(state.get("results") or {})
         self._resumed = resumed

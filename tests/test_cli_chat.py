@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 from cli_harness import Outcome, cli, terminal
 
+import edgellm
 from edgellm.types import Resumed
 
 
@@ -127,6 +128,36 @@ def test_how_a_chat_was_resumed_in_words() -> None:
     )
 
 
+def test_branches_are_saved_and_loaded_with_their_names(chat: Callable[..., Outcome], tmp_path: Path) -> None:
+    file, again = tmp_path / "two words.chat", tmp_path / "again.chat"
+    saved = chat("Hello", "/branch side", "more", f'/save "{file}"')
+    assert f"All 2 branches saved in {file};" in saved.out
+    loaded = chat("/branch", f"/save {again}", options=("--no-tools", "--load", str(file)))
+    assert "* side  (4 messages" in loaded.out
+    assert "  main  (2 messages" in loaded.out
+    within = chat(f"/load '{again}'", "/branch main", "/branch")
+    assert "Branches: side, main;" in within.out
+    assert "* main  (2 messages" in within.out
+    assert "  side  (4 messages" in within.out
+
+
+def test_retry_of_a_loaded_chat_draws_anew(chat: Callable[..., Outcome], tmp_path: Path) -> None:
+    file = tmp_path / "a.chat"
+    first = chat("Hello", f"/save {file}").out.partition("Saved in")[0].strip()
+    retried = chat("/retry", options=("--no-tools", "--load", str(file)))
+    assert retried.out.strip() not in ("", first)
+
+
+def test_chats_without_names_get_some(model: Path, chat: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Those that a script has saved; and a name of a file that is none for a branch is made one."""
+    file = tmp_path / "a.chat"
+    with edgellm.load(model, n_ctx=512, threads=1) as runtime:
+        forks = [runtime.chat() for _ in range(4)]
+        forks[2].name = forks[3].name = "fork 2\x1b[2J"
+        forks[0].save(file, branches=forks[1:])
+    assert "Branches: main, branch, fork-2-2J, fork-2-2J-2;" in chat(f"/load {file}").out
+
+
 def test_sampler_is_shown_and_set_and_a_bad_one_changes_nothing(chat: Callable[..., Outcome]) -> None:
     outcome = chat("/sampler greedy", "/sampler top_q(3)", "/sampler", "/sampler top_a(0.3)")
     assert outcome.out.count("greedy   (seed") == 2
@@ -168,9 +199,16 @@ def test_tools_and_help(chat: Callable[..., Outcome]) -> None:
         ("/rewind 3", "smaller number"),
         ("/retry", "Say something first"),
         ("/save", "/save FILE"),
+        ("/save ''", "/save FILE"),
+        ("/save one two.chat", '/save "one two.chat"'),
+        ("/save 'one.chat", "Close the quotation"),
+        ("/save ./nowhere/a.chat", "there is no folder nowhere"),
         ("/load", "/load FILE"),
+        ("/load one two.chat", '/load "one two.chat"'),
+        ("/load ~nobody-here/a.chat", "Check the path"),
         ("/load /nowhere/a.chat", "Check the path"),
         ("/save /proc/none/a.chat", "folder you can write to"),
+        ("/save /proc/a.chat", "folder you can write to"),
         ("/tape x", "/tape all"),
         ("/branch a/b", "letters"),
         ("/sampler (", "top_k(40)"),

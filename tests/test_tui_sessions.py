@@ -295,6 +295,60 @@ def test_a_chat_that_is_there_as_files_alone_is_found_and_goes_on() -> None:
     assert [saved.title for saved in chat_index().list("oslo fjord")] == ["Fjord"]
 
 
+def test_a_file_is_saved_and_loaded_with_all_branches(tmp_path: Path) -> None:
+    file = tmp_path / "two words.chat"
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "How warm is Oslo?")
+        await said(pilot, "/fork")
+        await wait_until(pilot, lambda: len(app.talk.strands) == 2)
+        await said(pilot, "And Rome?")
+        for _ in range(2):
+            before = list(app.talk.strands.values())
+            await said(pilot, f'/save "{file}"')
+            await shown(pilot, "all 2 branches saved in")
+            await said(pilot, f"/load '{file}'")
+            await wait_until(pilot, lambda old=before: old[0] not in app.talk.strands.values())
+            await settled(pilot)
+            strands = list(app.talk.strands.values())
+            assert [strand.name for strand in strands] == ["fork 1", "main"]
+            assert [contents(strand.chat)[-1] for strand in strands] == ["Warm.", "Cold."]
+            assert app.talk.current is strands[0]
+        await said(pilot, "/save one two.chat")
+        await shown(pilot, "in quotation marks")
+        await said(pilot, f"/save {tmp_path}/none/a.chat")
+        await shown(pilot, "there is no folder")
+        assert not (tmp_path / "none").exists()
+        await pilot.press("ctrl+q")
+
+    run(play, [words("Cold."), words("Warm.")])
+    (row,) = [
+        saved for saved in chat_index().list("Oslo") if len(recorded_branches(chat_index(), saved.id)) == 2
+    ][:1]
+    assert chat_index().branches(row.id) == [0, 1]
+
+
+def test_a_file_of_several_branches_that_was_copied_here_is_opened_whole() -> None:
+    runtime, index = ScriptedRuntime(), chat_index()
+    chat = runtime.chat()
+    chat.say("user", "How warm is Oslo?", edgellm.SpanKind.USER)
+    fork = chat.fork()
+    fork.say("user", "And Rome?", edgellm.SpanKind.USER)
+    index.record("abc", title="Oslo", model="scripted-1b.gguf", messages=[], tokens=0)
+    chat.save(index.path("abc"), branches=[fork])
+    chat.save(index.path("abc", 3))
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await opened(app, pilot, "Oslo")
+        assert [strand.name for strand in app.talk.strands.values()] == ["main", "branch 4", "branch 3"]
+        await said(pilot, "And Bergen?")
+        await pilot.press("ctrl+q")
+
+    run(play, runtime=runtime)
+    assert index.branches("abc") == [0, 3, 4]
+    assert any("And Rome?" in line for line in index.lines("abc"))
+
+
 def test_a_file_that_is_no_chat_is_said_in_the_log_and_left() -> None:
     folder = chat_index().folder
     folder.mkdir(parents=True)
@@ -347,10 +401,10 @@ def test_a_second_file_that_cannot_be_opened_leaves_none_open() -> None:
     broken = index.path("abc", 2)
 
     class Refusing(ScriptedRuntime):
-        def open_chat(self, path: str | Path, **options: Any) -> Any:
+        def open_chats(self, path: str | Path, **options: Any) -> Any:
             if path == broken:
                 raise edgellm.SessionError(f"{path} is incomplete.", hint="Use another copy.")
-            return super().open_chat(path, **options)
+            return super().open_chats(path, **options)
 
     runtime = Refusing([words("I")])
 

@@ -175,8 +175,15 @@ class ScriptedRuntime:
         return chat
 
     def open_chat(self, path: str | Path, **options: Any) -> ScriptedChat:
+        return self._opened(json.loads(Path(path).read_text(encoding="utf-8")), options)
+
+    def open_chats(self, path: str | Path, **options: Any) -> tuple[ScriptedChat, ...]:
+        main = json.loads(Path(path).read_text(encoding="utf-8"))
+        return tuple(self._opened(saved, options) for saved in (main, *main["branches"]))
+
+    def _opened(self, saved: dict[str, Any], options: dict[str, Any]) -> ScriptedChat:
         chat = self.chat(**options)
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        chat.name = saved["name"]
         chat.tokens = saved["tokens"]
         chat.kinds = [SpanKind(kind) for kind in saved["kinds"]]
         chat.texts = [Message(**message) for message in saved["messages"]]
@@ -200,6 +207,7 @@ class ScriptedChat:
     def __init__(self, runtime: ScriptedRuntime, options: dict[str, Any]) -> None:
         self.runtime = runtime
         self.options: dict[str, Any] = options
+        self.name = ""
         self.tokens: list[int] = []
         self.kinds: list[SpanKind] = []
         self.texts: list[Message] = list(options.get("history") or ())
@@ -532,8 +540,13 @@ class ScriptedChat:
     def set_trace(self, rows: int) -> None:
         self.options = {**self.options, "trace": rows}
 
-    def save(self, path: str | Path) -> None:
-        saved = {
+    def save(self, path: str | Path, *, branches: Sequence[ScriptedChat] = ()) -> None:
+        saved = {**self._saved(), "branches": [branch._saved() for branch in branches]}
+        Path(path).write_text(json.dumps(saved), encoding="utf-8")
+
+    def _saved(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
             "tokens": self.tokens,
             "kinds": [kind.value for kind in self.kinds],
             "messages": [
@@ -550,7 +563,6 @@ class ScriptedChat:
             "adapters": asdict(self.adapters),
             "vocabulary": self.runtime.vocabulary.texts,
         }
-        Path(path).write_text(json.dumps(saved), encoding="utf-8")
 
     def close(self) -> None:
         self.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.cli.arguments import SPECULATE, nearest
 from edgellm.cli.render import escape, one_line, styled, table
+from edgellm.cli.talk import is_branch_name
 from edgellm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,10 +66,7 @@ def _adapters(talk: Talk, rest: str) -> None:
 
     chat = talk.chat
     if rest:
-        try:
-            words = shlex.split(rest)
-        except ValueError as error:
-            raise ConfigError(f"/adapters cannot be read: {error}.", hint="Close the quotation.") from None
+        words = _words("adapters", rest)
         again = chat.set_adapters(adapter_set(*([] if words == ["none"] else words)))
         if again:
             print(f"The next turn computes {again} tokens again.")
@@ -124,31 +123,70 @@ def _branch(talk: Talk, rest: str) -> None:
         talk.branch = rest
         print(f"On branch {one_line(rest, 40)}.")
         return
-    if any(not (letter.isalnum() or letter in "-_.") for letter in rest) or len(rest) > 40:
+    if not is_branch_name(rest):
         raise ConfigError(
             f"{one_line(rest, 40)!r} is no name for a branch.",
             hint="Use letters, digits, -, _ and ., at most 40.",
         )
+    before = talk.branch
     talk.fork(rest)
-    print(f"A new branch {rest} begins here; /branch main goes back.")
+    print(f"A new branch {rest} begins here; /branch {before} goes back.")
 
 
 def _save(talk: Talk, rest: str) -> None:
-    if not rest:
-        raise ConfigError("/save needs a file.", hint="Write /save FILE.")
-    path = Path(rest).expanduser()
-    talk.chat.save(path)
-    print(f"Saved in {escape(str(path))}; `edgellm chat --load FILE` or /load FILE goes on with it.")
+    path = _file("save", rest)
+    if _lacks_folder(path):
+        raise ConfigError(
+            f"cannot save the chat to {path}: there is no folder {path.parent}.",
+            hint="Make it first, or choose a folder you can write to.",
+        )
+    talk.save(path)
+    count = len(talk.branches)
+    what = f"All {count} branches saved" if count > 1 else "Saved"
+    print(f"{what} in {escape(str(path))}; `edgellm chat --load FILE` or /load FILE goes on with it.")
 
 
 def _load(talk: Talk, rest: str) -> None:
-    if not rest:
-        raise ConfigError("/load needs a file.", hint="Write /load FILE.")
-    talk.open(Path(rest).expanduser())
+    talk.open(_file("load", rest))
     messages = talk.chat.messages
     print(f"Loaded: {len(messages)} messages, {len(talk.chat.tape)} tokens.")
+    if len(talk.branches) > 1:
+        print(
+            f"Branches: {', '.join(one_line(name, 40) for name in talk.branches)}; /branch NAME goes to one."
+        )
     for message in messages[-2:]:
         print(f"{message.role}: {one_line(message.content, _PREVIEW)}")
+
+
+def _file(command: str, rest: str) -> Path:
+    """The one file that a command is given; a name with spaces stands in quotation marks."""
+    words = _words(command, rest)
+    if not any(words):
+        raise ConfigError(f"/{command} needs a file.", hint=f"Write /{command} FILE.")
+    if len(words) > 1:
+        raise ConfigError(
+            f"/{command} takes one file, and these are {len(words)}.",
+            hint=f'Put a name with spaces in quotation marks: /{command} "{one_line(rest, _PREVIEW)}".',
+        )
+    # Path.expanduser raises where there is no such user; this leaves the name as it is.
+    return Path(os.path.expanduser(words[0]))
+
+
+def _words(command: str, rest: str) -> list[str]:
+    try:
+        return shlex.split(rest)
+    except ValueError as error:
+        raise ConfigError(f"/{command} cannot be read: {error}.", hint="Close the quotation.") from None
+
+
+def _lacks_folder(path: Path) -> bool:
+    try:
+        path.parent.stat()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        pass  # whoever writes there says what it is
+    return False
 
 
 def _tape(talk: Talk, rest: str) -> None:
@@ -250,8 +288,8 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
     "rewind": (_rewind, "[N]", "take the last N turns back (default 1)"),
     "retry": (_retry, "", "take the last answer back and answer again"),
     "branch": (_branch, "[NAME]", "list branches, switch to one, or begin one here"),
-    "save": (_save, "FILE", "save this branch with its memory"),
-    "load": (_load, "FILE", "go on with a saved chat"),
+    "save": (_save, "FILE", "save all branches with their memory"),
+    "load": (_load, "FILE", "go on with a saved chat and its branches"),
     "tape": (_tape, "[all]", "the tokens the model has seen, and whose they are"),
     "stats": (_stats, "", "tokens, speed and context"),
     "context": (_context, "", "who owns the context, and what computing it again would cost"),

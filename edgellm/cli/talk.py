@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from edgellm.events import Notice, TurnFinished
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Sequence
     from pathlib import Path
 
     from edgellm.dialogue import Chat
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
     from edgellm.usage import Usage
 
 FIRST_BRANCH = "main"
+_NAME_CHARS = 40
+_NO_NAME = re.compile(r"[^\w.-]+")
+
+
+def is_branch_name(text: str) -> bool:
+    """Letters, digits, -, _ and ., at most 40."""
+    return bool(text) and len(text) <= _NAME_CHARS and not _NO_NAME.search(text)
 
 
 class Talk:
@@ -62,21 +71,23 @@ class Talk:
         return f"{branch}you: " if self.is_plain else f"{branch}> "
 
     def open(self, saved: Path | None = None, *, system: str | None = None) -> None:
-        """Begins anew, or goes on with a saved chat; the branches so far are closed. Raises EdgeError.
+        """Begins anew, or goes on with a saved chat and its branches; those so far are closed. Raises EdgeError.
 
         What has become of a saved chat's memory is told at once.
         """
         options = dict(self._options)
         if system is not None:
             options["system"] = system
-        chat = self.runtime.chat(**options) if saved is None else self.runtime.open_chat(saved, **options)
+        chats = (
+            (self.runtime.chat(**options),) if saved is None else self.runtime.open_chats(saved, **options)
+        )
         self.close()
-        self.branches = {FIRST_BRANCH: chat}
-        self.branch = FIRST_BRANCH
+        self.branches = _named(chats)
+        self.branch = next(iter(self.branches))
         if system is not None:
             self._options = options
-        if chat.resumed is not None:
-            self._transcript.show(Notice(str(chat.resumed)))
+        for told in dict.fromkeys(str(chat.resumed) for chat in chats if chat.resumed is not None):
+            self._transcript.show(Notice(told))
 
     def send(self, message: str) -> str:
         """One turn, printed as it comes; gives its finish reason. Ctrl-C stops it. Raises EdgeError."""
@@ -120,8 +131,30 @@ class Talk:
         self.branches[name] = self.chat.fork()
         self.branch = name
 
+    def save(self, path: Path) -> None:
+        """Writes all branches into a file, the current one first. Raises ConfigError."""
+        for name, chat in self.branches.items():
+            chat.name = name
+        others = [chat for chat in self.branches.values() if chat is not self.chat]
+        self.chat.save(path, branches=others)
+
     def close(self) -> None:
         """Closes all branches."""
         for chat in self.branches.values():
             chat.close()
         self.branches = {}
+
+
+def _named(chats: Sequence[Chat]) -> dict[str, Chat]:
+    """Chats by the names they were saved with, made to fit; a number tells those of one name apart."""
+    named: dict[str, Chat] = {}
+    for place, chat in enumerate(chats):
+        first = "branch" if place else FIRST_BRANCH
+        # A file may come from anywhere.
+        wanted = name = _NO_NAME.sub("-", chat.name)[: _NAME_CHARS - 5].strip("-") or first
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{wanted}-{number}"
+        named[name] = chat
+    return named

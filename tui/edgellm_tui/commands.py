@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,16 +223,48 @@ def _save(app: EdgeApp, rest: str) -> None:
         app.talk.kept.save()
         app.hint("saved")
         return
-    path = Path(rest).expanduser()
-    app.talk.worker.submit(
-        lambda: strand.chat.save(path), lambda _done: strand.note(f"saved in {path}"), app.report
-    )
+    path = _file("save", rest)
+    if _lacks_folder(path):
+        raise ConfigError(
+            f"cannot save the chat to {path}: there is no folder {path.parent}.",
+            hint="Make it first, or choose a folder you can write to.",
+        )
+
+    def saved(count: int) -> None:
+        strand.note(f"all {count} branches saved in {path}" if count > 1 else f"saved in {path}")
+
+    app.talk.save_file(path, saved)
+
+
+def _file(command: str, rest: str) -> Path:
+    """The one file that a command is given; a name with spaces stands in quotation marks."""
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise ConfigError(f"/{command} cannot be read: {error}.", hint="Close the quotation.") from None
+    if len(words) != 1 or not words[0]:
+        raise ConfigError(
+            f"/{command} takes one file.",
+            hint=f'Put a name with spaces in quotation marks: /{command} "FILE".',
+        )
+    # Path.expanduser raises where there is no such user; this leaves the name as it is.
+    return Path(os.path.expanduser(words[0]))
+
+
+def _lacks_folder(path: Path) -> bool:
+    try:
+        path.parent.stat()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        pass  # whoever writes there says what it is
+    return False
 
 
 def _load(app: EdgeApp, rest: str) -> None:
     if not rest:
         raise ConfigError("/load needs a file.", hint="Write /load FILE, or choose a chat with ctrl+o.")
-    app.talk.open_file(Path(rest).expanduser())
+    app.talk.open_file(_file("load", rest))
 
 
 def _theme(app: EdgeApp, rest: str) -> None:
@@ -274,8 +307,8 @@ COMMANDS: dict[str, tuple[Callable[[EdgeApp, str], None], str, str]] = {
     "attach": (_attach, "FILE", "attach a text file to the message"),
     "chats": (_chats, "[WORDS]", "list, search, rename and delete chats (ctrl+o)"),
     "rename": (_rename, "TITLE", "give this chat a title"),
-    "save": (_save, "[FILE]", "save now; with a file: this branch, there"),
-    "load": (_load, "FILE", "go on with a chat saved in a file"),
+    "save": (_save, "[FILE]", "save now; with a file: all branches, there"),
+    "load": (_load, "FILE", "go on with a chat saved in a file, and its branches"),
     "model": (_model, "[NAME]", "choose a model, or load this one"),
     "sampler": (_sampler, "[CHAIN]", "show the chain, or draw from this one or a preset"),
     "adapters": (

@@ -6,14 +6,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import edgellm
+from edgellm_tui.plain import one_line
 from edgellm_tui.saved_chats import SavedBranch, read_growing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from edgellm import Message
     from edgellm_tui.strand import Strand
     from edgellm_tui.talk import Talk
+
+_NAME_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +31,26 @@ class Opened:
     messages: tuple[Message, ...] = ()
 
 
-def all_opened(makers: Iterable[Callable[[], Opened]]) -> list[Opened]:
+def all_opened(makers: Iterable[Callable[[], Sequence[Opened]]]) -> list[Opened]:
     """The chats that all of these open, or none: where one raises, those before it are closed."""
     opened: list[Opened] = []
     try:
         for make in makers:
-            opened.append(make())
+            opened += make()
     except BaseException:
         for each in opened:
             each.chat.close()
         raise
+    return opened
+
+
+def all_in_file(talk: Talk, path: Path, numbers: Iterator[int]) -> list[Opened]:
+    """The branches that were saved in one file; they get these numbers."""
+    opened: list[Opened] = []
+    for chat in talk.runtime.open_chats(path, **talk.kept_options()):
+        number = next(numbers)
+        name = one_line(chat.name, _NAME_CHARS) or (f"branch {number}" if number else "main")
+        opened.append(Opened(chat, SavedBranch(number, name, ())))
     return opened
 
 
@@ -59,8 +73,8 @@ def branches_of(
     return found
 
 
-def restored(talk: Talk, id: str, branch: SavedBranch) -> Opened:
-    """A branch with its memory; where that was not written, or is another model's, with its messages alone.
+def restored(talk: Talk, id: str, branch: SavedBranch) -> tuple[Opened]:
+    """One branch with its memory; where that was not written, or is another model's, with its messages alone.
 
     Where its adapters cannot be used, it goes on without them, and the note says so.
     """
@@ -77,7 +91,7 @@ def restored(talk: Talk, id: str, branch: SavedBranch) -> Opened:
             problem = error.message
         else:
             if _said(chat.messages) == _said(branch.messages):
-                return Opened(chat, branch)
+                return (Opened(chat, branch),)
             chat.close()
     try:
         chat = talk.runtime.chat(**talk.chat_options(), **own, history=branch.messages)
@@ -88,7 +102,7 @@ def restored(talk: Talk, id: str, branch: SavedBranch) -> Opened:
         problem = f"{error.message.rstrip('.')}, so it goes on without adapters"
         chat = talk.runtime.chat(**talk.chat_options(), history=branch.messages)
     note = f"This chat is read again with your next message: {problem}."
-    return Opened(chat, branch, note if branch.is_current else "")
+    return (Opened(chat, branch, note if branch.is_current else ""),)
 
 
 def _said(messages: Sequence[Message]) -> list[tuple[str, str, str]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import edgellm
 from edgellm_tui.kept_chat import KeptChat
-from edgellm_tui.resume import Opened, all_opened, restored
-from edgellm_tui.saved_chats import SavedBranch, recorded_branches
+from edgellm_tui.resume import Opened, all_in_file, all_opened, restored
+from edgellm_tui.saved_chats import recorded_branches
 from edgellm_tui.strand import Origin, Strand
 
 if TYPE_CHECKING:
@@ -167,22 +168,32 @@ class Talk:
                     f"nothing is left of the chat {saved.title!r}: it has no file.",
                     hint="Put its file back, or delete the chat from the list.",
                 )
-            return all_opened(partial(self._open_branch, saved.id, number) for number in numbers)
+            # Of a file that was copied here, a branch may have none of its own yet.
+            free = count(numbers[-1] + 1)
+            return all_opened(
+                partial(all_in_file, self, index.path(saved.id, number), chain([number], free))
+                for number in numbers
+            )
 
         self._open(job, saved.id, saved.title, failed)
 
-    def _open_branch(self, id: str, number: int) -> Opened:
-        chat = self.runtime.open_chat(self.kept.index.path(id, number), **self.kept_options())
-        return Opened(chat, SavedBranch(number, f"branch {number}" if number else "main", ()))
-
     def open_file(self, path: Path) -> None:
-        """Goes on with a chat that was saved in a file, as a new chat of the list."""
-
-        def job() -> list[Opened]:
-            return [Opened(self.runtime.open_chat(path, **self.kept_options()), None)]
-
-        self._open(job, self.kept.index.new_id(), "")
+        """Goes on with the branches that were saved in a file, as a new chat of the list."""
+        self._open(lambda: all_in_file(self, path, count()), self.kept.index.new_id(), "")
         self.kept.is_unsaved = True
+
+    def save_file(self, path: Path, then: Callable[[int], None]) -> None:
+        """Writes all branches into a file, the current one first; `then` gets how many these are."""
+        strands = [self.current, *(each for each in self.strands.values() if each is not self.current)]
+
+        def job() -> int:
+            for strand in strands:
+                strand.chat.name = strand.name
+            first, *others = [strand.chat for strand in strands]
+            first.save(path, branches=others)
+            return len(strands)
+
+        self.worker.submit(job, then, self._failed)
 
     def give_up(self) -> None:
         """Begins a chat; what is still to come of the one so far is not kept."""
