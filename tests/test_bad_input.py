@@ -318,8 +318,13 @@ CASES = [
     Case("no tokens at all", fixed("run", "--max-tokens", "0", "Hello"), "1 or more", code=2),
     Case("negative context", fixed("run", "--ctx", "-5", "Hello"), "1 or more", code=2),
     Case("no threads", fixed("run", "--threads", "0", "Hello"), "from 1 to", code=2),
-    Case("gpu layers in words", fixed("run", "--gpu-layers", "many", "Hello"), "whole number", code=2),
+    Case(
+        "gpu layers in words", fixed("run", "--gpu-layers", "many", "Hello"), "0 or more, all or auto", code=2
+    ),
     Case("unknown KV type", on_model("--kv-type", "q9_9"), "q8_0"),
+    Case("KV type that does not fit", on_model("--kv-type", "q8_0"), "Use --kv-type f16"),
+    Case("a draft without a draft model", on_model("--speculate", "draft"), "with --draft-model NAME"),
+    Case("a context of one token", on_model("--ctx", 1, "--no-tools", "Q" * 500), "larger --ctx"),
     # prompts
     Case("no prompt and empty stdin", fixed("run"), "pipe a text into it", code=2),
     Case("blank prompt", fixed("run", "  \n"), "pipe a text into it", code=2),

@@ -14,6 +14,7 @@ from tiny_models import Shape
 
 import edgellm
 from edgellm.errors import Cancelled, ConfigError, ModelCorrupt, ModelNotFound
+from edgellm.native.context import Context
 from edgellm.native.devices import backends, devices
 from edgellm.native.library import log_text, system_info
 from edgellm.native.model import Model
@@ -233,6 +234,13 @@ def test_tag_that_is_one_token_in_any_text_is_not_forged_by_a_content(
     assert [token for token, _ in entries].count(tag[0]) == 1
     assert model.vocabulary.text_of([token for token, _ in entries]) == b"<tool_call>see <tool_call> here!"
     model.close()
+
+
+@pytest.mark.parametrize("options", [LoadOptions(n_ctx=1), LoadOptions(n_batch=2, n_seq_max=5)])
+def test_context_and_batch_have_room_for_a_token_of_each_sequence(model: Model, options: LoadOptions) -> None:
+    context = Context(model, options)
+    assert context.n_batch >= context.n_seq_max and context.n_ctx >= context.n_seq_max
+    context.close()
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,10 @@ def text(what: str) -> Callable[[str], str]:
 
 
 def _gpu_layers(value: str) -> int | str:
-    return value if value in ("all", "auto") else whole_number(0)(value)
+    try:
+        return value if value in ("all", "auto") else whole_number(0)(value)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, all or auto") from None
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,10 @@ _FALLBACKS: tuple[tuple[type[EdgeError], str], ...] = (
 # Hints speak to Python callers; here the same things have other names.
 _OPTIONS = (
     ("kv_type_k='q8_0'", "--kv-type q8_0"),
+    ('kv_type_k="f16" and kv_type_v="f16"', "--kv-type f16"),
+    ('flash_attention="auto" or "on", or kv_type_v="f16"', "--kv-type f16"),
+    ("draft_model=NAME", "--draft-model NAME"),
+    ("adapters=AdapterSet(...), AdapterSet() for none", "--lora FILE or --control-vector FILE"),
     ("n_ctx", "--ctx"),
     ("n_gpu_layers", "--gpu-layers"),
     ("fit='off'", "--fit off"),

@@ -91,7 +91,10 @@ class Context:
         params = llama.llama_context_default_params()
         params.n_ctx = options.n_ctx or min(model.n_ctx_train or DEFAULT_CTX_LIMIT, DEFAULT_CTX_LIMIT)
         params.n_seq_max = 1 if embeddings else options.n_seq_max or default_sequences(model)
-        params.n_batch = min(options.n_batch, params.n_ctx)
+        # Context and batch have room for a token of each sequence: llama.cpp ends the process over less. It rounds
+        # the context up to 256 anyway.
+        params.n_ctx = max(params.n_ctx, params.n_seq_max)
+        params.n_batch = max(min(options.n_batch, params.n_ctx), params.n_seq_max)
         params.n_ubatch = min(options.n_ubatch, params.n_batch)
         cores = usable_cores()
         params.n_threads = options.threads or cores
