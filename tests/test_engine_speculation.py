@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scale import SCALE
-from test_engine_session import OPERATIONS, OPTIONS, _run
+from test_engine_session import OPERATIONS, OPTIONS, _run  # pyright: ignore[reportPrivateUsage]
 
 import edgellm
 from edgellm.engine.engine import Engine
 from edgellm.engine.ngram import NgramIndex
 from edgellm.engine.session import Session
 from edgellm.engine.speculation import READ_TOKENS, Speculation
+from edgellm.engine.surgery import excise
+from edgellm.engine.tape import Tape
 from edgellm.errors import ConfigError
 from edgellm.native.model import Model
+from edgellm.native.overlay import Overlay
+from edgellm.sampling.chain import Chain
 from edgellm.scripted import Scripted
 from edgellm.types import SpanKind
 
@@ -74,6 +80,53 @@ def test_the_longest_and_then_the_most_recent_run_is_followed() -> None:
     index = NgramIndex()
     index.guess([1, 2, 3, 4, 1, 2], 1)
     assert index.guess([1, 2, 7, 8, 1, 2], 2)[0] in ([], [7, 8])
+
+
+@settings(max_examples=100 * SCALE, deadline=None)
+@given(
+    edits=st.lists(
+        st.tuples(
+            st.sampled_from(["cut", "remove", "none"]),
+            st.integers(0, 60),
+            st.integers(0, 20),
+            st.lists(st.integers(0, 3), max_size=20),
+        ),
+        max_size=8,
+    )
+)
+def test_a_changed_tape_is_guessed_from_as_well_as_by_an_index_that_reads_it_anew(
+    edits: list[tuple[str, int, int, list[int]]],
+) -> None:
+    tape, index = Tape(), NgramIndex()
+    for action, start, count, added in edits:
+        if action == "cut":
+            tape.cut(min(start, len(tape)))
+        elif action == "remove":
+            tape.remove(min(start, len(tape)), min(start + count, len(tape)))
+        for token in added:
+            tape.append(token, SpanKind.TEXT)
+        start = tape.take_change()
+        if start is not None:
+            index.changed(start)
+        assert index.guess(tape.tokens, 4) == NgramIndex().guess(tape.tokens, 4)
+
+
+def test_guesses_are_found_again_after_a_rewind_and_an_eviction(runtime: edgellm.Runtime) -> None:
+    def found(session: Session, place: int) -> list[int]:
+        """What is guessed to follow, if the two tokens that stand at `place` came once more."""
+        _steps(session, 2)
+        assert session.speculation is not None
+        tokens = session.tape.tokens
+        return copy.deepcopy(session.speculation.index).guess([*tokens, *tokens[place : place + 2]], 4)[0]
+
+    session = _session(runtime, "greedy", Speculation("ngram"))
+    _steps(session, 12)
+    session.rewind(start := 20)
+    session.extend([(token, SpanKind.TEXT) for token in range(100, 140)])
+    assert found(session, start + 4) == [106, 107, 108, 109]
+    session.settle()
+    excise(session, 2, start + 3)
+    assert found(session, 10) == [113, 114, 115, 116]
 
 
 @pytest.mark.parametrize("sampler", ["greedy", SAMPLED])
@@ -174,8 +227,8 @@ def test_a_stage_that_takes_tokens_back_works_across_guesses(runtime: edgellm.Ru
 class _Guessing(Engine):
     """Every session guesses: some by the tape, some at random."""
 
-    def session(self, chain):
-        session = super().session(chain)
+    def session(self, chain: Chain, overlay: Overlay | None = None) -> Session:
+        session = super().session(chain, overlay)
         session.speculation = Speculation("ngram", _Random() if session.branch % 2 else None)
         return session
 
@@ -254,7 +307,7 @@ def test_a_draft_model_guesses_and_its_vocabulary_is_checked(tiny_model: Callabl
         guessing = runtime.speculation("draft")
         session = _session(runtime, "greedy", guessing)
         assert _steps(session, 24) == expected
-        assert guessing.free_tokens >= 16  # the same weights: all guesses hold
+        assert session.free_tokens >= 16  # the same weights: all guesses hold
         session.rewind(len(session.tape) - 10)
         assert _steps(session, 10) == expected[14:]
     with pytest.raises(ConfigError, match="another vocabulary"):
@@ -308,7 +361,7 @@ def test_sampled_tokens_have_the_distribution_they_have_without_guesses(runtime:
         counts[token] += 1
         if token == guess:
             after[session.step().token] += 1
-    assert session.speculation.free_tokens == after.sum() > 200
+    assert session.free_tokens == after.sum() > 200
     for seen, expected in ((counts, first), (after, second)):
         assert _chi_squared_is_ordinary(seen, expected * seen.sum())
 
@@ -361,12 +414,12 @@ def test_texts_that_were_read_are_bounded_and_left_out_where_a_model_guesses() -
     speculation = Speculation("ngram")
     speculation.read(list(range(READ_TOKENS - 2)))
     speculation.read([7, 8, 9, 7])
-    assert sum(map(len, speculation.index._texts)) == READ_TOKENS
+    assert speculation.index.text_tokens == READ_TOKENS
     speculation.fork().read([1, 2, 3])
-    assert sum(map(len, speculation.index._texts)) == READ_TOKENS
+    assert speculation.index.text_tokens == READ_TOKENS
     drafting = Speculation("draft", Oracle([1, 2, 3], 0))
     drafting.read([1, 2, 3])
-    assert drafting.index._texts == []
+    assert drafting.index.text_tokens == 0
 
 
 def test_way_of_guessing_is_changed_between_turns(runtime: edgellm.Runtime) -> None:

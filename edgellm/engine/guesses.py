@@ -60,6 +60,9 @@ class Guesses:
             # What is wrong must be cut away again, and that has to be cheap.
             can_cut = not (model.is_recurrent or model.is_hybrid) and self._engine.options.swa_full
             if self.speculation is not None and can_cut and self._memory.length == length - 1:
+                start = self._tape.take_change()
+                if start is not None:
+                    self.speculation.changed(start)
                 room = min(context.n_ctx - length, context.n_batch - 1)
                 self._planned = self.speculation.guess(self._tape.tokens, room)
         return bool(self._planned)

@@ -21,6 +21,8 @@ class NgramIndex:
         # Of each run of tokens the place behind its last occurrence: (number of the text, index), -1 for the tape.
         self._texts_ends: dict[tuple[int, ...], tuple[int, int]] = {}
         self._tape_ends: dict[tuple[int, ...], int] = {}
+        # Where a run stood more than once: the places before, in the order in which they were read.
+        self._older_ends: dict[tuple[int, ...], list[int]] = {}
         self._known = 0
 
     def add_text(self, tokens: Sequence[int]) -> None:
@@ -30,6 +32,11 @@ class NgramIndex:
         for end in range(_SHORTEST, len(tokens)):
             for size in range(_SHORTEST, min(_LONGEST, end) + 1):
                 self._texts_ends[tuple(tokens[end - size : end])] = (number, end)
+
+    @property
+    def text_tokens(self) -> int:
+        """How many tokens the texts have that were added."""
+        return sum(map(len, self._texts))
 
     def fork(self) -> NgramIndex:
         """An index of the same texts, which learns its own tape."""
@@ -45,9 +52,8 @@ class NgramIndex:
         self._learn(tape)
         for size in range(min(_LONGEST, len(tape)), _SHORTEST - 1, -1):
             key = tuple(tape[len(tape) - size :])
-            end = self._tape_ends.get(key)
-            # A tape that was cut and has grown again differently leaves entries that are not true any more.
-            if end is not None and end < len(tape) and tuple(tape[end - size : end]) == key:
+            end = self._true_end(tape, key)
+            if end is not None:
                 return list(tape[end : end + count]), size
             place = self._texts_ends.get(key)
             if place is not None:
@@ -55,10 +61,29 @@ class NgramIndex:
                 return list(self._texts[number][at : at + count]), size
         return [], 0
 
+    def changed(self, start: int) -> None:
+        """From `start` on the tape is not what it was: what stands there now is read again."""
+        self._known = min(self._known, start)
+
+    def _true_end(self, tape: Sequence[int], key: tuple[int, ...]) -> int | None:
+        """The last place behind this run: a tape that was changed leaves some that are not true any more."""
+        end = self._tape_ends.get(key)
+        while end is not None and (end >= len(tape) or tuple(tape[end - len(key) : end]) != key):
+            older = self._older_ends.get(key)
+            end = older.pop() if older else None
+            if end is None:
+                del self._tape_ends[key]
+            else:
+                self._tape_ends[key] = end
+        return end
+
     def _learn(self, tape: Sequence[int]) -> None:
         """Runs that end before the tape's last token: what follows them is known."""
-        self._known = min(self._known, len(tape))
         for end in range(max(_SHORTEST, self._known), len(tape)):
             for size in range(_SHORTEST, min(_LONGEST, end) + 1):
-                self._tape_ends[tuple(tape[end - size : end])] = end
-        self._known = max(self._known, len(tape))
+                key = tuple(tape[end - size : end])
+                before = self._tape_ends.get(key)
+                if before is not None and before != end:
+                    self._older_ends.setdefault(key, []).append(before)
+                self._tape_ends[key] = end
+        self._known = len(tape)

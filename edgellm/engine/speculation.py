@@ -83,6 +83,10 @@ class Speculation:
             self.index.add_text(tokens[:room])
             self._read_tokens += min(room, len(tokens))
 
+    def changed(self, start: int) -> None:
+        """The tape is not what it was from `start` on: it was cut there, or some was taken out of it."""
+        self.index.changed(start)
+
     # -- what to guess ---------------------------------------------------------------------------------
 
     def guess(self, tape: Sequence[int], room: int) -> list[int]:

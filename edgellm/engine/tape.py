@@ -18,7 +18,7 @@ class Tape:
     `adapters` are those in use: each token keeps the set that was in use when it came.
     """
 
-    __slots__ = ("_kinds", "_sets", "adapters", "tokens")
+    __slots__ = ("_changed_from", "_kinds", "_sets", "adapters", "tokens")
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class Tape:
         self.tokens: list[int] = list(tokens)
         self._kinds: list[SpanKind] = list(kinds)
         self._sets = [adapters] * len(self.tokens) if sets is None else list(sets)
+        self._changed_from: int | None = None
         if not len(self.tokens) == len(self._kinds) == len(self._sets):
             raise ValueError("a tape needs one kind and one set of adapters for each token")
 
@@ -51,15 +52,25 @@ class Tape:
 
     def cut(self, length: int) -> None:
         """Keeps the first `length` tokens."""
+        self._change(length)
         del self.tokens[length:]
         del self._kinds[length:]
         del self._sets[length:]
 
     def remove(self, start: int, end: int) -> None:
         """Takes tokens [start, end) out of the middle."""
+        self._change(start)
         del self.tokens[start:end]
         del self._kinds[start:end]
         del self._sets[start:end]
+
+    def _change(self, start: int) -> None:
+        self._changed_from = start if self._changed_from is None else min(self._changed_from, start)
+
+    def take_change(self) -> int | None:
+        """From where on tokens are not what they were at the last call; None: some were added at most."""
+        found, self._changed_from = self._changed_from, None
+        return found
 
     def take(self, other: Tape, start: int) -> None:
         """Adds what another tape holds from `start` on, as it is."""
