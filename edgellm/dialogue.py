@@ -230,6 +230,11 @@ class Chat:
         return tuple(self.conversation.messages)
 
     @property
+    def system(self) -> str:
+        """The system turn as it was given, without what describes the tools."""
+        return self.conversation.system
+
+    @property
     def is_answer_open(self) -> bool:
         """The last answer was cut, stopped or limited before its end: `send(None)` lets it go on."""
         return self.conversation.is_answer_open

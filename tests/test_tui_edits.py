@@ -12,6 +12,7 @@ from edgellm_tui.clipboard import clipboard_program, copy_text
 from edgellm_tui.commands import COMMANDS
 from edgellm_tui.export import exported
 from edgellm_tui.prompt import History
+from edgellm_tui.transcript import Transcript
 from textual.pilot import Pilot
 from tui_harness import run, said, say, screen_text, settled, shown, wait_until
 from tui_scripted import Call, Draw, Gate, ScriptedRuntime, words
@@ -259,7 +260,7 @@ def test_worked_examples_for_the_model_are_no_part_of_the_page() -> None:
     chat.texts.clear()
     chat.starts.clear()
     list(chat.send("How warm is Oslo?"))
-    page = exported("html", "t", "m", chat, chat.steps)
+    page = exported("html", "t", "m", chat, Transcript(), chat.steps)
     assert "Oslo" in page and "Cold." in page and "station" not in page
 
 

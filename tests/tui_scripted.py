@@ -159,6 +159,8 @@ class ScriptedRuntime:
         self.loaded: list[str] = []
         self.approvals: list[edgellm.Approval] = []
         self.is_closed = False
+        # What becomes of the memory of chats that are opened.
+        self.resumed = edgellm.Resumed("exact")
         # Whether a draft goes on until it is stopped.
         self.drafts_last = False
 
@@ -188,6 +190,8 @@ class ScriptedRuntime:
         chat.kinds = [SpanKind(kind) for kind in saved["kinds"]]
         chat.texts = [Message(**message) for message in saved["messages"]]
         chat.starts = saved["starts"]
+        chat.options = {"system": saved["system"], **options}
+        chat.resumed = self.resumed
         if "adapters" not in options:
             lora = tuple(edgellm.LoraAdapter(**one) for one in saved["adapters"]["lora"])
             chat.set_adapters(edgellm.AdapterSet(lora))
@@ -221,6 +225,7 @@ class ScriptedChat:
         self.template = SimpleNamespace(source="", name="scripted")
         self.format = SimpleNamespace(id="hermes", reason="scripted")
         self.strategy = "free"
+        self.resumed: edgellm.Resumed | None = None
         self.is_closed = False
         self.is_open = False
         self._stop = threading.Event()
@@ -234,6 +239,10 @@ class ScriptedChat:
     @property
     def messages(self) -> tuple[Message, ...]:
         return tuple(self.texts)
+
+    @property
+    def system(self) -> str:
+        return self.options.get("system") or ""
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -561,6 +570,7 @@ class ScriptedChat:
             ],
             "starts": self.starts,
             "adapters": asdict(self.adapters),
+            "system": self.system,
             "vocabulary": self.runtime.vocabulary.texts,
         }
 

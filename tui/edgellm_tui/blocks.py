@@ -53,13 +53,14 @@ class Block:
 
 
 class UserBlock(Block):
-    """A message of the user."""
+    """A message of the user; `is_gone`: it is no longer in the context."""
 
     kind = "user"
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, is_gone: bool = False) -> None:
         super().__init__()
         self.text = text
+        self.is_gone = is_gone
 
     def make_lines(self, look: Look) -> list[Strip]:
         return look.wrap(visible(self.text), look.palette.user, first="> ", rest="  ")

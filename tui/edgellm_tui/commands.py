@@ -87,7 +87,9 @@ def export(app: EdgeApp, kind: str, file: str = "", then: Callable[[str], None] 
     path = export_path(talk.kept.title or strand.title, kind, file)
 
     def job() -> Path:
-        text = exported(kind, talk.kept.title or strand.title, talk.model, strand.chat, dict(strand.steps))
+        strand.transcript.follow(strand.chat.messages)
+        title = talk.kept.title or strand.title
+        text = exported(kind, title, talk.model, strand.chat, strand.transcript, dict(strand.steps))
         return write_export(path, text)
 
     def done(written: Path) -> None:
@@ -189,9 +191,9 @@ def _system(app: EdgeApp, rest: str) -> None:
         app.action_new_chat()
         app.hint("a new chat, with this system turn")
     else:
-        app.talk.current.note(
-            visible(app.settings.system) or "No system turn. /system TEXT begins anew with one."
-        )
+        chat = app.talk.current.chat
+        system = chat.system if chat is not None else app.settings.system
+        app.talk.current.note(visible(system) or "No system turn. /system TEXT begins anew with one.")
 
 
 def _tools(app: EdgeApp, _rest: str) -> None:

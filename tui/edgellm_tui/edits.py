@@ -27,6 +27,10 @@ def _user_block(strand: Strand, block: Block | None) -> UserBlock:
     blocks = strand.blocks
     end = blocks.index(block) + 1 if block in blocks else len(blocks)
     found = next((each for each in reversed(blocks[:end]) if isinstance(each, UserBlock)), None)
+    if found is not None and found.is_gone:
+        raise ConfigError(
+            "That message is no longer in the context.", hint="Choose a later one, or begin a new chat."
+        )
     if found is None or found.message is None:
         raise ConfigError("There is no message of yours to go back to.", hint="Say something first.")
     return found

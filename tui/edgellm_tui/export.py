@@ -16,12 +16,14 @@ from edgellm_tui.token_text import MARKS_LEGEND, mark, probability
 from edgellm_tui.trace_file import as_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from edgellm import Message, Span, Step
+    from edgellm_tui.transcript import Transcript
 
 KINDS = {"md": "Markdown", "json": "JSON", "html": "HTML", "jsonl": "How its tokens were drawn"}
 _TOP_ROWS = 5
+_GONE = "no longer in the context"
 _WRITTEN_BY_MODEL = (SpanKind.TEXT, SpanKind.REASONING, SpanKind.TOOL_CALL)
 _CSS = """\
 :root { color-scheme: light dark; }
@@ -30,6 +32,7 @@ section { white-space: pre-wrap; overflow-wrap: anywhere; margin: 1rem 0; }
 section::before { content: attr(data-kind); display: block; font-size: .75rem; opacity: .7; }
 .user { font-weight: 600; }
 .tool_call, .tool_result, .reasoning { font-family: ui-monospace, monospace; font-size: .9rem; opacity: .9; }
+.gone { opacity: .7; }
 .p1 { background: #ffd54f55; } .p2 { background: #ff8a6566; } .p3 { background: #e5393577; }
 sup { font-size: .65em; opacity: .8; }
 """
@@ -76,26 +79,32 @@ def write_export(path: Path, text: str) -> Path:
     return path
 
 
-def exported(kind: str, title: str, model: str, chat: Any, steps: Mapping[int, Step]) -> str:
-    """The chat in one of KINDS. `steps` are the drawn tokens that are known, by tape position."""
+def exported(
+    kind: str, title: str, model: str, chat: Any, transcript: Transcript, steps: Mapping[int, Step]
+) -> str:
+    """The chat in one of KINDS, with what is no longer in its context marked as such.
+
+    `steps` are the drawn tokens that are known, by tape position.
+    """
     # Any: a Chat, or what plays one in tests.
     if kind == "json":
-        return as_json(title, model, chat, steps)
+        return as_json(title, model, chat, transcript, steps)
     if kind == "jsonl":
         return as_trace(steps.values(), chat.runtime.vocabulary.piece)
     if kind == "html":
-        return as_html(title, model, chat, steps)
-    return as_markdown(title, model, chat.messages)
+        return as_html(title, model, chat, transcript, steps)
+    return as_markdown(title, model, transcript)
 
 
-def as_markdown(title: str, model: str, messages: Sequence[Message]) -> str:
+def as_markdown(title: str, model: str, transcript: Transcript) -> str:
     """The messages under headings; calls and results in fences."""
     parts = [f"# {title or 'A chat'}", f"{model}, edgellm {edgellm.__version__}"]
-    for message in messages:
+    for place, message in enumerate(transcript.messages):
+        told = f" ({_GONE})" if place in transcript.gone else ""
         if message.role == "tool":
-            parts.append(f"Result of {message.name}:\n\n{_fenced(message.content)}")
+            parts.append(f"Result of {message.name}{told}:\n\n{_fenced(message.content)}")
             continue
-        parts.append(f"## {message.role.capitalize()}")
+        parts.append(f"## {message.role.capitalize()}{told}")
         if message.reasoning.strip():
             parts.append("> " + "\n> ".join(message.reasoning.strip().split("\n")))
         if message.content.strip():
@@ -113,8 +122,11 @@ def _fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def as_json(title: str, model: str, chat: Any, steps: Mapping[int, Step]) -> str:
-    """Messages, and every token of the tape with its owner; drawn ones with probability and the rows on top."""
+def as_json(title: str, model: str, chat: Any, transcript: Transcript, steps: Mapping[int, Step]) -> str:
+    """Messages, each with whether it is in the context, and every token of the tape with its owner.
+
+    Drawn ones have their probability and the rows on top.
+    """
     piece = chat.runtime.vocabulary.piece
     tokens: list[dict[str, Any]] = []
     for position, token, kind in _tape(chat):
@@ -134,16 +146,22 @@ def as_json(title: str, model: str, chat: Any, steps: Mapping[int, Step]) -> str
         "title": title,
         "model": model,
         "sampler": str(chat.chain.spec),
-        "messages": [dataclasses.asdict(message) for message in chat.messages],
+        "messages": [
+            dataclasses.asdict(message) | {"is_in_context": place not in transcript.gone}
+            for place, message in enumerate(transcript.messages)
+        ],
         "tokens": tokens,
     }
     return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
 
 
-def as_html(title: str, model: str, chat: Any, steps: Mapping[int, Step]) -> str:
-    """A page: each token the model drew is shaded by its probability, with a mark behind it, and tells its rivals."""
+def as_html(title: str, model: str, chat: Any, transcript: Transcript, steps: Mapping[int, Step]) -> str:
+    """A page: each token the model drew is shaded by its probability, with a mark behind it, and tells its rivals.
+
+    What is no longer in the context stands first.
+    """
     piece = chat.runtime.vocabulary.piece
-    parts: list[str] = []
+    parts = [_gone_section(transcript.messages[place]) for place in sorted(transcript.gone)]
     for span in _spoken(chat, piece):
         tokens = [(at, chat.tape[at]) for at in range(span.start, span.end)]
         if span.kind in _WRITTEN_BY_MODEL:
@@ -161,6 +179,13 @@ def as_html(title: str, model: str, chat: Any, steps: Mapping[int, Step]) -> str
         + "\n".join(parts)
         + "\n</html>\n"
     )
+
+
+def _gone_section(message: Message) -> str:
+    calls = [f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}" for call in message.tool_calls]
+    text = "\n\n".join(filter(None, [message.reasoning.strip(), message.content.strip(), *calls]))
+    kind = {"assistant": "answer", "tool": "tool result"}.get(message.role, message.role)
+    return f'<section class="gone" data-kind="{kind}, {_GONE}">{html.escape(visible(text))}</section>'
 
 
 def _spans(tokens: Iterable[tuple[int, int]], steps: Mapping[int, Step], piece: Any) -> Iterator[str]:

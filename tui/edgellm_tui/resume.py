@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import edgellm
 from edgellm_tui.plain import one_line
 from edgellm_tui.saved_chats import SavedBranch, read_growing
+from edgellm_tui.transcript import Transcript
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,13 +23,20 @@ _NAME_CHARS = 40
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A chat that was opened, and the saved branch it is; `note` is told to the user."""
+    """A chat that was opened, and the saved branch it is; `note` is told to the user, `transcript` what was said."""
 
     # Any: a Chat, or what plays one in tests.
     chat: Any
     branch: SavedBranch | None
     note: str = ""
-    messages: tuple[Message, ...] = ()
+    transcript: Transcript = field(default_factory=Transcript)
+
+    def looked_up(self) -> Opened:
+        """With the transcript; on the engine's thread."""
+        saved = self.branch
+        transcript = Transcript(saved.messages, saved.gone) if saved is not None else Transcript()
+        transcript.follow(self.chat.messages)
+        return replace(self, transcript=transcript)
 
 
 def all_opened(makers: Iterable[Callable[[], Sequence[Opened]]]) -> list[Opened]:
@@ -57,11 +65,15 @@ def all_in_file(talk: Talk, path: Path, numbers: Iterator[int]) -> list[Opened]:
 def branches_of(
     strands: Sequence[Strand], current: Strand, saying: tuple[Strand, str] | None = None
 ) -> list[SavedBranch]:
-    """What is kept of branches. `saying` is a message that is about to be sent in one of them."""
+    """What is kept of branches. `saying` is a message that is about to be sent in one of them.
+
+    For the engine's thread.
+    """
     places = {strand.key: at for at, strand in enumerate(strands)}
     found: list[SavedBranch] = []
     for strand in strands:
-        messages = tuple(strand.chat.messages)
+        strand.transcript.follow(strand.chat.messages)
+        messages = strand.transcript.messages
         if saying is not None and saying[0] is strand:
             messages += (edgellm.Message("user", saying[1]),)
         origin = strand.origin
@@ -69,7 +81,8 @@ def branches_of(
         branch = SavedBranch(strand.number_on_disk, strand.name, messages, strand is current, parent)
         if origin is not None:
             branch = replace(branch, position=origin.position, token=origin.token, why=origin.why)
-        found.append(replace(branch, adapters=strand.chat.adapters))
+        gone = tuple(sorted(strand.transcript.gone))
+        found.append(replace(branch, adapters=strand.chat.adapters, gone=gone, system=strand.chat.system))
     return found
 
 
@@ -90,17 +103,20 @@ def restored(talk: Talk, id: str, branch: SavedBranch) -> tuple[Opened]:
         except edgellm.EdgeError as error:
             problem = error.message
         else:
-            if _said(chat.messages) == _said(branch.messages):
+            if _said(chat.messages) == _said(branch.in_context):
                 return (Opened(chat, branch),)
             chat.close()
+    options = {**talk.chat_options(), "history": branch.in_context}
+    if branch.system is not None:
+        options["system"] = branch.system
     try:
-        chat = talk.runtime.chat(**talk.chat_options(), **own, history=branch.messages)
+        chat = talk.runtime.chat(**options, **own)
     except edgellm.EdgeError as error:
         if not own:
             raise
         # A file of an adapter may be gone.
         problem = f"{error.message.rstrip('.')}, so it goes on without adapters"
-        chat = talk.runtime.chat(**talk.chat_options(), history=branch.messages)
+        chat = talk.runtime.chat(**options)
     note = f"This chat is read again with your next message: {problem}."
     return (Opened(chat, branch, note if branch.is_current else ""),)
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class SavedBranch:
     """One branch of a chat: its messages as they were last seen, and the file that may hold its memory.
 
-    `parent` is its place in the list of branches, None for the first; `position`, `token` and `why` say where it
-    began. `adapters` are those it decoded with, None where that was not written.
+    `gone` has the places, in `messages`, of those that are no longer in the context. `system` is its system turn, None
+    where that was not written. `parent` is its place in the list of branches, None for the first; `position`, `token`
+    and `why` say where it began. `adapters` are those it decoded with, None where that was not written.
     """
 
     number: int
@@ -30,6 +31,14 @@ class SavedBranch:
     token: str = ""
     why: str = ""
     adapters: edgellm.AdapterSet | None = None
+    gone: tuple[int, ...] = ()
+    system: str | None = None
+
+    @property
+    def in_context(self) -> tuple[Message, ...]:
+        """The messages that the chat itself has."""
+        gone = frozenset(self.gone)
+        return tuple(message for place, message in enumerate(self.messages) if place not in gone)
 
 
 def chat_index() -> edgellm.ChatIndex:
@@ -104,7 +113,8 @@ def _read_branch(record: dict[str, Any]) -> SavedBranch:
             tuple(edgellm.ControlVector(**one) for one in adapters["control"]),
         )
     told = tuple(_read_message(message) for message in messages)
-    return SavedBranch(messages=told, adapters=adapters, **record)
+    gone = tuple(record.pop("gone", ()))
+    return SavedBranch(messages=told, adapters=adapters, gone=gone, **record)
 
 
 def _read_message(record: dict[str, Any]) -> Message:

@@ -12,6 +12,8 @@ from edgellm import Step, Usage
 from edgellm_tui.blocks import AnswerBlock, Block, NoteBlock, ReasoningBlock, UserBlock
 from edgellm_tui.cards import CardBlock
 from edgellm_tui.kept import thinned
+from edgellm_tui.read_back import blocks_of
+from edgellm_tui.transcript import Transcript
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +64,7 @@ class Strand:
         # Which file of the chat holds this branch, and whether it holds all of it.
         self.number_on_disk = 0
         self.is_written = False
+        self.transcript = Transcript()
         self._full: deque[int] = deque()
         # Tokens a second, over the turn.
         self.rates: deque[float] = deque(maxlen=_MOST_RATES)
@@ -189,7 +192,8 @@ class Strand:
                 self.prefill = (done, total)
             case edgellm.Notice(message):
                 self.note(message)
-            case edgellm.ContextEvicted():
+            case edgellm.ContextEvicted(messages=messages):
+                self._let_go([message.content for message in messages if message.role == "user"])
                 self.note(str(event))
             case edgellm.HistoryRewritten(policy, removed):
                 self.note(f"{removed} tokens of earlier reasoning were taken off the tape ({policy})")
@@ -200,6 +204,15 @@ class Strand:
                 self._told_why(reason)
             case _:
                 self._heard_of_call(event)
+
+    def _let_go(self, texts: Sequence[str]) -> None:
+        """The user's messages with these texts cannot be gone back to any more."""
+        living = [block for block in self.blocks if isinstance(block, UserBlock) and not block.is_gone]
+        for text in texts:
+            found = next((block for block in living if block.text == text), None)
+            if found is not None:
+                living.remove(found)
+                found.is_gone, found.message = True, None
 
     def _told_why(self, reason: str) -> None:
         words = {
@@ -327,28 +340,10 @@ class Strand:
         while self.steps and next(reversed(self.steps)) >= position:
             self.steps.popitem()
 
-    def load(self, messages: Sequence[Message], *, is_open: bool = False) -> None:
-        """The blocks of a conversation that is there already; `is_open`: its last answer goes on."""
-        self.blocks.clear()
-        self._calls.clear()
-        for index, message in enumerate(messages):
-            start = len(self.blocks)
-            if message.role == "user":
-                self.blocks.append(UserBlock(message.content))
-            elif message.role == "assistant":
-                if message.reasoning.strip():
-                    self.blocks.append(ReasoningBlock(message.reasoning, is_over=True))
-                if message.content.strip():
-                    is_growing = is_open and index == len(messages) - 1
-                    self.blocks.append(AnswerBlock(message.content, is_over=not is_growing))
-                for call in message.tool_calls:
-                    self._card_for(call).set(state="OK")
-            elif message.role == "tool":
-                card = self._calls.get(message.tool_call_id)
-                if card is not None:
-                    card.set(result=message.content)
-            for block in self.blocks[start:]:
-                block.message = index
+    def load(self, *, is_open: bool = False) -> None:
+        """The blocks of the transcript's conversation; `is_open`: its last answer goes on."""
+        told = self.transcript
+        self.blocks[:], self._calls = blocks_of(told.messages, gone=told.gone, is_open=is_open)
 
     def number(self, messages: Sequence[Message]) -> None:
         """Tells the user's blocks which message of the chat each of them is.
@@ -357,7 +352,8 @@ class Strand:
         """
         indices = [index for index, message in enumerate(messages) if message.role == "user"]
         place = len(messages)
-        for block in reversed([block for block in self.blocks if isinstance(block, UserBlock)]):
+        own = [block for block in self.blocks if isinstance(block, UserBlock) and not block.is_gone]
+        for block in reversed(own):
             while indices and messages[indices[-1]].content != block.text:
                 if all(messages[index].content != block.text for index in indices):
                     break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from edgellm import Message, Runtime, Step, Tool, ToolCall
+    from edgellm import Event, Message, Runtime, Step, Tool, ToolCall
     from edgellm_tui.settings import Settings
+    from edgellm_tui.transcript import Transcript
     from edgellm_tui.worker import EngineWorker
 
 
@@ -60,6 +60,7 @@ class Talk:
         self._next_key = 1
         self._next_number = 0
         self.kept = KeptChat(self, index, failed)
+        worker.listen = self._listen
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -225,7 +226,7 @@ class Talk:
             for strand in old:
                 if strand.chat is not None:
                     strand.chat.close()
-            return [replace(each, messages=each.chat.messages) for each in opened]
+            return [each.looked_up() for each in opened]
 
         def done(found: list[Opened]) -> None:
             self.strands = {}
@@ -236,7 +237,8 @@ class Talk:
                 if saved is not None and saved.parent is not None:
                     origin = Origin(strands[saved.parent].key, saved.position, saved.token, saved.why)
                 strand = self._add(each.chat, origin, saved.name if saved is not None else "main")
-                strand.load(each.messages)
+                strand.transcript = each.transcript
+                strand.load()
                 strand.number_on_disk = saved.number if saved is not None else strand.number_on_disk
                 if each.note:
                     strand.note(each.note)
@@ -293,11 +295,11 @@ class Talk:
         """A new branch of the current one that keeps its first `keep` messages (None: all)."""
         parent = self.current
 
-        def job() -> tuple[Any, Sequence[Any]]:
+        def job() -> Any:
             chat = parent.chat.fork()
             if keep is not None:
                 chat.rewind(keep, redraw=redraw)
-            return chat, chat.messages
+            return chat
 
         self._adopt(job, parent, Origin(parent.key, why=why), then)
 
@@ -305,28 +307,35 @@ class Talk:
         """A new branch that shares the tape up to `position`; `token` stands there (None: it is drawn anew)."""
         parent = self.current
 
-        def job() -> tuple[Any, Sequence[Any]]:
-            chat = parent.chat.fork(at=position) if token is None else parent.chat.branch(position, token)
-            return chat, chat.messages
+        def job() -> Any:
+            # Any: a Chat, or what plays one in tests.
+            return parent.chat.fork(at=position) if token is None else parent.chat.branch(position, token)
 
         piece = self.piece(token) if token is not None else ""
         self._adopt(job, parent, Origin(parent.key, position, piece, why), then)
 
     def _adopt(
         self,
-        job: Callable[[], tuple[Any, Sequence[Any]]],
+        fork: Callable[[], Any],
         parent: Strand,
         origin: Origin,
         then: Callable[[Strand], None],
     ) -> None:
-        def done(found: tuple[Any, Sequence[Any]]) -> None:
-            chat, messages = found
+        # Any: a Chat, or what plays one in tests.
+        def job() -> tuple[Any, Transcript]:
+            chat = fork()
+            parent.transcript.follow(parent.chat.messages)
+            return chat, parent.transcript.fork(chat.messages)
+
+        def done(found: tuple[Any, Transcript]) -> None:
+            chat, transcript = found
             strand = self._add(chat, origin, f"{origin.why} {self._next_key - 1}")
             length = len(chat.tape)
             for step in parent.step_list():
                 if step.position < length and (origin.position is None or step.position < origin.position):
                     strand.keep(step)
-            strand.load(messages, is_open=chat.is_answer_open)
+            strand.transcript = transcript
+            strand.load(is_open=chat.is_answer_open)
             then(strand)
 
         self.worker.submit(job, done, self._failed)
@@ -339,6 +348,12 @@ class Talk:
         """A token's bytes; none while one model gives way to another."""
         runtime = self.runtime
         return runtime.vocabulary.piece(token) if runtime is not None else b""
+
+    def _listen(self, key: int, event: Event) -> None:
+        """On the engine's thread: what the context loses is noted before anything can be written down."""
+        strand = self.strands.get(key)
+        if strand is not None and isinstance(event, edgellm.ContextEvicted):
+            strand.transcript.let_go(event.messages)
 
     def race(self, strands: Sequence[Strand]) -> None:
         """Lets several branches go on side by side, in shared batches."""

@@ -81,13 +81,15 @@ class EngineWorker:
     """Runs what touches the engine, one job after the other, on a thread of its own.
 
     `items` is what the screen has to know, in order; `wake` is called (on the thread) when it stops being empty.
-    The thread never waits for the screen, but for the answer to a Question. `clock` gives the events' times.
+    The thread never waits for the screen, but for the answer to a Question. `clock` gives the events' times; `listen`
+    hears of each event on the thread itself, before the screen.
     """
 
     def __init__(self, wake: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> None:
         self.items: deque[Item] = deque()
         self._wake = wake
         self.clock = clock
+        self.listen: Callable[[int, Event], None] = _no_one
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="edgellm-app", daemon=True)
         self._open: dict[int, Any] = {}
@@ -186,6 +188,7 @@ class EngineWorker:
                 turn: Generator[Event, None, None] = chat.send(text, **options)
                 events = turn
                 for event in turn:
+                    self.listen(key, event)
                     self.put(Heard(key, event, self.clock()))
                     if key in self._stopped:
                         chat.cancel()
@@ -207,6 +210,7 @@ class EngineWorker:
             events: AsyncGenerator[Event, None] = chat.asend(None, **options)
             try:
                 async for event in events:
+                    self.listen(key, event)
                     self.put(Heard(key, event, self.clock()))
                     if key in self._stopped:
                         chat.cancel()
@@ -258,3 +262,7 @@ class EngineWorker:
             with self._lock:
                 self._questions.remove(question)
             self.put(Called(lambda: None))
+
+
+def _no_one(_key: int, _event: Event) -> None:
+    return None
