@@ -194,11 +194,12 @@ class LoadOptions:
     `n_ctx` 0 means the model's own length, at most 8192. `n_seq_max` is how many chats and
     branches share the context without being parked; 0 means 16, or 4 where each needs a state of its own
     (recurrent and hybrid models). `threads` 0 means picked for this machine, and followed by its load.
-    `n_batch` and `n_ubatch` 0 mean 512; a batch is never smaller than `n_seq_max`. `n_gpu_layers` is a count, "all" or
-    "auto". `kv_type_k`, `kv_type_v`: f16, q8_0, q4_0 ... (q-types for V need flash attention); "auto" is f16, or q8_0
-    where that makes it fit. `cpu_moe` is a count of layers whose experts stay on the CPU, or "all"; `override_tensors` pins tensors by regular expression
-    ("pattern=CPU"). Where `n_ctx` is more than the model was trained for, RoPE is scaled as its metadata says (else by
-    YaRN), unless `rope_*` or `yarn_orig_ctx` say how; `Runtime.notes` tells of it.
+    `n_batch` and `n_ubatch` 0 mean 512; a batch is never smaller than `n_seq_max`. `n_gpu_layers` is a count, "all"
+    or "auto". `kv_type_k`, `kv_type_v`: f16, q8_0, q4_0 ... (q-types for V need flash attention); "auto" is f16, or
+    q8_0 where that makes it fit. `cpu_moe` is a count of layers whose experts stay on the CPU, or "all";
+    `override_tensors` pins tensors by regular expression ("pattern=CPU"). Where `n_ctx` is more than the model was
+    trained for, RoPE is scaled as its metadata says (else by YaRN), unless `rope_*` or `yarn_orig_ctx` say how;
+    `Runtime.notes` tells of it.
     `swa_full` False keeps of sliding-window layers the window alone: less memory, and a rewind goes back to a
     checkpoint. `checkpoints` is how many of these a chat keeps where memory cannot be cut (sliding windows,
     recurrent and hybrid models), `checkpoint_mb` how many megabytes they take for all chats together.
