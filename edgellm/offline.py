@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import ConfigError
+from edgellm.load_check import check_options
 from edgellm.types import LoadOptions
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def merged_options(
 ) -> LoadOptions:
     """Load options as given, else as the catalogue has them for the model, with single fields replaced.
 
-    Raises ConfigError for a field that does not exist.
+    Raises ConfigError for a field that does not exist, and for a value that it cannot have.
     """
     known = [item.name for item in fields(LoadOptions)]
     for name in overrides:
@@ -103,7 +104,9 @@ def merged_options(
                 hint=f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}.",
             )
     hints = entry.load.changes() if entry is not None else {}
-    return replace(options or LoadOptions(**hints), **overrides)
+    merged = replace(options or LoadOptions(**hints), **overrides)
+    check_options(merged)
+    return merged
 
 
 def stored_models() -> tuple[StoredModel, ...]:

@@ -316,7 +316,7 @@ CASES = [
     Case("unknown subcommand", fixed("models", "lits"), "list", code=2),
     Case("seed is no number", fixed("run", "--seed", "x", "Hello"), "whole number", code=2),
     Case("no tokens at all", fixed("run", "--max-tokens", "0", "Hello"), "1 or more", code=2),
-    Case("negative context", fixed("run", "--ctx", "-5", "Hello"), "1 or more", code=2),
+    Case("negative context", fixed("run", "--ctx", "-5", "Hello"), "from 1 to 2147483647", code=2),
     Case("no threads", fixed("run", "--threads", "0", "Hello"), "from 1 to", code=2),
     Case(
         "gpu layers in words", fixed("run", "--gpu-layers", "many", "Hello"), "0 or more, all or auto", code=2
@@ -474,10 +474,11 @@ def served_model(place: Place) -> Iterator[None]:
 def test_a_disk_that_is_too_small_is_said_before_the_download(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def nearly_full(_folder: object) -> SimpleNamespace:
+        return SimpleNamespace(total=10**9, used=10**9, free=10**6)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "shutil.disk_usage", lambda _folder: SimpleNamespace(total=10**9, used=10**9, free=10**6)
-        )
+        patch.setattr("shutil.disk_usage", nearly_full)
         assert_told(cli("models", "pull", "mine"), "EDGELLM_HOME")
     assert not (place.home / "models").exists()
     assert cli("models", "pull", "mine").code == 0

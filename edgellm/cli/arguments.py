@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Written out: the modes themselves import what --help need not wait for.
 SPECULATE = ("auto", "ngram", "draft", "off")
+MAX_CTX, MAX_THREADS = 2**31 - 1, 1024  # of edgellm.load_check
 
 
 class UsageError(Exception):
@@ -97,9 +98,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     """How the model is loaded."""
     add_model(parser)
     group = parser.add_argument_group("loading")
-    group.add_argument("--ctx", metavar="N", type=whole_number(1), help="context length in tokens")
+    group.add_argument("--ctx", metavar="N", type=whole_number(1, MAX_CTX), help="context length in tokens")
     group.add_argument(
-        "--threads", metavar="N", type=whole_number(1, 1024), help="threads for decoding and prefill"
+        "--threads", metavar="N", type=whole_number(1, MAX_THREADS), help="threads for decoding and prefill"
     )
     group.add_argument("--gpu-layers", metavar="N|all|auto", type=_gpu_layers, help="layers on the GPU")
     group.add_argument(

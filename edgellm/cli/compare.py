@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.atomic import replacing
-from edgellm.cli.arguments import UsageError, text, whole_number
+from edgellm.cli.arguments import MAX_THREADS, UsageError, text, whole_number
 from edgellm.cli.interrupt import raising
 from edgellm.cli.plot import Plot, Point, svg_plot, text_plot
 from edgellm.cli.progress import shown_steps
@@ -57,7 +57,7 @@ def add_measuring(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", metavar="N", type=whole_number(1), default=3, help="timing rounds (3)")
     parser.add_argument(
-        "--threads", metavar="N", type=whole_number(1, 1024), default=0, help="default: all cores"
+        "--threads", metavar="N", type=whole_number(1, MAX_THREADS), default=0, help="default: all cores"
     )
     parser.add_argument(
         "--plot", metavar="FILE.svg", type=text("the file"), help="write a plot of loss over size, as SVG"

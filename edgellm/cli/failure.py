@@ -32,6 +32,7 @@ _OPTIONS = (
     ('flash_attention="auto" or "on", or kv_type_v="f16"', "--kv-type f16"),
     ("draft_model=NAME", "--draft-model NAME"),
     ("adapters=AdapterSet(...), AdapterSet() for none", "--lora FILE or --control-vector FILE"),
+    ("kv_type_k", "--kv-type"),
     ("n_ctx", "--ctx"),
     ("n_gpu_layers", "--gpu-layers"),
     ("fit='off'", "--fit off"),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgellm.cli.arguments import UsageError, text, whole_number
+from edgellm.cli.arguments import MAX_THREADS, UsageError, text, whole_number
 from edgellm.cli.interrupt import raising
 from edgellm.cli.progress import shown_steps
 from edgellm.cli.render import megabytes, say, table
@@ -60,7 +60,7 @@ def configure(parser: ArgumentParser) -> None:
         "--save-imatrix", metavar="FILE", type=text("the file"), help="keep that matrix in this file"
     )
     parser.add_argument(
-        "--threads", metavar="N", type=whole_number(1, 1024), default=0, help="default: all cores"
+        "--threads", metavar="N", type=whole_number(1, MAX_THREADS), default=0, help="default: all cores"
     )
     parser.set_defaults(handler=run)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast, get_type_hints
 from urllib.parse import urlsplit
 
 from edgellm.errors import ConfigError, ModelNotFound
+from edgellm.load_check import check_values
 from edgellm.models.sources import SOURCE_KINDS, PathSource, PypiSource, Source, UrlSource
 
 FILE_NAME = "models.toml"
@@ -222,6 +223,7 @@ def _entry(file: Path, name: str, table: Mapping[str, Any]) -> ModelEntry:
     if template_file:
         values["chat_template"] = _template(file, where, template_file)
     hints = LoadHints(**_convert(load, LoadHints, f"{where} key 'load'"))
+    check_values(hints.changes(), where=f"{where} key 'load': ")
     plain = _convert({**values, "name": name}, ModelEntry, where, given=("sources",))
     entry = ModelEntry(**plain, sources=sources, load=hints, origin=str(file))
     _check_entry(entry, where)

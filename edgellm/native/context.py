@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.errors import ConfigError, DecodeError, OutOfMemory, SessionError
+from edgellm.errors import ConfigError, DecodeError, SessionError
+from edgellm.load_check import KV_TYPES
+from edgellm.native.context_error import context_error
 from edgellm.native.devices import devices
 from edgellm.native.library import captured_log, lib
 from edgellm.native.overlay import PLAIN
@@ -50,9 +52,8 @@ _STATUSES = {status.value: status for status in DecodeStatus}
 def cache_type(name: str) -> int:
     """The ggml_type of a KV cache type name such as "q8_0". Raises ConfigError naming the choices."""
     llama = lib()
-    choices = ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-    if name not in choices:
-        raise ConfigError(f"KV cache type {name!r} is unknown.", hint=f"Choose one of {', '.join(choices)}.")
+    if name not in KV_TYPES:
+        raise ConfigError(f"KV cache type {name!r} is unknown.", hint=f"Choose one of {', '.join(KV_TYPES)}.")
     return int(getattr(llama, f"GGML_TYPE_{name.upper()}"))
 
 
@@ -123,7 +124,7 @@ class Context:
         with captured_log() as log:
             self.pointer = llama.llama_init_from_model(model.live_pointer(), params)
         if not self.pointer:
-            raise _context_error(log.reason, log.text, options)
+            raise context_error(log.reason, log.text, options)
         self._memory = llama.llama_get_memory(self.pointer)
         self.n_ctx: int = llama.llama_n_ctx(self.pointer)
         self.n_batch: int = llama.llama_n_batch(self.pointer)
@@ -383,30 +384,3 @@ def _logits_function(llama: Any) -> Any:
 def _abort_function(llama: Any) -> Any:
     libc = ctypes.CDLL(None)
     return ctypes.cast(libc.strlen, llama.ggml_abort_callback)
-
-
-def _context_error(reason: str, log: str, options: LoadOptions) -> Exception:
-    lowered = log.lower()
-    if "block size" in lowered:
-        return ConfigError(
-            f"the KV cache type does not fit this model: {reason}.",
-            hint='Use kv_type_k="f16" and kv_type_v="f16".',
-            log=log,
-        )
-    if "flash" in lowered and "v cache" in lowered:
-        return ConfigError(
-            f"kv_type_v={options.kv_type_v!r} needs flash attention: {reason}.",
-            hint='Set flash_attention="auto" or "on", or kv_type_v="f16".',
-            log=log,
-        )
-    if "alloc" in lowered or "memory" in lowered:
-        return OutOfMemory(
-            f"the context does not fit into memory: {reason}.",
-            hint="Ask for a smaller n_ctx or a smaller KV type (kv_type_k='q8_0').",
-            log=log,
-        )
-    return ConfigError(
-        f"llama.cpp cannot make a context: {reason or 'no reason given'}.",
-        hint="Check n_ctx, n_batch, KV types and flash attention.",
-        log=log,
-    )
