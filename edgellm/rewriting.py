@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgellm.engine.surgery import splice
+from edgellm.errors import TemplateError
 from edgellm.types import Message, SpanKind
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def rewrite(conversation: Conversation, kept: Sequence[Kept]) -> Rewritten:
     """Makes `kept` the conversation's messages, and the tape theirs.
 
     `kept` are messages of the conversation in their order; whole turns are missing, contents of tool results may
-    differ; new messages stand in front of all. Nothing is computed. Raises TemplateError, and all is as before.
+    differ; new messages, a question and its answer, stand in the place of a turn that is missing. Nothing is computed.
+    Raises TemplateError, and all is as before.
     """
     return _Rewriting(conversation, kept).run()
 
@@ -71,7 +73,8 @@ class _Rewriting:
         # Messages of the first prompt begin at 0; those behind it stand where the tape says.
         self._first = next((i for i, start in enumerate(self._starts) if start > 0), len(self._starts))
         self._edits: list[_Edit] = []
-        self._new_starts: list[int] = []
+        # Where messages will begin: a position on the tape as it is, and how far behind what is put in there.
+        self._new_starts: list[tuple[int, int]] = []
 
     def run(self) -> Rewritten:
         conversation = self._conversation
@@ -81,7 +84,8 @@ class _Rewriting:
                 self._kept, [0] * len(self._kept), answer_start=conversation.answer_start, is_begun=False
             )
             return Rewritten()
-        if not any(old >= self._first for old in self._indices) and not self._keeps_open_prompt():
+        is_begun_anew = not self._keeps_open_prompt() or self._kept[-1][1] is None
+        if is_begun_anew and not any(old >= self._first for old in self._indices):
             return self._begin_anew()
         head_end = self._head()
         self._later(head_end)
@@ -108,7 +112,7 @@ class _Rewriting:
             len(self._kept),
         )
         end = self._end_of(self._first - 1) if self._first else 0
-        is_joined = not self._keeps_open_prompt()
+        is_joined = not self._keeps_open_prompt() or self._kept[count - 1][1] is None
         if is_joined:
             # The first turn that stays becomes part of the first prompt.
             start = self._starts[self._index_at(count)]
@@ -121,13 +125,16 @@ class _Rewriting:
         if is_joined or messages != before:
             target = self._conversation.first_prompt(messages)
             self._add(_difference(tape.tokens, target, 0, end))
-        self._new_starts = [0] * count
+        self._new_starts = [(0, 0)] * count
         return count
 
     def _later(self, count: int) -> None:
         """The edits behind the first prompt: turns that are gone, and groups whose contents differ."""
         expected = self._index_at(count - 1) + 1 if count else self._first
         while count < len(self._kept):
+            if self._kept[count][1] is None:
+                count, expected = self._put_in(count, expected)
+                continue
             index = self._index_at(count)
             start = self._starts[index]
             if index > expected:
@@ -143,12 +150,44 @@ class _Rewriting:
                 ):
                     size += 1
                 self._change(index, [message for message, _ in self._kept[count : count + size]])
-            self._new_starts += [start] * size
+            self._new_starts += [(start, 0)] * size
             count += size
             expected = self._index_at(count - 1) + 1
         if expected < len(self._old):
             gone = self._starts[expected]
             self._add(_Edit(gone + self._lead(expected), len(self._session.tape)))
+
+    def _put_in(self, place: int, gone: int) -> tuple[int, int]:
+        """The edit that puts the question and answer at `place` where message `gone` stood, and appends what comes
+        next anew; gives the place behind that, and the index of the message that is expected there."""
+        tape, start = self._session.tape, self._starts[gone]
+        behind = following = place + 2
+        index, end = len(self._old), len(tape)
+        while following < len(self._kept):
+            index = self._index_at(following)
+            if self._starts[index] != self._starts[self._index_at(behind)]:
+                break
+            following += 1
+        if following > behind:
+            index = self._index_at(following - 1) + 1
+            end = self._end_of(index - 1)
+        target = self._conversation.group_entries(
+            gone, [message for message, _ in self._kept[place:following]]
+        )
+        texts = [position for position, (_, kind) in enumerate(target) if kind == SpanKind.TEXT]
+        if not texts:
+            raise TemplateError(
+                "the chat template gives no place to an answer that is put in.", hint="Try another template."
+            )
+        answer, answered = texts[0], texts[-1] + 1
+        if answered < len(target) and self._session.engine.vocabulary.is_eog(target[answered][0]):
+            answered += 1
+        if following == behind:
+            # Nothing follows: no answer is to be written here yet.
+            del target[answered:]
+        self._add(_difference(tape.tokens, target, start, end))
+        self._new_starts += [(start, 0), (start, answer), *[(start, answered)] * (following - behind)]
+        return following, index
 
     def _change(self, index: int, messages: Sequence[Message]) -> None:
         if list(messages) == self._old[index : index + len(messages)]:
@@ -168,7 +207,7 @@ class _Rewriting:
                 moved = edit.start if edit.end < before else moved
             else:
                 computed_from = edit.start
-        starts = [_moved(start, edits) for start in self._new_starts]
+        starts = [_moved(start, edits) + behind for start, behind in self._new_starts]
         self._conversation.replace(
             self._kept,
             starts,

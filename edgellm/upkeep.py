@@ -207,9 +207,10 @@ class Upkeep:
         old = conversation.messages
         lost = [old[index] for index in sorted({*gone, *texts})]
         kept: list[Kept] = []
-        if summary:
-            kept = [(message, None) for message in _summary_turn(summary)]
         for index, message in enumerate(old):
+            if summary and index == dropped[-1].first:
+                # Behind pinned turns that are older than the newest of those that it sums up.
+                kept += [(said, None) for said in _summary_turn(summary)]
             if index in texts:
                 message = replace(message, content=texts[index])
             if index not in gone:
@@ -246,8 +247,15 @@ class Upkeep:
         elif 2 * size > sum(turn.tokens for turn in turns):
             yield Notice("The turns that go were not summarized: it would save less than half of them.")
             summary = ""
-        name = "summarize" if summary else "evict"
-        yield self._let_go(turns, {}, name=name, summary=summary, started=started)
+        if summary:
+            try:
+                event = self._let_go(turns, {}, name="summarize", summary=summary, started=started)
+            except TemplateError as error:
+                yield Notice(f"The turns that go were summarized in vain: {error.message}")
+            else:
+                yield event
+                return
+        yield self._let_go(turns, {}, name="evict", started=started)
 
     def _summary_of(self, end: int) -> Generator[Event | Waiting, None, str]:
         """What the model says of the messages before `end`, on a fork that shares the memory of them."""

@@ -26,6 +26,12 @@ def runtime(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
         yield runtime
 
 
+@pytest.fixture(scope="module")
+def roomy(tiny_model: Callable[..., Path]) -> Iterator[edgellm.Runtime]:
+    with edgellm.load(tiny_model("llama"), n_ctx=4 * N_CTX, n_seq_max=4, threads=1) as runtime:
+        yield runtime
+
+
 @edgellm.sampler(name="endless")
 class Endless:
     """Never ends an answer."""
@@ -255,6 +261,57 @@ def test_the_model_sums_up_what_goes(runtime: edgellm.Runtime, monkeypatch: pyte
     assert happened[1].messages[0].content == SUMMARY_QUESTION
     assert_as_rendered(chat)
     assert any(leg.finish_reason == "summary" for leg in chat.usage.legs)
+    chat.close()
+
+
+@pytest.mark.parametrize(
+    ("pinned", "gone", "order"),
+    [
+        ((0,), (1, 2), "0s3"),
+        ((0,), (1, 2, 3), "0s"),
+        ((0, 2), (1, 3), "02s"),
+        ((1,), (0, 2), "1s3"),
+        ((1,), (0,), "s123"),
+        ((3,), (0, 1, 2), "s3"),
+        ((), (0, 1, 2, 3), "s"),
+    ],
+)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_summary_stands_where_the_newest_of_its_turns_stood(
+    roomy: edgellm.Runtime, pinned: tuple[int, ...], gone: tuple[int, ...], order: str, is_cut: bool
+) -> None:
+    chat = scripted(roomy, [f"Answer {turn}. " + "so " * 3 for turn in range(5)], system="Be brief.")
+    end = roomy.vocabulary.special_tokens["<|im_end|>"]
+    for turn in range(4):
+        # An answer that was cut is ended by the template, with what follows it.
+        most = 5 if is_cut and turn < 3 else None
+        list(chat.send(f"Question {turn}?" + " why" * 40, max_tokens=most))
+    chat.set_context_policy(always([edgellm.Summarize(gone)]))
+
+    def chain(_spec: str) -> Any:
+        return roomy.make_chain([Scripted(["They counted."], end)])
+
+    upkeep = chat._agent.upkeep  # pyright: ignore[reportPrivateUsage]
+    upkeep.make_chain = chain
+    for turn in pinned:
+        chat.pin(2 * turn)
+    assert [event.policy for event in evictions(list(upkeep.make_room(1, 8)))] == ["summarize"]
+    names = {SUMMARY_QUESTION: "s", **{f"Question {turn}?" + " why" * 40: str(turn) for turn in range(4)}}
+    assert "".join(names[message.content] for message in chat.messages if message.role == "user") == order
+    assert [names[chat.messages[index].content] for index in chat.pinned] == [str(turn) for turn in pinned]
+    assert_sound(chat)
+    if not is_cut:
+        assert_as_rendered(chat)
+    chat.set_context_policy("stop")
+    list(chat.send("And now?"))
+    assert_sound(chat)
+    if not is_cut:
+        assert_as_rendered(chat)
+    place = 2 * order.index("s")
+    chat.rewind(place + 2)
+    assert chat.messages[place].content == SUMMARY_QUESTION
+    list(chat.send("Again?"))
+    assert_sound(chat)
     chat.close()
 
 
