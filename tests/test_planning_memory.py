@@ -13,12 +13,13 @@ from tiny_models import Shape
 
 from edgellm.models.gguf_info import GGUFInfo, inspect_gguf
 from edgellm.native.context import Context, settled
-from edgellm.native.dry_run import DryRun, read_buffers
+from edgellm.native.dry_run import Buffers, DryRun, read_buffers
 from edgellm.native.library import captured_log
 from edgellm.native.model import Model
 from edgellm.planning.cache_shape import CacheShape, LayerCache, cache_shape, type_bytes
 from edgellm.planning.demand import Machine
 from edgellm.planning.fit import Fitting
+from edgellm.planning.plan import make_plan
 from edgellm.planning.speed import reading_s
 from edgellm.types import LoadOptions
 
@@ -48,6 +49,36 @@ def test_a_window_that_is_cut_takes_less() -> None:
     shape = CacheShape((LayerCache(64, 64, is_windowed=True), LayerCache(64, 64)), window=512)
     assert shape.kv_bytes(4096) == 2 * 4096 * 256
     assert shape.kv_bytes(4096, window_cells=1024) == (4096 + 1024) * 256
+
+
+def test_the_book_of_the_cells_is_counted(tiny_model: Callable[..., Path]) -> None:
+    count = 1 << 20
+    for architecture, caches in (("llama", 1), ("gemma3", 2), ("mamba", 0)):
+        shape = cache_shape(inspect_gguf(tiny_model(architecture)))
+        assert shape.cells_bytes(count) == pytest.approx(52 * count * caches)
+    assert cache_shape(inspect_gguf(tiny_model("gemma3"))).cells_bytes(count, window_cells=256) == 52 * (
+        count + 256
+    )
+
+
+def test_a_context_beyond_all_memory_is_refused_by_its_sum(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsed: list[int] = []
+
+    def buffers(_rehearsal: DryRun, options: LoadOptions) -> Buffers:
+        rehearsed.append(options.n_ctx)
+        return Buffers()
+
+    monkeypatch.setattr(DryRun, "buffers", buffers)
+    info = inspect_gguf(tiny_model("llama"))
+    plan = make_plan(
+        info, LoadOptions(n_ctx=2_000_000_000), machine=Machine(4 << 30, 8 << 30, 2), is_measured=False
+    )
+    assert "2,000,000,000 tokens" in plan.refusal
+    assert not any(row.fits for row in plan.rows if row.n_ctx > 1 << 28)
+    assert plan.demand.other_bytes > 52 * 2_000_000_000
+    assert all(n_ctx <= 1 << 20 for n_ctx in rehearsed)
 
 
 def test_latent_attention_keeps_one_compressed_key(tiny_model: Callable[..., Path]) -> None:

@@ -66,7 +66,7 @@ def _print(found: Plan) -> None:
         (f"KV cache ({options.n_ctx:,} tokens, {options.kv_type_k})", demand.kv_bytes),
         ("recurrent state", demand.state_bytes),
         ("compute buffers", demand.compute_bytes),
-        ("vocabulary", demand.other_bytes),
+        ("vocabulary and cells", demand.other_bytes),
         (f"draft model ({one_line(Path(options.draft_model).name)})", demand.draft_bytes),
         ("adapters", demand.adapter_bytes),
         ("on the GPU", demand.gpu_bytes),

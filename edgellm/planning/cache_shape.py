@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgellm.models.gguf_info import GGUFInfo
 
 _CELLS_STEP = 256  # llama.cpp rounds the context, and the window's cells, up to this
+_CELL_BYTES = 52  # position, shift and sequences of a cell, beside its keys and values: measured
 _STATE_VALUE_BYTES = 4  # recurrent state is kept in f32
 # Of so many layers the last is a full one, the others have the window, where the file does not list them.
 _WINDOW_PERIODS = {
@@ -81,6 +82,15 @@ class CacheShape:
                 own = min(cells, self.cells(window_cells))
             total += own * (type_bytes(key_type, layer.key_width) + type_bytes(value_type, layer.value_width))
         return total
+
+    def cells_bytes(self, n_ctx: int, *, window_cells: int | None = None) -> int:
+        """Bytes in which llama.cpp keeps the book of its cells. Windowed layers have cells of their own."""
+        if not self.layers:
+            return 0
+        count = cells = self.cells(n_ctx)
+        if any(layer.is_windowed for layer in self.layers):
+            count += cells if window_cells is None else min(cells, self.cells(window_cells))
+        return count * _CELL_BYTES
 
     def state_bytes(self, sequences: int) -> int:
         """Bytes of recurrent state for so many chats and branches."""

@@ -80,7 +80,8 @@ def this_machine(devices: tuple[str, ...] = ()) -> Machine:
 class Demand:
     """Bytes in main memory, part by part, and what lies on GPUs (`gpu_*`).
 
-    `draft_bytes` is all that a draft model takes, `adapter_bytes` all adapters.
+    `other_bytes` are the vocabulary and the book of the cache's cells. `draft_bytes` is all that a draft model takes,
+    `adapter_bytes` all adapters.
     """
 
     weights_bytes: int
@@ -135,7 +136,9 @@ def measure_demand(
     """The demand of settled options. Without `buffers` (llama.cpp's rehearsal), compute memory is estimated, high."""
     gpu_layers = layers_on_gpu(info, options)
     host, on_gpu = placed_weights(info, options)
-    kv, state = _kv(shape, options, sequences), shape.state_bytes(sequences)
+    window_cells = _window_cells(shape, options, sequences)
+    kv = shape.kv_bytes(options.n_ctx, options.kv_type_k, options.kv_type_v, window_cells=window_cells)
+    state = shape.state_bytes(sequences)
     if buffers is not None and buffers.kv_bytes:
         kv = buffers.kv_bytes
     if buffers is not None and buffers.state_bytes:
@@ -150,7 +153,8 @@ def measure_demand(
         kv_bytes=kv - gpu_kv,
         state_bytes=state - gpu_state,
         compute_bytes=compute + outputs,
-        other_bytes=_BYTES_A_TOKEN * info.tokenizer.vocabulary_size,
+        other_bytes=_BYTES_A_TOKEN * info.tokenizer.vocabulary_size
+        + shape.cells_bytes(options.n_ctx, window_cells=window_cells),
         gpu_weights_bytes=on_gpu,
         gpu_kv_bytes=gpu_kv,
         gpu_state_bytes=gpu_state,
@@ -159,10 +163,9 @@ def measure_demand(
     )
 
 
-def _kv(shape: CacheShape, options: LoadOptions, sequences: int) -> int:
+def _window_cells(shape: CacheShape, options: LoadOptions, sequences: int) -> int | None:
     # One window for each sequence, since all share the cells, and a batch on top.
-    cells = None if options.swa_full else shape.window * sequences + options.n_ubatch
-    return shape.kv_bytes(options.n_ctx, options.kv_type_k, options.kv_type_v, window_cells=cells)
+    return None if options.swa_full else shape.window * sequences + options.n_ubatch
 
 
 def _compute(info: GGUFInfo, options: LoadOptions, buffers: Buffers | None) -> tuple[int, int]:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from edgellm.types import LoadOptions
 
 
+# A rehearsal reserves no keys and values, but it does make the book of the cells: of a context that long, which hardly
+# any memory holds, the sum is enough.
+_MOST_CELLS_BYTES = 64_000_000
+
+
 class Rehearsal:
     """Tells what one model takes, without what is loaded beside it. Close it: it may hold llama.cpp's rehearsal.
 
@@ -36,7 +41,12 @@ class Rehearsal:
         return replace(rough, gpu_compute_bytes=gpu_compute_bytes if rough.gpu_bytes else 0)
 
     def demand(self, options: LoadOptions) -> Demand:
-        """The demand as llama.cpp rehearses it. Raises ConfigError where it refuses the options."""
+        """The demand as llama.cpp rehearses it; of a context of more than a million tokens, the estimate.
+
+        Raises ConfigError where it refuses the options.
+        """
+        if self.shape.cells_bytes(options.n_ctx) > _MOST_CELLS_BYTES:
+            return self.estimate(options)
         from edgellm.native.dry_run import DryRun
 
         placement = (
