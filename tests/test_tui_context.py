@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from edgellm_tui.app import EdgeApp
+from edgellm_tui.meters import ledger_lines
 from edgellm_tui.settings import Settings
+from edgellm_tui.settings_page import check_value
 from textual.pilot import Pilot
 from tui_harness import run, said, say, screen_text, settled, shown, wait_until
 from tui_scripted import Gate, words
@@ -83,3 +85,74 @@ def test_on_a_real_engine_a_chat_that_is_full_goes_on_under_the_policy_of_the_se
     # A model of noise: without the bias its first answer fills the context.
     chain = "logit_bias({2: 7}) | dist(seed=3)"
     run(play, runtime=Loading(), settings=Settings(glyphs="box", tools=[], sampler=chain))
+
+
+# -- whose it is --------------------------------------------------------------------------------------------------
+
+
+def test_the_ledger_names_every_schema_with_its_price_and_sums_up() -> None:
+    entries = (
+        edgellm.LedgerEntry("system", 20, price_s=0.4),
+        edgellm.LedgerEntry("tool", 1400, "clock\x1b[2J", 28.0),
+        edgellm.LedgerEntry("tool", 80, price_s=1.6),
+    )
+    assert ledger_lines(edgellm.Ledger(4096, entries, 50.0)) == [
+        "owner                     tokens   price",
+        "S system                      20   0.4 s",
+        "T schema of clock<1b>[2J   1,400  28.0 s",
+        "T about the tools             80   1.6 s",
+        ". free                     2,596",
+        "1,500 of 4,096 tokens; computing them again takes 30.0 s at 50 tokens/s",
+    ]
+    unmeasured = edgellm.Ledger(4096, (edgellm.LedgerEntry("glue", 4),))
+    assert ledger_lines(unmeasured)[1:] == ["- template       4", ". free       4,092", "4 of 4,096 tokens"]
+
+
+def test_the_ledger_stands_in_the_chat_and_on_the_meters_page_behind_the_rest() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        await said(pilot, "/context")
+        await shown(pilot, "A answers        1  0.0 s")
+        await shown(pilot, "of 4,096 tokens; computing them again takes")
+        await pilot.press("f10", "end")
+        await shown(pilot, "A answers        1  0.0 s")
+
+    run(play, [words("I")])
+
+
+# -- guesses ------------------------------------------------------------------------------------------------------
+
+
+def test_guesses_are_a_setting_of_new_chats_and_a_command_of_the_open_one() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        chat: Any = app.talk.current.chat
+        assert chat.options["speculate"] == "auto" == chat.speculation
+        await said(pilot, "/speculate ngram")
+        await shown(pilot, "guesses ahead: ngram, no token came free yet")
+        assert chat.speculation == "ngram"
+        await said(pilot, "/speculate draft")
+        await shown(pilot, "/speculate draft is unknown. Choose off, auto, ngram.")
+        await said(pilot, "/speculate off")
+        await shown(pilot, "guesses ahead: off")
+
+    run(play, settings=Settings(glyphs="box", speculate="auto"))
+
+
+def test_tokens_that_came_free_are_counted_on_the_meters_page_and_in_the_stats() -> None:
+    leg = edgellm.Leg(prefill_tokens=8, reused_tokens=0, decode_tokens=40, free_tokens=10)
+    end = edgellm.TurnFinished("I", "eog", edgellm.Usage((leg,)))
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        await said(pilot, "/stats")
+        await shown(pilot, "10 came free by guesses")
+        await pilot.press("f10")
+        await shown(pilot, "guesses ahead: ngram, 10 of 41 tokens came free (24 %)")
+
+    run(play, [[*words("I"), end]], settings=Settings(glyphs="box", speculate="ngram"))
+
+
+@pytest.mark.parametrize("value", ["draft", "", "on"])
+def test_a_way_to_guess_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(edgellm.ConfigError, match="Choose off, auto or ngram"):
+        check_value("speculate", value, (), Settings())

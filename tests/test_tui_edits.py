@@ -316,8 +316,8 @@ def test_commands_are_completed_and_prompts_come_back() -> None:
         app.prompt.insert("/re")
         await pilot.press("tab")
         assert "/retry" in screen_text(app) and "/rewind" in screen_text(app)
-        app.prompt.text = "/cont"
-        app.prompt.move_cursor((0, 5))
+        app.prompt.text = "/conti"
+        app.prompt.move_cursor((0, 6))
         await pilot.press("tab")
         assert app.prompt.text == "/continue "
         app.prompt.text = ""

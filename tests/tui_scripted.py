@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -226,6 +227,7 @@ class ScriptedChat:
         self.format = SimpleNamespace(id="hermes", reason="scripted")
         self.strategy = "free"
         self.resumed: edgellm.Resumed | None = None
+        self.speculation = options.get("speculate", "off")
         self.is_closed = False
         self.is_open = False
         self._stop = threading.Event()
@@ -259,7 +261,9 @@ class ScriptedChat:
         return found
 
     def ledger(self) -> edgellm.Ledger:
-        entries = [edgellm.LedgerEntry(span.kind.value, span.end - span.start) for span in self.spans]
+        # Any: kinds are owners.
+        counts: Counter[Any] = Counter(kind.value for kind in self.kinds)
+        entries = [edgellm.LedgerEntry(owner, n, price_s=n / 50) for owner, n in counts.items()]
         return edgellm.Ledger(self.runtime.n_ctx, tuple(entries), 50.0)
 
     def outlook(self) -> edgellm.ContextOutlook:
@@ -545,6 +549,9 @@ class ScriptedChat:
     def set_sampler(self, sampler: Any, *, seed: int | None = None) -> None:
         spec = edgellm.ChainSpec.parse(sampler) if isinstance(sampler, str) else sampler
         self.chain = SimpleNamespace(spec=spec, seed=seed if seed is not None else self.chain.seed)
+
+    def set_speculation(self, mode: str) -> None:
+        self.speculation = mode
 
     def set_trace(self, rows: int) -> None:
         self.options = {**self.options, "trace": rows}

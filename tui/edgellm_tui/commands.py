@@ -12,11 +12,14 @@ from edgellm import ConfigError
 from edgellm_tui import edits
 from edgellm_tui.adapters import entry_words
 from edgellm_tui.export import KINDS, export_kind, export_path, exported, write_export
+from edgellm_tui.meters import guesses_words, ledger_lines
 from edgellm_tui.plain import one_line, visible
+from edgellm_tui.settings import SPECULATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgellm import Ledger
     from edgellm_tui.app import EdgeApp
 
 
@@ -185,6 +188,34 @@ def _adapters(app: EdgeApp, rest: str) -> None:
     app.adapters.only([] if names == ["none"] else names, told, app.report)
 
 
+def _speculate(app: EdgeApp, rest: str) -> None:
+    strand = app.talk.current
+    if strand.chat is None:
+        raise ConfigError("There is no chat yet.", hint="Wait for the model.")
+    if rest and rest not in SPECULATE:
+        raise ConfigError(
+            f"/speculate {one_line(rest, 40)} is unknown.", hint=f"Choose {', '.join(SPECULATE)}."
+        )
+
+    def job() -> str:
+        if rest:
+            strand.chat.set_speculation(rest)
+        return guesses_words(strand.chat.speculation, strand.usage) or "guesses ahead: off"
+
+    app.talk.worker.submit(job, strand.note, app.report)
+
+
+def _context(app: EdgeApp, _rest: str) -> None:
+    strand = app.talk.current
+    if strand.chat is None:
+        raise ConfigError("There is no chat yet.", hint="Wait for the model.")
+
+    def done(ledger: Ledger) -> None:
+        strand.note("\n".join(ledger_lines(ledger)))
+
+    app.talk.worker.submit(strand.chat.ledger, done, app.report)
+
+
 def _system(app: EdgeApp, rest: str) -> None:
     if rest:
         app.settings.system = rest
@@ -215,6 +246,7 @@ def _stats(app: EdgeApp, _rest: str) -> None:
                 f"{title:<12}prefill {usage.prefill_tokens} tokens in {usage.prefill_s:.2f} s, decoded "
                 f"{usage.decode_tokens} in {usage.decode_s:.2f} s ({usage.decode_tok_s:.1f} tokens/s), "
                 f"reused {usage.all_reused_tokens}, rebuilt {usage.rebuilt_tokens}"
+                + (f", {usage.free_tokens} came free by guesses" if usage.free_tokens else "")
             )
     strand.note("\n".join(lines))
 
@@ -318,9 +350,11 @@ COMMANDS: dict[str, tuple[Callable[[EdgeApp, str], None], str, str]] = {
         "[FILE]",
         "LoRA and control vectors; go on with FILE:SCALE ..., or none (ctrl+g)",
     ),
+    "speculate": (_speculate, "[MODE]", "show how it guesses ahead, or choose: off, auto, ngram"),
     "system": (_system, "[TEXT]", "show the system turn, or begin anew with another"),
     "tools": (_tools, "", "the tools, * those that are offered"),
     "stats": (_stats, "", "tokens, speed and context"),
+    "context": (_context, "", "who owns the context, and what computing it again would cost"),
     "theme": (_theme, "NAME", "other colours"),
     "quit": (_quit, "", "leave"),
 }

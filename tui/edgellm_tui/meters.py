@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgellm_tui.plain import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from edgellm import ContextOutlook, Ledger, Usage
+    from edgellm import ContextOutlook, Ledger, LedgerEntry, Usage
     from edgellm_tui.machine import Machine
 
 _MIB = 1 << 20
@@ -60,6 +62,40 @@ def shares_text(shares: Sequence[Share], n_ctx: int) -> str:
     """The same in numbers."""
     free = n_ctx - sum(share.tokens for share in shares)
     return "  ".join([*(f"{each.letter} {each.word} {each.tokens}" for each in shares), f". free {free}"])
+
+
+def ledger_lines(ledger: Ledger) -> list[str]:
+    """Every entry of the context's ledger with its tokens and its price, each tool's schema by itself; then the sum."""
+    rows = [("owner", "tokens", "price")]
+    rows += [
+        (_owner(entry), f"{entry.tokens:,}", "" if entry.price_s is None else f"{entry.price_s:.1f} s")
+        for entry in ledger.entries
+    ]
+    rows.append((". free", f"{ledger.free_tokens:,}", ""))
+    owners, tokens, prices = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        f"{owner:<{owners}}  {count:>{tokens}}  {price:>{prices}}".rstrip() for owner, count, price in rows
+    ]
+    total = f"{ledger.used_tokens:,} of {ledger.n_ctx:,} tokens"
+    if ledger.price_s is not None:
+        total += f"; computing them again takes {ledger.price_s:.1f} s at {ledger.prefill_tok_s:.0f} tokens/s"
+    return [*lines, total]
+
+
+def _owner(entry: LedgerEntry) -> str:
+    letter, word = OWNERS[entry.owner]
+    if entry.owner == "tool":
+        return f"{letter} schema of {one_line(entry.name, 40)}" if entry.name else f"{letter} about the tools"
+    return f"{letter} {word}"
+
+
+def guesses_words(mode: str, usage: Usage) -> str:
+    """How the chat guesses ahead, and what came of it; "" where it never did."""
+    free = usage.free_tokens
+    if not free:
+        return f"guesses ahead: {mode}, no token came free yet" if mode != "off" else ""
+    share = 100 * free // max(1, usage.decode_tokens)
+    return f"guesses ahead: {mode}, {free} of {usage.decode_tokens} tokens came free ({share} %)"
 
 
 def prefill_rate(usage: Usage, ledger: Ledger) -> float | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from edgellm_tui.meters import (
     context_bar,
     context_shares,
+    guesses_words,
+    ledger_lines,
     outlook_lines,
     prefill_rate,
     shares_text,
@@ -55,7 +57,8 @@ class MetersPage(PageView):
         app = self.edge
         app.accounts.look(app.used_tokens)
         app.accounts.refresh()
-        text = meters_text(app, app.accounts.machine, max(40, app.size.width - 2))
+        # Two columns beside the text, and the scroll bar.
+        text = meters_text(app, app.accounts.machine, max(40, app.size.width - 3))
         if text != self._shown:
             self._shown = text
             self.query_one(Pane).set(text)
@@ -86,6 +89,9 @@ def meters_text(app: EdgeApp, machine: Machine, width: int) -> str:
     found = app.accounts.worries(used)
     lines += ["", rule("warnings", width, glyphs)]
     lines += [f"! {each.text}" for each in found] or ["none"]
+    lines += ["", rule("whose the context is, and what computing it again costs", width, glyphs)]
+    for line in ledger_lines(ledger):
+        lines += [line] if len(line) <= width else _wrapped(line, width)
     return "\n".join(lines)
 
 
@@ -106,6 +112,9 @@ def _speed(app: EdgeApp, rate: float | None) -> list[str]:
         lines.append(
             f"last turn: {reused} tokens reused ({share} %), {new} computed, {last.decode_tokens} decoded"
         )
+    guesses = guesses_words(strand.chat.speculation, usage)
+    if guesses:
+        lines.append(guesses)
     return lines
 
 

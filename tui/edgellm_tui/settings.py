@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FILE = "app.toml"
+SPECULATE: tuple[str, ...] = ("off", "auto", "ngram")
+"""How a chat may guess ahead; a draft model is not loaded here."""
 
 
 @dataclass(slots=True)
@@ -24,7 +26,7 @@ class Settings:
     0 keeps none. `keys` maps a binding's id to keys, such as "app.quit" = "ctrl+q,f12".
     `redraw_share`: how much of one core the screen may take. `slow_link_bps`: at most so many bytes a second are
     sent to the terminal, 0 means no limit. `compute_drafts`: what is settled of a message is computed while it is
-    typed.
+    typed. `speculate`: how new chats guess ahead: off, auto or ngram.
     """
 
     theme: str = ""
@@ -41,6 +43,7 @@ class Settings:
     redraw_share: float = 0.04
     slow_link_bps: int = 0
     compute_drafts: bool = True
+    speculate: str = "off"
     presets: dict[str, str] = field(default_factory=lambda: dict(PRESETS))
     keys: dict[str, str] = field(default_factory=dict[str, str])
 

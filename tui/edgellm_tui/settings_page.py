@@ -12,7 +12,7 @@ from edgellm_tui import glyphs
 from edgellm_tui.footer import all_keys, keys_words
 from edgellm_tui.list_page import ListPage
 from edgellm_tui.plain import one_line, visible
-from edgellm_tui.settings import Settings, checked, save_settings, settings_path
+from edgellm_tui.settings import SPECULATE, Settings, checked, save_settings, settings_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +35,9 @@ _DOCS: dict[str, str] = {
     "redraw_share": "How much of one core the screen may take.",
     "slow_link_bps": "At most so many bytes a second go to the terminal; 0 is no limit. From the next start on.",
     "compute_drafts": "Whether a message is computed while you type it. A near-tie may then be drawn otherwise.",
+    "speculate": "How new chats guess ahead: likely tokens are computed along with the next one. off, auto (while that "
+    "pays) or ngram (always: the same seed gives the same batches). The text stays what the chain draws. /speculate "
+    "changes the open chat.",
     "presets": "Chains with a name. The sampler page (F7) saves them.",
     "keys": "Keys that you have changed; they stand below, each by its own.",
 }
@@ -146,6 +149,8 @@ class SettingsPage(ListPage):
         if entry.name == "context_policy":
             discover_policies()
             return list(context_policies())
+        if entry.name == "speculate":
+            return list(SPECULATE)
         if entry.name == "sampler":
             return ["", *self.edge.settings.presets]
         return [False, True] if isinstance(getattr(self.edge.settings, entry.name), bool) else []
@@ -245,6 +250,8 @@ def check_value(name: str, value: Any, themes: Iterable[str], settings: Settings
         if value not in context_policies():
             hint = " ".join((f"There are {', '.join(context_policies())}.", *left_out))
             raise ConfigError(f"there is no policy {value!r}.", hint=hint)
+    if name == "speculate" and value not in SPECULATE:
+        raise ConfigError(f"there is no way {value!r} to guess ahead.", hint="Choose off, auto or ngram.")
     if name == "sampler" and value:
         chain = replace(settings, sampler=value).sampler_chain()
         if chain:

@@ -119,6 +119,7 @@ class Talk:
             "system": self.settings.system,
             "sampler": self.settings.sampler_chain(),
             "context_policy": self.settings.context_policy,
+            "speculate": self.settings.speculate,
         }
 
     def approve(self, call: Any, spec: Any, reason: str) -> Any:
