@@ -330,6 +330,10 @@ CASES = [
     Case("blank prompt", fixed("run", "  \n"), "pipe a text into it", code=2),
     Case("blank chat prompt", fixed("chat", "--prompt", " "), "leave it out", code=2),
     Case("stdin is no text", fixed("run", "Hello"), "iconv", stdin=b"\xff\xfe\x00"),
+    Case("prompt is no text", fixed("run", "caf\udce9"), "iconv", code=2),
+    Case("chat prompt is no text", fixed("chat", "--prompt", "caf\udce9"), "iconv", code=2),
+    Case("system turn is no text", fixed("run", "--system", "caf\udce9", "Hello"), "iconv", code=2),
+    Case("text of tokens is no text", fixed("tokenize", "caf\udce9"), "iconv", code=2),
     Case("prompt longer than the context", on_model("--ctx", 64, "--no-tools", "Q" * 500), "larger --ctx"),
     # sampler
     Case("empty sampler", on_model("--sampler", ""), "top_k(40)"),

@@ -50,6 +50,19 @@ def test_piped_lines_are_turns_without_prompts(chat: Callable[..., Outcome]) -> 
     assert outcome.out.startswith(one.out)
 
 
+def test_a_piped_line_that_is_no_text_is_told_and_the_others_are_answered(model: Path) -> None:
+    words = ("chat", "-m", model, "--seed", 3, "--max-tokens", 6, "--no-tools")
+    outcome = cli(*words, stdin=b"caf\xe9\nHello\n/stats\n")
+    assert outcome.code == 1
+    assert "that line is not UTF-8 text. Convert it first" in outcome.err
+    assert "2 messages" in outcome.out
+    assert outcome.out.startswith(cli(*words, stdin=b"Hello\n").out)
+
+
+def test_a_last_line_that_ends_in_a_backslash_is_sent(chat: Callable[..., Outcome]) -> None:
+    assert chat("Hello\\").out == chat("Hello").out != ""
+
+
 def test_context_shows_who_owns_it(chat: Callable[..., Outcome]) -> None:
     outcome = chat("Hello", "/context", "/stats")
     lines = outcome.out.splitlines()

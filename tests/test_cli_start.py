@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from cli_harness import MAIN, cli
 
-from edgellm.cli.main import _COMMANDS
+from edgellm.cli.main import COMMANDS
 
 HEAVY = (
     "numpy",
@@ -50,7 +51,7 @@ def test_help_takes_little_cpu() -> None:
     assert min(seconds() for _ in range(3)) < 0.2
 
 
-@pytest.mark.parametrize("command", [*_COMMANDS, "models pull", "tools call", "tools show", "samplers show"])
+@pytest.mark.parametrize("command", [*COMMANDS, "models pull", "tools call", "tools show", "samplers show"])
 def test_help_of_each_command_has_an_example(command: str) -> None:
     outcome = cli(*command.split(), "--help")
     assert outcome.code == 0
@@ -116,6 +117,17 @@ def test_full_stdout_is_an_error_with_a_remedy() -> None:
     assert done.returncode == 1
     assert "Free some space" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_stderr_does_not_send_talk_to_stdout_and_a_closed_stdin_is_empty() -> None:
+    for closed, code in (("samplers show minp 2>&-", 1), ("run <&-", 2)):
+        words = f"exec {shlex.join(MAIN)} {closed}"
+        done = subprocess.run(["sh", "-c", words], stdout=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stdout) == (code, b"")
+    outcome = subprocess.run(
+        ["sh", "-c", f"exec {shlex.join(MAIN)} tools call calculator - <&-"], capture_output=True, check=False
+    )
+    assert outcome.returncode == 1 and b"not JSON" in outcome.stderr
 
 
 def test_ascii_locale_shows_other_characters_escaped() -> None:

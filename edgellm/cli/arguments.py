@@ -76,6 +76,17 @@ def text(what: str) -> Callable[[str], str]:
     return convert
 
 
+def utf8(value: str) -> str:
+    """A converter for argparse: a text for the model. Bytes that are no UTF-8 come as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            "the text is not UTF-8; convert it first, for example with iconv"
+        ) from None
+    return value
+
+
 def _gpu_layers(value: str) -> int | str:
     try:
         return value if value in ("all", "auto") else whole_number(0)(value)
@@ -144,7 +155,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 def add_chatting(parser: argparse.ArgumentParser) -> None:
     """How the model is talked to, and with which tools."""
     group = parser.add_argument_group("answering")
-    group.add_argument("--system", metavar="TEXT", help="the system turn")
+    group.add_argument("--system", metavar="TEXT", type=utf8, help="the system turn")
     group.add_argument(
         "--sampler", metavar="CHAIN", help='such as "top_k(40) | temperature(0.7)"; see `edgellm samplers`'
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import arguments
-from edgellm.cli.arguments import UsageError, text
+from edgellm.cli.arguments import UsageError, text, utf8
 from edgellm.cli.failure import ERROR, INTERRUPTED
 from edgellm.cli.interrupt import raising
 from edgellm.cli.render import has_colour, is_terminal, say, styled, warn
-from edgellm.errors import EdgeError
+from edgellm.errors import ConfigError, EdgeError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -37,7 +37,7 @@ def configure(parser: ArgumentParser) -> None:
     """Options of `edgellm chat`."""
     parser.epilog = _EXAMPLES
     parser.add_argument(
-        "--prompt", metavar="TEXT", help="one turn only: print call, result and answer, and leave"
+        "--prompt", metavar="TEXT", type=utf8, help="one turn only: print call, result and answer, and leave"
     )
     parser.add_argument(
         "--plain",
@@ -92,6 +92,7 @@ def _saved(name: str | None) -> Path | None:
 
 def _loop(talk: Talk) -> int:
     from edgellm.cli.commands import COMMANDS, Leave, obey
+    from edgellm.cli.opening import explained
 
     is_interactive = is_terminal(sys.stdin)
     if is_interactive:
@@ -101,6 +102,10 @@ def _loop(talk: Talk) -> int:
         while True:
             try:
                 message = _read(talk, is_interactive)
+            except ConfigError as error:
+                has_failed = True
+                warn(explained(error))
+                continue
             except EOFError:
                 if is_interactive:
                     print()
@@ -122,30 +127,35 @@ def _loop(talk: Talk) -> int:
             except Leave:
                 break
             except EdgeError as error:
-                from edgellm.cli.failure import error_text
-
                 has_failed = True
-                warn(error_text(error))
+                warn(explained(error))
     return ERROR if has_failed and not is_interactive else 0
 
 
 def _read(talk: Talk, is_interactive: bool) -> str:
-    """One message: a line, and those after it while they end in a backslash. Raises EOFError."""
+    """One message: a line, and those after it while they end in a backslash. Raises EOFError and ConfigError."""
     lines: list[str] = []
     while True:
         prompt = (". " if lines else talk.label) if is_interactive else ""
         try:
             line = input(_guarded(prompt)) if is_interactive else _piped_line()
-        except UnicodeDecodeError:
-            warn("that line is not UTF-8 text. Convert it first.")
-            continue
+            line.encode()
+        except UnicodeError:
+            raise ConfigError(
+                "that line is not UTF-8 text.", hint="Convert it first, for example with iconv."
+            ) from None
+        except EOFError:
+            if lines and not is_interactive:
+                return "\n".join(lines)
+            raise
         if not line.endswith("\\"):
             return "\n".join([*lines, line])
         lines.append(line[:-1])
 
 
 def _piped_line() -> str:
-    line = sys.stdin.readline()
+    # By bytes: a text stream that meets a byte which is no UTF-8 loses the lines behind it.
+    line = sys.stdin.buffer.readline().decode("utf-8")
     if not line:
         raise EOFError
     return line.rstrip("\r\n")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COMMANDS: dict[str, tuple[str, str]] = {
+COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module, what it does); modules are imported when their command is run
     "chat": ("chat", "talk to a model, line by line"),
     "run": ("run", "answer one prompt; stdin is appended to it"),
@@ -106,16 +106,16 @@ def _run(words: list[str]) -> int:
 
         print(f"edgellm {__version__}")
         return 0
-    if first in _COMMANDS:
+    if first in COMMANDS:
         words = words[1:]
     elif first.startswith("-"):
         # Options without a command belong to the default one: `edgellm -m FILE`.
         first = _DEFAULT
     else:
-        near = nearest(first, _COMMANDS)
+        near = nearest(first, COMMANDS)
         meant = f"Did you mean {near!r}? " if near else ""
         raise UsageError(f"There is no command {first!r}. {meant}See `edgellm --help`.")
-    module_name, summary = _COMMANDS[first]
+    module_name, summary = COMMANDS[first]
     module = import_module(f"edgellm.cli.{module_name}")
     parser = Parser(prog=f"edgellm {first}", description=summary[0].upper() + summary[1:] + ".")
     module.configure(parser)
@@ -132,7 +132,7 @@ def _has_screen() -> bool:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<10}  {summary}" for name, (_, summary) in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<10}  {summary}" for name, (_, summary) in COMMANDS.items())
     return (
         "usage: edgellm [COMMAND] [OPTIONS]\n\n"
         "Quantized language models on small machines. Without a command: the app.\n\n"

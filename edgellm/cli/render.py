@@ -63,7 +63,14 @@ def styled(text: str, style: str, stream: TextIO | None) -> str:
 
 
 def prepare_streams() -> None:
-    """Nothing that is printed may fail for its characters, whatever the locale."""
+    """Nothing that is printed may fail for its characters, whatever the locale.
+
+    A stream that is closed becomes one that leads nowhere: print would take stdout in place of a closed stderr, and a
+    file that is opened later would be given its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import arguments
-from edgellm.cli.arguments import UsageError, text
+from edgellm.cli.arguments import UsageError, text, utf8
 from edgellm.cli.failure import INTERRUPTED
 from edgellm.cli.interrupt import Interrupt
 from edgellm.cli.render import is_terminal
@@ -34,7 +34,9 @@ Without --json the answer alone goes to stdout; calls, reasoning and warnings go
 def configure(parser: ArgumentParser) -> None:
     """Options of `edgellm run`."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("prompt", metavar="PROMPT", nargs="*", help="what to answer; stdin is appended to it")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="*", type=utf8, help="what to answer; stdin is appended to it"
+    )
     parser.add_argument("--json", action="store_true", help="print events as JSON lines, and nothing else")
     parser.add_argument(
         "--schema",

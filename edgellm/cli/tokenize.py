@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli.arguments import UsageError, add_model
+from edgellm.cli.arguments import UsageError, add_model, utf8
 from edgellm.cli.render import escape, has_colour, one_line, table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _BACKGROUNDS = ("48;5;254;38;5;16", "48;5;110;38;5;16", "48;5;252;38;5;16", "48;
 def configure(parser: ArgumentParser) -> None:
     """Options of `edgellm tokenize`."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("text", metavar="TEXT", nargs="*", help="the text (default: stdin)")
+    parser.add_argument("text", metavar="TEXT", nargs="*", type=utf8, help="the text (default: stdin)")
     add_model(parser)
     parser.add_argument(
         "--special", action="store_true", help="spellings of control tokens become those, and BOS is added"
