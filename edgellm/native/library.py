@@ -32,9 +32,15 @@ SPIN_COUNT = "2000"
 
 
 def wait_policy() -> str:
-    """How llama.cpp's threads wait for each other: as the user has set it, else as it is set when the library loads."""
-    policy = os.environ.get("OMP_WAIT_POLICY", "")
-    return policy.lower() or f"spin {os.environ.get('GOMP_SPINCOUNT', SPIN_COUNT)}"
+    """How llama.cpp's threads wait for each other: as the user has set it, else as it is set when the library loads.
+
+    Set to nothing, OMP_WAIT_POLICY leaves libgomp as it is.
+    """
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    if policy:
+        return policy.lower()
+    spins = os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT if policy is None else "")
+    return f"spin {spins}" if spins else "libgomp's own"
 
 
 def lib() -> ModuleType:
