@@ -143,7 +143,7 @@ def test_what_fits_alone_gives_way_to_the_draft_model(model: Path, draft: Path) 
 
 
 def test_the_refusal_adds_them_up(model: Path, draft: Path, tmp_path: Path) -> None:
-    lora = tiny_models.build_lora(tmp_path / "huge.gguf", rank=4096)
+    lora = tiny_models.build_lora(tmp_path / "huge.gguf", rank=512, shape=SHAPE)
     beside = replace(OPTIONS, draft_model=str(draft), lora=(LoraAdapter(str(lora)),))
     options = replace(beside, n_ubatch=512)
     with pytest.raises(OutOfMemory) as caught:
@@ -175,6 +175,27 @@ def test_adapters_that_do_not_fit_the_model_are_refused_before_it_is_loaded(
         edgellm.plan(model, is_measured=False, lora=(LoraAdapter(str(foreign)),))
 
 
+def test_a_plan_refuses_adapters_of_other_sizes_and_scales_that_are_no_number(
+    model: Path, tmp_path: Path
+) -> None:
+    for name, shape in (("lora", SHAPE), ("narrow", SMALL), ("other", None)):
+        tiny_models.build_lora(tmp_path / f"{name}.gguf", shape=shape)
+    vector = tiny_models.build_control_vector(tmp_path / "calm.gguf")
+    words = ("plan", model, "--no-measure", "--ctx", "1024")
+    for option in ("lora", "narrow"):  # a model of the same width and more layers has all that is changed
+        assert cli(*words, "--lora", tmp_path / f"{option}.gguf").code == 0
+    for beside, remedy in (
+        (("--lora", tmp_path / "other.gguf"), "does not fit this model: blk.0.attn_q.weight is 128 x 128"),
+        (("--lora", f"{tmp_path / 'lora.gguf'}:nan"), "is nan. Give a number"),
+        (("--control-vector", vector), "does not fit this model: direction.1 has 64 values"),
+    ):
+        outcome = cli(*words, *beside)
+        assert outcome.code == 1
+        assert remedy in outcome.err
+    deep = tiny_models.build_lora(tmp_path / "deep.gguf", shape=replace(SHAPE, n_layer=9))
+    assert "it has no blk.8.attn_q.weight" in cli(*words, "--lora", deep).err
+
+
 def test_control_vectors_of_the_load_are_those_of_its_chats(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -184,8 +205,9 @@ def test_control_vectors_of_the_load_are_those_of_its_chats(
         assert used.path == vector.path
 
 
-def test_the_command_takes_the_same_options(model: Path, draft: Path, lora: Path, tmp_path: Path) -> None:
-    vector = tiny_models.build_control_vector(tmp_path / "calm.gguf")
+def test_the_command_takes_the_same_options(model: Path, draft: Path, tmp_path: Path) -> None:
+    lora = tiny_models.build_lora(tmp_path / "wide.gguf", rank=512, shape=SHAPE)
+    vector = tiny_models.build_control_vector(tmp_path / "calm.gguf", layers=8, n_embd=128)
     words = ("plan", model, "--no-measure", "--ctx", "1024")
     beside = ("--draft-model", draft, "--lora", lora, "--control-vector", f"{vector}:0.5")
     plain = json.loads(cli(*words, "--json").out)["demand"]

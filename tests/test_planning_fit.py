@@ -223,6 +223,8 @@ def test_plan_prints_a_table_or_json(model: Path, monkeypatch: pytest.MonkeyPatc
     plan = json.loads(cli("plan", "-m", model, "--no-measure", "--json").out)
     assert plan["options"]["n_ctx"] == 8192
     assert plan["demand"]["host_bytes"] > plan["demand"]["kv_bytes"]
+    twice = cli("plan", model, "-m", model)
+    assert twice.code == 2 and "Two models are named" in twice.err
     assert "4 bits" in cli("plan", model, "--no-measure", "--kv-type", "q4_0", "--tools").out
     monkeypatch.setattr("edgellm.planning.plan.this_machine", always(machine(1)))
     refused = cli("plan", model, "--no-measure")

@@ -348,11 +348,17 @@ def _add_mamba_layer(weights: _Weights, prefix: str, sizes: Shape) -> None:
 
 
 def build_lora(
-    path: str | Path, *, seed: int = 1, rank: int = 2, arch: str = "llama", strength: float = 0.5
+    path: str | Path,
+    *,
+    seed: int = 1,
+    rank: int = 2,
+    arch: str = "llama",
+    strength: float = 0.5,
+    shape: Shape | None = None,
 ) -> Path:
     """A LoRA adapter for the tiny model of architecture llama: it changes queries and the feed-forward's end."""
     path = Path(path)
-    sizes, random = _SHAPES["llama"], np.random.default_rng(seed)
+    sizes, random = shape or _SHAPES["llama"], np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgellm.cli.arguments import add_loading
+from edgellm.cli.arguments import UsageError, add_loading
 from edgellm.cli.failure import ERROR
 from edgellm.cli.opening import load_options
 from edgellm.cli.render import escape, megabytes, one_line, styled, table
@@ -46,6 +46,10 @@ def run(args: Namespace) -> int:
     """Prints the plan; 1 where nothing fits."""
     from edgellm.offline import plan
 
+    if args.name is not None and args.model is not None:
+        raise UsageError("Two models are named. Leave NAME or --model out.")
+    if args.name == "":
+        raise UsageError("The model is empty. Write edgellm plan NAME.")
     found = plan(
         args.name or args.model or "",
         is_measured=not args.no_measure,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from edgellm.errors import ConfigError
-from edgellm.models.adapter_file import read_adapter, read_directions
+from edgellm.models.adapter_file import check_use, read_adapter, read_directions
 from edgellm.native.overlay import PLAIN, AdapterPart, Overlay, key_of, load_lora, set_of
 from edgellm.types import AdapterSet, ControlVector, LoraAdapter
 
@@ -47,8 +45,7 @@ class Adapters:
             return self.default
         parts: dict[Any, AdapterPart] = {}
         for one in (*chosen.lora, *chosen.control):
-            if not math.isfinite(one.scale):
-                raise ConfigError(f"the scale of {one.path} is {one.scale}.", hint="Give a number.")
+            check_use(one, self._model.n_layer)
             part = self._lora(one) if isinstance(one, LoraAdapter) else self._control(one)
             known = parts.get(part.what)
             parts[part.what] = replace(part, scale=part.scale + known.scale) if known else part
@@ -75,17 +72,16 @@ class Adapters:
     def _control(self, one: ControlVector) -> AdapterPart:
         file = read_adapter(one.path, "control vector")
         file.check_architecture(self._architecture)
-        last = self._model.n_layer - 1
-        if not 1 <= one.first_layer <= (one.last_layer or last) <= last:
-            raise ConfigError(
-                f"there are no layers {one.first_layer} to {one.last_layer or last} for {file.path.name}.",
-                hint=f"Give a first and a last layer from 1 to {last}.",
-            )
         digest = self._digest(file)
         if digest not in self._values:
             self._values[digest] = read_directions(file, self._model.n_layer, self._model.n_embd)
         return AdapterPart(
-            "control vector", str(file.path), digest, one.scale, one.first_layer, one.last_layer or last
+            "control vector",
+            str(file.path),
+            digest,
+            one.scale,
+            one.first_layer,
+            one.last_layer or self._model.n_layer - 1,
         )
 
     def _directions(self, parts: tuple[AdapterPart, ...]) -> NDArray[np.float32] | None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgellm.errors import ConfigError, EdgeError
 from edgellm.models.gguf_file import GGUFFile, read_gguf
+from edgellm.types import ControlVector
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
+
+    from edgellm.types import LoraAdapter
 
 AdapterKind = Literal["LoRA adapter", "control vector"]
 
@@ -76,6 +82,46 @@ def read_adapter(path: str | Path, kind: AdapterKind) -> AdapterFile:
             )
         architecture = metadata.get("general.architecture", "")
     return AdapterFile(kind, path, str(architecture), header)
+
+
+def check_use(one: LoraAdapter | ControlVector, layers: int) -> None:
+    """Raises ConfigError for a scale that is no number, and for layers that a model of so many does not have."""
+    if not math.isfinite(one.scale):
+        raise ConfigError(f"the scale of {one.path} is {one.scale}.", hint="Give a number.")
+    last = layers - 1
+    if isinstance(one, ControlVector) and not 1 <= one.first_layer <= (one.last_layer or last) <= last:
+        raise ConfigError(
+            f"there are no layers {one.first_layer} to {one.last_layer or last} for {Path(one.path).name}.",
+            hint=f"Give a first and a last layer from 1 to {last}.",
+        )
+
+
+def check_matrices(file: AdapterFile, weights: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ConfigError where a LoRA's matrices do not fit a model with weights of these shapes (the input dimension
+    first), as llama.cpp would when it loads them."""
+    found = {tensor.name: (*tensor.shape, 1) for tensor in file.header.tensors}  # at least two
+    for name, a in found.items():
+        weight, suffix = name.removesuffix(".lora_a"), ".lora_b"
+        b = found.get(weight + suffix)
+        if weight == name or b is None:
+            continue
+        shape = weights.get(weight)
+        why = f"it has no {weight}"
+        if shape is not None:
+            why = f"{weight} is {_by(shape)}, the matrices are {_by(a[:2])} and {_by(b[:2])}"
+            # The input table is read row by row: there the matrices lie the other way round.
+            is_table = weight == "token_embd.weight"
+            inner = (b[1], a[1]) if is_table else (a[0], b[1])
+            if inner == (*shape, 1)[:2] and (is_table or a[1] == b[0]):
+                continue
+        raise ConfigError(
+            f"the LoRA adapter {file.path.name} does not fit this model: {why}.",
+            hint="Use an adapter made for this model, converted to GGUF.",
+        )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def adapter_kind(path: str | Path) -> AdapterKind:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from edgellm.models.adapter_file import read_adapter
+from edgellm.models.adapter_file import check_matrices, check_use, read_adapter, read_directions
+from edgellm.models.gguf_file import read_gguf
 from edgellm.planning.placement import is_on_gpu
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ _SUMS = 2  # of all control vectors: one here, one in llama.cpp's buffers
 
 
 class AdapterSizes:
-    """The adapters that options name. Raises ConfigError where one is missing, or made for another model."""
+    """The adapters that options name. Raises ConfigError where one is missing, made for another model, or given a scale
+    that is no number."""
 
     def __init__(self, info: GGUFInfo, options: LoadOptions) -> None:
         self._info = info
@@ -28,6 +30,15 @@ class AdapterSizes:
         vectors = [read_adapter(one.path, "control vector") for one in options.control_vectors]
         for file in (*lora, *vectors):
             file.check_architecture(info.architecture)
+        for one in (*options.lora, *options.control_vectors):
+            check_use(one, info.layers)
+        for file in vectors:
+            read_directions(file, info.layers, info.embedding_length)
+        if lora:
+            tensors = [tensor for part in info.parts for tensor in read_gguf(part).tensors]
+            weights = {tensor.name: tensor.shape for tensor in tensors}
+            for file in lora:
+                check_matrices(file, weights)
         # The same file twice is loaded once, with the sum of the scales.
         self._tensors = [tensor for file in _each_once(lora) for tensor in file.header.tensors]
         self._vectors = len(_each_once(vectors))
