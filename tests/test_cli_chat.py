@@ -209,7 +209,7 @@ def test_tools_and_help(chat: Callable[..., Outcome]) -> None:
         ("/rewind x", "/rewind 2"),
         ("/speculate often", "ngram, draft, off"),
         ("/speculate draft", "--draft-model NAME"),
-        ("/rewind 3", "smaller number"),
+        ("/rewind 3", "There is no turn to take back. Say something first."),
         ("/retry", "Say something first"),
         ("/save", "/save FILE"),
         ("/save ''", "/save FILE"),
@@ -225,6 +225,8 @@ def test_tools_and_help(chat: Callable[..., Outcome]) -> None:
         ("/tape x", "/tape all"),
         ("/branch a/b", "letters"),
         ("/sampler (", "top_k(40)"),
+        ("/save .", "Name a file, not a folder."),
+        ("/load .", "Name the file of a saved chat."),
         ("/when-full evit", "Did you mean 'evict'?"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cli_harness import MAIN, cli
 
+from edgellm.cli import render
 from edgellm.cli.main import COMMANDS
 
 HEAVY = (
@@ -139,6 +140,19 @@ def test_ascii_locale_shows_other_characters_escaped() -> None:
     done = subprocess.run([*MAIN, *words], capture_output=True, env=env, check=False)
     assert done.returncode == 1
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_a_narrow_terminal_loses_nothing_of_what_a_table_explains(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "width", lambda: columns)
+    prose = "Keeps the most probable rows, " * 3 + "and no others."
+    lines = render.table([("top_p(p=0.9, min_keep=1)", prose), ("top_k", "short")], ("stage", "")).split("\n")
+    assert all(len(line) <= columns for line in lines)
+    assert " ".join(" ".join(lines[1:-1]).split()) == f"top_p(p=0.9, min_keep=1) {prose}"
+    # What is no prose is cut.
+    assert render.table([("7" * 30, "8" * 80)]).endswith("8…")
 
 
 def test_piped_output_has_no_colour() -> None:

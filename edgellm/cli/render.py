@@ -24,6 +24,7 @@ _STYLES = {
 # one text can be made to look like another.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _CONTROL_OR_BREAK = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_PROSE = 24  # columns from which on a cell is worth wrapping
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
@@ -105,7 +106,8 @@ def width() -> int:
 
 
 def table(rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    """Columns under each other; the last one is cut where the terminal ends."""
+    """Columns under each other, cut where the terminal ends; prose in the last one is wrapped, and put below where
+    there is no room beside the others."""
     lines = [[one_line(cell, 10_000) for cell in row] for row in rows]
     every = [list(heads), *lines] if heads else lines
     if not every:
@@ -116,7 +118,30 @@ def table(rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> str:
     for number, row in enumerate(every):
         cells = [cell.ljust(size) for cell, size in zip(row, widths, strict=True)]
         line = "  ".join(cells).rstrip()
-        if len(line) > room:
-            line = line[: room - 1] + "…"
-        shown.append(styled(line, "bold", sys.stdout) if heads and number == 0 else line)
+        if len(line) <= room:
+            shown.append(styled(line, "bold", sys.stdout) if heads and number == 0 else line)
+        elif number == 0 and heads:
+            shown.append(styled(_cut(line, room), "bold", sys.stdout))
+        elif len(row[-1]) > _PROSE and " " in row[-1]:
+            shown += _wrapped("  ".join(cells[:-1]), row[-1], room)
+        else:
+            shown.append(_cut(line, room))
     return "\n".join(shown)
+
+
+def _cut(line: str, room: int) -> str:
+    return line if len(line) <= room else line[: room - 1] + "…"
+
+
+def _wrapped(before: str, prose: str, room: int) -> list[str]:
+    """The lines of a row whose last cell does not fit behind the others."""
+    import textwrap
+
+    start = len(before) + 2 if before else 0
+    if room - start >= _PROSE:
+        first, *more = textwrap.wrap(prose, room - start)
+        return [f"{before}  {first}" if before else first, *(" " * start + line for line in more)]
+    return [
+        _cut(before.rstrip(), room),
+        *textwrap.wrap(prose, room, initial_indent="    ", subsequent_indent="    "),
+    ]

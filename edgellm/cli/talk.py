@@ -117,6 +117,8 @@ class Talk:
         `redraw`: the same message may be answered otherwise.
         """
         starts = self.turns()
+        if not starts:
+            raise ConfigError("There is no turn to take back.", hint="Say something first.")
         if turns > len(starts):
             raise ConfigError(
                 f"There are only {len(starts)} turns to take back.", hint="Give a smaller number."

@@ -163,7 +163,7 @@ def write_sessions(path: Path, record: SessionRecord, branches: Sequence[SavedBr
     except OSError as error:
         raise ConfigError(
             f"cannot save the chat to {path}: {error.strerror or error}.",
-            hint="Choose a folder you can write to.",
+            hint="Name a file, not a folder." if path.is_dir() else "Choose a folder you can write to.",
         ) from error
 
 
@@ -176,6 +176,8 @@ def read_sessions(path: Path) -> SavedSessions:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise SessionError(f"no saved chat at {path}.", hint="Check the path.") from error
+    except IsADirectoryError as error:
+        raise SessionError(f"{path} is a folder.", hint="Name the file of a saved chat.") from error
     except OSError as error:
         raise SessionError(
             f"cannot read {path}: {error.strerror or error}.", hint="Check its permissions."
