@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from edgellm_tui.app import EdgeApp
+from edgellm_tui.blocks import UserBlock
 from edgellm_tui.meters import ledger_lines
+from edgellm_tui.saved_chats import chat_index, recorded_branches
 from edgellm_tui.settings import Settings
 from edgellm_tui.settings_page import check_value
 from textual.pilot import Pilot
 from tui_harness import run, said, say, screen_text, settled, shown, wait_until
-from tui_scripted import Gate, words
+from tui_scripted import Gate, ScriptedRuntime, words
 
 import edgellm
 
@@ -85,6 +87,103 @@ def test_on_a_real_engine_a_chat_that_is_full_goes_on_under_the_policy_of_the_se
     # A model of noise: without the bias its first answer fills the context.
     chain = "logit_bias({2: 7}) | dist(seed=3)"
     run(play, runtime=Loading(), settings=Settings(glyphs="box", tools=[], sampler=chain))
+
+
+# -- what stays ---------------------------------------------------------------------------------------------------
+
+MARK = "[pinned: this turn stays when the context fills]"
+
+
+def marked(app: EdgeApp) -> list[str]:
+    return [
+        block.text for block in app.talk.current.blocks if isinstance(block, UserBlock) and block.is_pinned
+    ]
+
+
+def test_a_key_on_a_block_pins_its_turn_and_lets_it_go_again() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        chat: Any = app.talk.current.chat
+        await said(pilot, "one")
+        await said(pilot, "two")
+        app.conversation.focus()
+        # On the answer to the first message: the turn is that of the message.
+        await pilot.press("[", "[", "[", "P")
+        await shown(pilot, "pinned: this turn stays once context_policy (F9) lets others go")
+        assert (chat.pinned, marked(app)) == ((0,), ["one"])
+        assert screen_text(app).splitlines()[1:3] == ["> one", f"  {MARK}"]
+        await pilot.press("P")
+        await shown(pilot, "not pinned any more")
+        assert (chat.pinned, marked(app)) == ((), [])
+        assert MARK not in screen_text(app)
+
+    run(play, [words("I"), words("II")])
+
+
+def test_the_command_pins_the_newest_turn_and_forks_take_it_along() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "/pin")
+        await shown(pilot, "There is no message of yours to go back to.")
+        await said(pilot, "one")
+        await said(pilot, "two")
+        await said(pilot, "/pin")
+        await shown(pilot, "pinned: this turn stays when the context fills")
+        assert (app.talk.current.chat.pinned, marked(app)) == ((2,), ["two"])
+        await said(pilot, "/fork")
+        await wait_until(pilot, lambda: len(app.talk.strands) == 2)
+        assert marked(app) == ["two"]
+        await said(pilot, "/rewind")
+        await wait_until(pilot, lambda: len(app.talk.strands) == 3)
+        assert marked(app) == []
+
+    run(play, [words("I"), words("II")], settings=Settings(glyphs="box", context_policy="evict"))
+
+
+def test_nothing_is_pinned_while_an_answer_is_written_or_of_a_message_that_was_not_read() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await say(pilot, "one")
+        await shown(pilot, "I so far")
+        await say(pilot, "/pin")
+        await shown(pilot, "An answer is being written.")
+        await pilot.press("escape")
+        await settled(pilot)
+        strand = app.talk.current
+        strand.blocks.append(unread := UserBlock("two"))
+        unread.message = len(strand.chat.messages)
+        await said(pilot, "/pin")
+        await shown(pilot, "That message has not been read.")
+        assert strand.chat.pinned == ()
+
+    run(play, [[*words("I so far"), Gate()]])
+
+
+@pytest.mark.parametrize("has_memory", [True, False])
+def test_pins_are_kept_with_the_chat_also_where_its_memory_is_read_again(has_memory: bool) -> None:
+    runtime = ScriptedRuntime([words("I"), words("II")])
+
+    async def before(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        await said(pilot, "two")
+        app.conversation.focus()
+        await pilot.press("[", "[", "[", "P")
+        await settled(pilot)
+        await pilot.press("ctrl+q")
+
+    run(before, runtime=runtime)
+    (row,) = chat_index().list()
+    (branch,) = recorded_branches(chat_index(), row.id)
+    assert branch.pinned == (0,)
+    if not has_memory:
+        chat_index().path(row.id, 0).unlink()
+
+    async def after(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("ctrl+o")
+        await shown(pilot, "1 chat")
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: app.page is None and app.talk.kept.title == "one")
+        await settled(pilot)
+        assert (app.talk.current.chat.pinned, marked(app)) == ((0,), ["one"])
+
+    run(after, runtime=runtime)
 
 
 # -- whose it is --------------------------------------------------------------------------------------------------

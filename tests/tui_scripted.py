@@ -227,6 +227,7 @@ class ScriptedChat:
         self.format = SimpleNamespace(id="hermes", reason="scripted")
         self.strategy = "free"
         self.resumed: edgellm.Resumed | None = None
+        self.pins: set[int] = set()
         self.speculation = options.get("speculate", "off")
         self.is_closed = False
         self.is_open = False
@@ -308,6 +309,18 @@ class ScriptedChat:
     @property
     def context_policy(self) -> str:
         return self.options.get("context_policy", "stop")
+
+    @property
+    def pinned(self) -> tuple[int, ...]:
+        return tuple(sorted(self.pins))
+
+    def pin(self, message: int) -> None:
+        assert not self.is_open and 0 <= message < len(self.texts)
+        self.pins.add(message)
+
+    def unpin(self, message: int) -> None:
+        assert not self.is_open and 0 <= message < len(self.texts)
+        self.pins.discard(message)
 
     def set_context_policy(self, policy: str) -> None:
         assert not self.is_closed
@@ -504,6 +517,7 @@ class ScriptedChat:
         if to < len(self.texts):
             self._cut(self.starts[to])
             del self.texts[to:], self.starts[to:]
+            self.pins = {index for index in self.pins if index < to}
 
     def _cut(self, position: int) -> None:
         del self.tokens[position:], self.kinds[position:]
@@ -515,6 +529,7 @@ class ScriptedChat:
         other.texts, other.starts = list(self.texts), list(self.starts)
         other.steps, other.usage = dict(self.steps), self.usage
         other.chain = self.chain
+        other.pins = set(self.pins)
         if at is not None:
             other._reopen(at)
         return other

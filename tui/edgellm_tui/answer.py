@@ -38,11 +38,12 @@ class ConversationView(ScrollView, can_focus=True):
         Binding("e", "act('edit')", "edit and resend", show=False, id="chat.edit"),
         Binding("r", "act('retry')", "retry", show=False, id="chat.retry"),
         Binding("k", "act('resume')", "go on", show=False, id="chat.resume"),
+        Binding("P", "act('pin')", "keep this turn in the context", show=False, id="chat.pin"),
     ]
     DEFAULT_CSS = "ConversationView { height: 1fr; scrollbar-size-vertical: 1; overflow-x: hidden; }"
 
     class Acted(Message):
-        """The user asks for something about a block: copy, edit, retry, resume."""
+        """The user asks for something about a block: copy, edit, retry, resume, pin."""
 
         def __init__(self, action: str, block: Block | None) -> None:
             super().__init__()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgellm_tui.look import Look
 
 INDENT = 2
+_PINNED = "[pinned: this turn stays when the context fills]"
 Kind = Literal["user", "answer", "reasoning", "card", "notice", "error"]
 
 
@@ -53,7 +54,7 @@ class Block:
 
 
 class UserBlock(Block):
-    """A message of the user; `is_gone`: it is no longer in the context."""
+    """A message of the user; `is_gone`: it is no longer in the context; `is_pinned`: its turn stays there."""
 
     kind = "user"
 
@@ -61,9 +62,19 @@ class UserBlock(Block):
         super().__init__()
         self.text = text
         self.is_gone = is_gone
+        self.is_pinned = False
+
+    def pin(self, is_pinned: bool) -> None:
+        """Shows whether its turn stays when the context fills."""
+        if is_pinned != self.is_pinned:
+            self.is_pinned = is_pinned
+            self.changed()
 
     def make_lines(self, look: Look) -> list[Strip]:
-        return look.wrap(visible(self.text), look.palette.user, first="> ", rest="  ")
+        lines = look.wrap(visible(self.text), look.palette.user, first="> ", rest="  ")
+        if self.is_pinned:
+            lines += look.wrap(_PINNED, look.palette.muted, first="  ", rest="  ")
+        return lines
 
     def plain(self) -> str:
         return self.text

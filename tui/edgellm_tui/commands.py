@@ -205,6 +205,10 @@ def _speculate(app: EdgeApp, rest: str) -> None:
     app.talk.worker.submit(job, strand.note, app.report)
 
 
+def _pin(app: EdgeApp, _rest: str) -> None:
+    edits.pin(app, app.conversation.chosen_block)
+
+
 def _context(app: EdgeApp, _rest: str) -> None:
     strand = app.talk.current
     if strand.chat is None:
@@ -354,6 +358,11 @@ COMMANDS: dict[str, tuple[Callable[[EdgeApp, str], None], str, str]] = {
     "system": (_system, "[TEXT]", "show the system turn, or begin anew with another"),
     "tools": (_tools, "", "the tools, * those that are offered"),
     "stats": (_stats, "", "tokens, speed and context"),
+    "pin": (
+        _pin,
+        "",
+        "keep the chosen turn, else the newest, when the context fills; once more: no longer (P)",
+    ),
     "context": (_context, "", "who owns the context, and what computing it again would cost"),
     "theme": (_theme, "NAME", "other colours"),
     "quit": (_quit, "", "leave"),

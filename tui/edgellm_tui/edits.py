@@ -86,8 +86,14 @@ def rewind(app: EdgeApp, turns: int) -> None:
     app.talk.fork(app.talk.show, keep=users[-turns].message, why="rewind")
 
 
+def pin(app: EdgeApp, block: Block | None = None) -> None:
+    """The turn of a message stays when the context fills; once more: no longer. Raises ConfigError."""
+    strand = _idle_strand(app)
+    app.care.pin(strand, _user_block(strand, block))
+
+
 def act(app: EdgeApp, action: str, block: Block | None) -> None:
-    """What a key asks for about a block: copy, edit, retry or resume. Raises ConfigError."""
+    """What a key asks for about a block: copy, edit, retry, resume or pin. Raises ConfigError."""
     if action == "copy":
         app.copy(block.plain() if block is not None else app.talk.current.last_answer)
     elif action == "edit":
@@ -96,3 +102,5 @@ def act(app: EdgeApp, action: str, block: Block | None) -> None:
         retry(app, block)
     elif action == "resume":
         resume(app)
+    elif action == "pin":
+        pin(app, block)

@@ -27,6 +27,11 @@ def palette(app: EdgeApp) -> Iterator[SystemCommand]:
         SystemCommand("Chat: retry", "Another answer to the last message", app.action_retry),
         SystemCommand("Chat: edit", "Change the last message and send it again", app.action_edit_last),
         SystemCommand("Chat: continue", "Let a stopped answer go on", app.action_resume),
+        SystemCommand(
+            "Chat: pin",
+            "Keep the chosen turn when the context fills, or no longer",
+            partial(app.command, "/pin"),
+        ),
         SystemCommand("Chat: stop", "Stop the answer", app.worker.stop),
         SystemCommand("Chat: copy the last answer", "To the clipboard", app.action_copy_answer),
         SystemCommand("Chat: search", "In the titles and texts of all chats", app.action_search),

@@ -82,7 +82,8 @@ def branches_of(
         if origin is not None:
             branch = replace(branch, position=origin.position, token=origin.token, why=origin.why)
         gone = tuple(sorted(strand.transcript.gone))
-        found.append(replace(branch, adapters=strand.chat.adapters, gone=gone, system=strand.chat.system))
+        kept = replace(branch, adapters=strand.chat.adapters, gone=gone, system=strand.chat.system)
+        found.append(replace(kept, pinned=strand.chat.pinned))
     return found
 
 
@@ -104,6 +105,7 @@ def restored(talk: Talk, id: str, branch: SavedBranch) -> tuple[Opened]:
             problem = error.message
         else:
             if _said(chat.messages) == _said(branch.in_context):
+                _pin(chat, branch)
                 return (Opened(chat, branch),)
             chat.close()
     options = {**talk.chat_options(), "history": branch.in_context}
@@ -117,8 +119,21 @@ def restored(talk: Talk, id: str, branch: SavedBranch) -> tuple[Opened]:
         # A file of an adapter may be gone.
         problem = f"{error.message.rstrip('.')}, so it goes on without adapters"
         chat = talk.runtime.chat(**options)
+    _pin(chat, branch)
     note = f"This chat is read again with your next message: {problem}."
     return (Opened(chat, branch, note if branch.is_current else ""),)
+
+
+def _pin(chat: Any, branch: SavedBranch) -> None:
+    """Pins what the record says: the file may have been written before the last pin."""
+    if branch.pinned is None:
+        return
+    # Any: a Chat, or what plays one in tests.
+    for index in set(chat.pinned) - set(branch.pinned):
+        chat.unpin(index)
+    for index in set(branch.pinned) - set(chat.pinned):
+        if index < len(chat.messages):
+            chat.pin(index)
 
 
 def _said(messages: Sequence[Message]) -> list[tuple[str, str, str]]:

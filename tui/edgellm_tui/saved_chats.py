@@ -19,7 +19,8 @@ class SavedBranch:
 
     `gone` has the places, in `messages`, of those that are no longer in the context. `system` is its system turn, None
     where that was not written. `parent` is its place in the list of branches, None for the first; `position`, `token`
-    and `why` say where it began. `adapters` are those it decoded with, None where that was not written.
+    and `why` say where it began. `adapters` are those it decoded with, `pinned` the indices of messages that stay when
+    the context fills: None where that was not written.
     """
 
     number: int
@@ -33,6 +34,7 @@ class SavedBranch:
     adapters: edgellm.AdapterSet | None = None
     gone: tuple[int, ...] = ()
     system: str | None = None
+    pinned: tuple[int, ...] | None = None
 
     @property
     def in_context(self) -> tuple[Message, ...]:
@@ -114,7 +116,14 @@ def _read_branch(record: dict[str, Any]) -> SavedBranch:
         )
     told = tuple(_read_message(message) for message in messages)
     gone = tuple(record.pop("gone", ()))
-    return SavedBranch(messages=told, adapters=adapters, gone=gone, **record)
+    pinned = record.pop("pinned", None)
+    return SavedBranch(
+        messages=told,
+        adapters=adapters,
+        gone=gone,
+        pinned=tuple(pinned) if pinned is not None else None,
+        **record,
+    )
 
 
 def _read_message(record: dict[str, Any]) -> Message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from edgellm_tui.read_back import blocks_of
 from edgellm_tui.transcript import Transcript
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from edgellm import Event, Message, ToolCall
 
@@ -344,6 +345,17 @@ class Strand:
         """The blocks of the transcript's conversation; `is_open`: its last answer goes on."""
         told = self.transcript
         self.blocks[:], self._calls = blocks_of(told.messages, gone=told.gone, is_open=is_open)
+        if self.chat is not None:
+            self.mark(self.chat.pinned)
+
+    def mark(self, pinned: Collection[int]) -> None:
+        """Marks the turns of these messages of the chat as those that stay when the context fills."""
+        end: float = math.inf
+        for block in reversed(self.blocks):
+            if isinstance(block, UserBlock) and block.message is not None and not block.is_gone:
+                first = block.message
+                block.pin(any(first <= index < end for index in pinned))
+                end = first
 
     def number(self, messages: Sequence[Message]) -> None:
         """Tells the user's blocks which message of the chat each of them is.
