@@ -77,6 +77,11 @@ def load(
 
         fitted = fit_options(info, chosen, draft=inspect_draft(chosen))
         chosen, notes = fitted.options, fitted.notes
+    elif chosen.n_gpu_layers != "auto":
+        from edgellm.planning.demand import this_machine
+        from edgellm.planning.placement import gpu_notes
+
+        notes = gpu_notes(chosen, this_machine(chosen.devices))
     weights = Model.load(found.path, chosen, progress=progress)
     chosen, told = stretched(info, chosen, has_rope=weights.has_rope)
     return Runtime(weights, chosen, entry=found.entry, info=info, notes=(*notes, *told))

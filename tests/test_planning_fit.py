@@ -204,6 +204,45 @@ def test_fewer_threads_are_advised_where_they_were_faster(
     assert make_plan(info, LoadOptions(threads=2), machine=machine(1 << 30), is_measured=False).notes == ()
 
 
+def test_the_chosen_setting_has_a_row_of_its_own(model: Path) -> None:
+    for key, value, label in (("q5_1", "q5_1", "q5_1"), ("q8_0", "f16", "q8_0/f16")):
+        plan = edgellm.plan(model, is_measured=False, n_ctx=2048, kv_type_k=key, kv_type_v=value)
+        (row,) = [row for row in plan.rows if (row.n_ctx, row.kv_type) == (2048, plan.kv_type)]
+        assert (plan.kv_type, row.kv_bytes) == (label, plan.demand.context_bytes)
+    outcome = cli("plan", model, "--no-measure", "--kv-type", "q5_1")
+    (marked,) = [line for line in outcome.out.splitlines() if "←" in line]
+    assert marked.startswith("8,192") and "q5_1" in marked
+    # A context that had to shrink by more than the table shows.
+    least = whole(model, n_ctx=1024, kv_type_k="q8_0", kv_type_v="q8_0", n_ubatch=128).host_bytes
+    small = make_plan(inspect_gguf(model), LoadOptions(), machine=machine(least), is_measured=False)
+    assert [row.fits for row in small.rows if (row.n_ctx, row.kv_type) == (1024, "q8_0")] == [True]
+
+
+def test_a_plan_for_more_than_the_trained_length_says_what_becomes_of_positions(
+    model: Path, tiny_model: Callable[..., Path]
+) -> None:
+    for path, n_ctx in ((model, 16_384), (tiny_model("mamba"), 1024)):
+        plan = edgellm.plan(path, is_measured=False, n_ctx=n_ctx)
+        with edgellm.load(path, n_ctx=n_ctx) as runtime:
+            assert plan.notes == runtime.notes != ()
+            assert plan.options == runtime.options
+    assert "by YaRN from 8,192 tokens" in cli("plan", model, "--no-measure", "--ctx", "16384").out
+    assert edgellm.plan(model, is_measured=False, n_ctx=8192).notes == ()
+
+
+def test_layers_for_a_gpu_that_is_not_there_are_told_of(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgellm.planning.plan.this_machine", always(machine(1 << 30)))
+    monkeypatch.setattr("edgellm.planning.demand.this_machine", always(machine(1 << 30)))
+    told = ("This llama.cpp has no GPU for 10 layers to lie on: the processor computes them.",)
+    assert edgellm.plan(model, is_measured=False, n_gpu_layers=10).notes == told
+    for fit in ("auto", "off"):
+        with edgellm.load(model, n_gpu_layers=10, n_ctx=512, fit=fit) as runtime:
+            assert runtime.notes == told
+    assert "no GPU for all layers" in edgellm.plan(model, is_measured=False, n_gpu_layers="all").notes[0]
+    for count in ("auto", 0):
+        assert edgellm.plan(model, is_measured=False, n_gpu_layers=count).notes == ()
+
+
 def test_a_plan_that_does_not_fit_still_has_its_rows(model: Path) -> None:
     plan = make_plan(inspect_gguf(model), LoadOptions(), machine=machine(1), is_measured=False)
     assert not plan.fits

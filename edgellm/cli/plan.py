@@ -67,7 +67,7 @@ def _print(found: Plan) -> None:
     demand, options, machine = found.demand, found.options, found.machine
     parts = [
         ("weights", demand.weights_bytes),
-        (f"KV cache ({options.n_ctx:,} tokens, {options.kv_type_k})", demand.kv_bytes),
+        (f"KV cache ({options.n_ctx:,} tokens, {found.kv_type})", demand.kv_bytes),
         ("recurrent state", demand.state_bytes),
         ("compute buffers", demand.compute_bytes),
         ("vocabulary and cells", demand.other_bytes),
@@ -97,7 +97,7 @@ def _print(found: Plan) -> None:
     experts = f", experts in main memory: {options.cpu_moe}" if options.cpu_moe else ""
     threads = options.threads or machine.cores
     print(
-        f"chosen: context {options.n_ctx:,}, KV {options.kv_type_k}, batches of {options.n_ubatch},"
+        f"chosen: context {options.n_ctx:,}, KV {found.kv_type}, batches of {options.n_ubatch},"
         f" {threads} threads{layers}{experts}"
     )
     for note in found.notes:
@@ -132,7 +132,7 @@ def _cells(row: PlanRow, found: Plan, *, has_gpu: bool) -> list[str]:
     )
     total = megabytes(row.host_bytes) + (f" + {megabytes(row.gpu_bytes)}" if row.gpu_bytes else "")
     options = found.options
-    is_chosen = found.fits and (row.n_ctx, row.kv_type) == (options.n_ctx, options.kv_type_k)
+    is_chosen = found.fits and (row.n_ctx, row.kv_type) == (options.n_ctx, found.kv_type)
     fits = ("yes ←" if is_chosen and not has_gpu else "yes") if row.fits else "no"
     return [
         f"{row.n_ctx:,}",

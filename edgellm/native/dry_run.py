@@ -61,6 +61,11 @@ class DryRun:
         """Reads header and vocabulary. Raises what `Model.load` raises."""
         self._model = Model.load(path, options, is_rehearsal=True)
 
+    @property
+    def has_rope(self) -> bool:
+        """The model rotates positions."""
+        return self._model.has_rope
+
     def buffers(self, options: LoadOptions) -> Buffers:
         """What a context with these options takes. Layers and devices are those given to the constructor.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgellm.errors import ConfigError, OutOfMemory
 from edgellm.native.context import DEFAULT_CTX_LIMIT, cache_type, settled
 from edgellm.planning.adapter_sizes import AdapterSizes
+from edgellm.planning.placement import gpu_notes
 from edgellm.planning.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class Fitting:
         """The context there would be with memory enough."""
         return self.asked.n_ctx or min(self.info.context_length or DEFAULT_CTX_LIMIT, DEFAULT_CTX_LIMIT)
 
+    @property
+    def has_rope(self) -> bool:
+        """The model rotates positions, as far as a rehearsal has told."""
+        return self._own.has_rope
+
     def wanted(self) -> LoadOptions:
         """The options with every choice made as if memory were no matter. Raises ConfigError for a type of no cache."""
         chosen = replace(settled(self.asked), n_ctx=self.wanted_ctx)
@@ -88,6 +94,10 @@ class Fitting:
 
     def fit(self) -> Fitted:
         """The best settings that fit. Raises OutOfMemory with the sum where none do."""
+        fitted = self._fit()
+        return replace(fitted, notes=(*gpu_notes(self.asked, self.machine), *fitted.notes))
+
+    def _fit(self) -> Fitted:
         wanted = self.wanted()
         rough = self.estimate(wanted)
         if self._has_ample_room(rough):

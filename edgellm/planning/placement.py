@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgellm.models.gguf_info import GGUFInfo
+    from edgellm.planning.demand import Machine
     from edgellm.types import LoadOptions
 
 
@@ -51,6 +52,15 @@ def layers_on_gpu(info: GGUFInfo, options: LoadOptions) -> int:
     """How many layers go to a GPU, the output as one of them; "auto" and "all" mean all."""
     count = options.n_gpu_layers
     return info.layers + 1 if isinstance(count, str) or count < 0 else min(count, info.layers + 1)
+
+
+def gpu_notes(options: LoadOptions, machine: Machine) -> tuple[str, ...]:
+    """What to tell where layers are meant for a GPU and there is none."""
+    count = options.n_gpu_layers
+    if machine.gpus or count in (0, "auto"):
+        return ()
+    layers = "all layers" if count == "all" else "1 layer" if count == 1 else f"{count} layers"
+    return (f"This llama.cpp has no GPU for {layers} to lie on: the processor computes them.",)
 
 
 def _layers_with_experts_at_home(info: GGUFInfo, options: LoadOptions) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import ConfigError, OutOfMemory
+from edgellm.models.rope_scaling import stretched
 from edgellm.planning.demand import this_machine
 from edgellm.planning.fit import Fitted, Fitting
 from edgellm.planning.machine_speed import measured_speed
@@ -30,7 +31,10 @@ _COARSE = ("q4_0", "q4_1")
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One setting: what it takes, whether that fits, and the speed to expect (None: see `Plan.gaps`)."""
+    """One setting: what it takes, whether that fits, and the speed to expect (None: see `Plan.gaps`).
+
+    `kv_type` names two where keys and values have different ones: "q8_0/f16".
+    """
 
     n_ctx: int
     kv_type: str
@@ -70,6 +74,11 @@ class Plan:
         """Some setting fits."""
         return not self.refusal
 
+    @property
+    def kv_type(self) -> str:
+        """The type of the KV cache that would be chosen, as its row in the table has it."""
+        return _kv_words(self.options)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
         demand = asdict(self.demand)
@@ -88,6 +97,12 @@ def fit_options(
     adapters they name. Raises OutOfMemory with the sum, ConfigError."""
     with Fitting(info, machine or this_machine(options.devices), options, draft=draft) as fitting:
         return fitting.fit()
+
+
+def _kv_words(options: LoadOptions) -> str:
+    """The type of the KV cache, "q8_0", or both of them: "q8_0/f16"."""
+    key, value = options.kv_type_k, options.kv_type_v
+    return key if key == value else f"{key}/{value}"
 
 
 def settings_warning(options: LoadOptions, *, has_tools: bool) -> str:
@@ -122,7 +137,9 @@ def make_plan(
             fitted = Fitted(fitting.wanted(), fitting.demand(fitting.wanted()))
         else:
             # What is printed is the rehearsal's, also where an estimate was enough to decide.
-            fitted = replace(fitted, demand=fitting.demand(fitted.options))
+            demand = fitting.demand(fitted.options)
+            options, told = stretched(info, fitted.options, has_rope=fitting.has_rope)
+            fitted = replace(fitted, options=options, demand=demand, notes=(*fitted.notes, *told))
         rows = tuple(_rows(fitting, fitted.options, speeds))
     warning = settings_warning(fitted.options, has_tools=has_tools)
     notes = [*fitted.notes, *([warning] if warning else ())]
@@ -149,15 +166,14 @@ def make_plan(
 
 def _rows(fitting: Fitting, chosen: LoadOptions, speeds: MachineSpeed) -> list[PlanRow]:
     rows: list[PlanRow] = []
+    kv_types = [(kind, kind) for kind in _KV_TYPES if fitting.can_hold(kind)]
+    if (chosen.kv_type_k, chosen.kv_type_v) not in kv_types:
+        kv_types.append((chosen.kv_type_k, chosen.kv_type_v))
     # By layers first: each number of them is a rehearsal of its own, each context on it a matter of milliseconds.
     for layers in _layer_counts(fitting, chosen):
-        for n_ctx in _contexts(fitting):
-            for kv_type in _KV_TYPES:
-                if not fitting.can_hold(kv_type):
-                    continue
-                options = replace(
-                    chosen, n_ctx=n_ctx, kv_type_k=kv_type, kv_type_v=kv_type, n_gpu_layers=layers
-                )
+        for n_ctx in _contexts(fitting, chosen.n_ctx):
+            for key, value in kv_types:
+                options = replace(chosen, n_ctx=n_ctx, kv_type_k=key, kv_type_v=value, n_gpu_layers=layers)
                 try:
                     demand = fitting.demand(options)
                 except ConfigError:  # this build or model does not take that type
@@ -165,7 +181,7 @@ def _rows(fitting: Fitting, chosen: LoadOptions, speeds: MachineSpeed) -> list[P
                 rows.append(
                     PlanRow(
                         n_ctx=n_ctx,
-                        kv_type=kv_type,
+                        kv_type=_kv_words(options),
                         gpu_layers=layers,
                         host_bytes=demand.host_bytes,
                         gpu_bytes=demand.gpu_bytes,
@@ -178,11 +194,11 @@ def _rows(fitting: Fitting, chosen: LoadOptions, speeds: MachineSpeed) -> list[P
     return rows
 
 
-def _contexts(fitting: Fitting) -> list[int]:
-    """The wanted context and halves of it, and the model's whole length where that is longer."""
+def _contexts(fitting: Fitting, chosen: int) -> list[int]:
+    """The chosen context, the wanted one and halves of it, and the model's whole length where that is longer."""
     wanted = fitting.wanted_ctx
     longest = max(wanted, fitting.info.context_length)
-    found = {wanted, longest}
+    found = {chosen, wanted, longest}
     size = longest
     while len(found) < _MOST_CONTEXTS and size // 2 >= _SMALLEST_CTX:
         size //= 2 if size <= 4 * wanted else 4

@@ -63,6 +63,11 @@ class Rehearsal:
         buffers = self._dry_run.buffers(options)
         return measure_demand(self.info, self.shape, options, buffers, sequences=self.sequences)
 
+    @property
+    def has_rope(self) -> bool:
+        """Positions are rotated, as far as a rehearsal has told: they can be stretched to a longer context."""
+        return self._dry_run is None or self._dry_run.has_rope
+
     def close(self) -> None:
         """Frees llama.cpp's rehearsal. A second call does nothing."""
         if self._dry_run is not None:
