@@ -183,6 +183,28 @@ class ChatIndex:
                 total -= sizes[key]
                 yield key
 
+    def make_room(self, limit_bytes: int, keep: str = "") -> list[IndexedChat]:
+        """Removes files of chats, unused for longest first, until all take at most `limit_bytes`; gives these chats.
+
+        Row, text and `extra` of each stay. `keep` and pinned chats keep their files, and so do chats without `extra`:
+        what was said in them is nowhere else.
+        """
+        made: list[IndexedChat] = []
+        with self._changing() as index:
+            rows = index.execute(f"SELECT extra, {_COLUMNS} FROM chats ORDER BY used").fetchall()
+            chats = {row[1]: (_chat(row[1:]), row[0] != "{}") for row in rows}
+            files = chat_files(self.folder, chats.keys())
+            total = sum(self._sizes(chats.keys()).values())
+            for id, (chat, has_extra) in chats.items():
+                if total <= limit_bytes:
+                    break
+                if has_extra and id in files and id != keep and not chat.is_pinned:
+                    for file in files[id]:
+                        total -= file.path.stat().st_size
+                        file.path.unlink()
+                    made.append(chat)
+        return made
+
     def _sizes(self, known: Set[str]) -> dict[str, int]:
         """Bytes on disk by id."""
         paths = [(id, file.path) for id, files in chat_files(self.folder, known).items() for file in files]

@@ -461,3 +461,64 @@ def test_a_preview_that_cannot_be_read_is_a_message(monkeypatch: pytest.MonkeyPa
         await shown(pilot, "the index cannot be used.")
 
     run(play)
+
+
+def test_the_memory_of_chats_unused_for_longest_makes_room_and_pinned_ones_keep_theirs() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        for text in ("first", "second", "third"):
+            await said(pilot, f"{text} " + "word " * 40)
+            await pilot.press("ctrl+n")
+            await wait_until(pilot, lambda: not app.talk.current.blocks)
+        await settled(pilot)
+        by_title = {saved.title.split()[0]: saved for saved in chat_index().list()}
+        await pilot.press("ctrl+o")
+        await shown(pilot, "3 chats")
+        page: Any = app.page
+        page._list.highlighted = next(i for i, one in enumerate(page.chats) if one.id == by_title["first"].id)
+        await pilot.press("p")
+        await shown(pilot, "3 chats, ^ 1 pinned")
+        assert " ^ first word" in screen_text(app)
+        await pilot.press("escape")
+        # Each takes more than half of that, as the scripted runtime writes them.
+        app.settings.saved_chats_mb = 1
+        for path in chat_index().folder.glob("*.chat"):
+            path.write_text(path.read_text(encoding="utf-8") + " " * 600_000, encoding="utf-8")
+        await said(pilot, "fourth")
+        app.talk.kept.save()
+        await settled(pilot)
+        await shown(pilot, "made room")
+        told = " ".join(screen_text(app).split())
+        assert 'the memory of "second word' in told and "(saved_chats_mb, F9)" in told
+        assert any("made room" in line.text for line in app.app_log.lines)
+        index = chat_index()
+        assert index.path(by_title["first"].id).exists() and not index.path(by_title["second"].id).exists()
+        await opened(app, pilot, by_title["second"].title)
+        assert "second word" in screen_text(app) and "or had to make room" in " ".join(
+            screen_text(app).split()
+        )
+
+    run(play, [words("I"), words("II"), words("III"), words("IV")])
+
+
+def test_what_has_become_of_the_memory_is_said_once() -> None:
+    rebuilt = edgellm.Resumed("rebuilt", "the KV cache is of another type", rebuilt_tokens=12)
+    runtime = ScriptedRuntime([words("Cold."), [edgellm.Notice(str(rebuilt)), *words("Warm.")]])
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        def notes() -> list[str]:
+            return [block.plain() for block in app.talk.current.blocks if block.kind == "notice"]
+
+        await said(pilot, "How warm is Oslo?")
+        assert notes() == []
+        for _ in range(2):
+            await pilot.press("ctrl+n")
+            await wait_until(pilot, lambda: not app.talk.current.blocks)
+            await opened(app, pilot, "How warm is Oslo?")
+            (told,) = notes()
+            assert told.startswith(str(runtime.resumed))
+            assert told.endswith("Nothing is computed again.") == (runtime.resumed is not rebuilt)
+            runtime.resumed = rebuilt
+        await said(pilot, "And Rome?")
+        assert notes() == [str(rebuilt)]
+
+    run(play, runtime=runtime)

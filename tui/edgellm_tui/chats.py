@@ -1,4 +1,4 @@
-"""The page of chats: list, search, go on with one, rename, delete."""
+"""The page of chats: list, search, go on with one, rename, pin, delete."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from edgellm import IndexedChat, SessionError
 
 _PREVIEW_LINES = 6
+_PINNED = "^"
 
 
 class ChatsPage(PageView):
     """All chats, the newest first."""
 
-    foot = " enter go on   / search   r rename   d delete   n new   esc back"
+    foot = " enter go on   / search   r rename   p pin   d delete   n new   esc back"
     DEFAULT_CSS = """
     ChatsPage Input { height: 1; border: none; padding: 0 1; background: $panel; }
     ChatsPage #preview { height: 7; border-top: solid $panel; color: $text-muted; }
@@ -35,6 +36,7 @@ class ChatsPage(PageView):
     BINDINGS: ClassVar = [
         Binding("slash", "search", show=False, id="chats.search"),
         Binding("r", "rename", show=False, id="chats.rename"),
+        Binding("p", "pin", show=False, id="chats.pin"),
         Binding("d", "delete", show=False, id="chats.delete"),
         Binding("n", "new", show=False, id="chats.new"),
     ]
@@ -93,13 +95,13 @@ class ChatsPage(PageView):
             self.edge.report(error)
             self.chats = []
         kept = self.chosen
-        width = max(20, self.size.width - 44)
+        width = max(20, self.size.width - 45)
         lines: list[str] = []
         for saved in self.chats:
             mark = "*" if saved.id == self.edge.talk.kept.id else " "
             # Of a model that is a file, its name tells more than the folders in front of it.
             title, model = one_line(saved.title, width), one_line(Path(saved.model).name, 18)
-            head = f"{mark} {title:<{width}} {saved.messages:>4} msg"
+            head = f"{mark}{_PINNED if saved.is_pinned else ' '} {title:<{width}} {saved.messages:>4} msg"
             lines.append(f"{head}  {model:<18} {when(saved.updated):>6}")
         at = next((i for i, saved in enumerate(self.chats) if kept and saved.id == kept.id), 0)
         self._list.fill(lines, at)
@@ -108,7 +110,8 @@ class ChatsPage(PageView):
             if self.chats
             else " no chats" + (" with these words" if words else " yet")
         )
-        self.query_one("#saying", Line).set(told)
+        pinned = sum(saved.is_pinned for saved in self.chats)
+        self.query_one("#saying", Line).set(told + (f", {_PINNED} {pinned} pinned" if pinned else ""))
         self._preview()
 
     @property
@@ -189,6 +192,17 @@ class ChatsPage(PageView):
         field.value = saved.title
         field.focus()
         self.query_one("#saying", Line).set(" enter takes the title")
+
+    def action_pin(self) -> None:
+        """Pins the chosen chat, or lets it go: the memory of a pinned one never makes room for others."""
+        saved = self.chosen
+        if saved is None or not self._list.has_focus:
+            return
+        try:
+            self.edge.talk.kept.index.pin(saved.id, not saved.is_pinned)
+        except edgellm.EdgeError as error:
+            self.edge.report(error)
+        self.refill()
 
     def action_delete(self) -> None:
         """Deletes the chosen chat when it is asked for twice."""

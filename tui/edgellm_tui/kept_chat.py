@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from edgellm_tui.plain import one_line
 from edgellm_tui.resume import branches_of
 from edgellm_tui.saved_chats import chat_index, record_branches, write_growing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import edgellm
     from edgellm_tui.strand import Strand
     from edgellm_tui.talk import Talk
 
 _TITLE_CHARS = 60
+_MB = 1_000_000
+_MOST_TITLES = 3
 
 
 class KeptChat:
@@ -78,15 +82,23 @@ class KeptChat:
         self.is_unsaved = False
         self.record()
         id, strands = self.id, self._strands()
+        limit_mb = self._talk.settings.saved_chats_mb
 
-        def job() -> None:
+        def job() -> list[edgellm.IndexedChat]:
             for strand in strands:
                 if not strand.is_written:
                     strand.chat.save(self.index.path(id, strand.number_on_disk))
                     strand.is_written = True
             self.index.keep_branches(id, [strand.number_on_disk for strand in strands])
+            return self.index.make_room(limit_mb * _MB, keep=id) if limit_mb > 0 else []
 
-        self._talk.worker.submit(job, None, self._failed)
+        def done(made: list[edgellm.IndexedChat]) -> None:
+            if made:
+                text = room_words([chat.title for chat in made], limit_mb)
+                logging.getLogger("edgellm_tui").warning("%s", text)
+                self._talk.current.note(text)
+
+        self._talk.worker.submit(job, done, self._failed)
 
     def rename(self, title: str, id: str = "") -> None:
         """Gives a chat another title, the open one where no id is given."""
@@ -102,3 +114,16 @@ class KeptChat:
             # Nothing that still comes may be written under the old one.
             self.id, self.title, self.is_unsaved = self.index.new_id(), "", False
             self._talk.give_up()
+
+
+def room_words(titles: Sequence[str], limit_mb: int) -> str:
+    """That the memory of these chats had to go."""
+    named = [f'"{one_line(title, 40)}"' for title in titles[:_MOST_TITLES]]
+    if len(titles) > _MOST_TITLES:
+        named.append(f"{len(titles) - _MOST_TITLES} more")
+    who = " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+    return (
+        f"Saved chats took more than {limit_mb} MB (saved_chats_mb, F9): the memory of {who} made room. "
+        "What was said in them stays, and is read again when you go on with one; p on the page of chats (ctrl+o) "
+        "keeps the memory of one for good."
+    )

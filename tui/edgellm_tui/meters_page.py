@@ -98,7 +98,8 @@ def meters_text(app: EdgeApp, machine: Machine, width: int) -> str:
 def _speed(app: EdgeApp, rate: float | None) -> list[str]:
     strand = app.talk.current
     usage, last = strand.usage, strand.turn_usage
-    now = f"{strand.tok_s:.1f} tok/s now" if strand.tok_s else "idle"
+    when = "now" if strand.is_running else "last"
+    now = f"{strand.tok_s:.1f} tok/s {when}" if strand.tok_s else "idle"
     lines = [
         f"prompts  {f'{rate:.1f} tok/s' if rate else 'not measured yet'}   decode  {now}"
         + (f", {usage.decode_tok_s:.1f} tok/s in all" if usage.decode_tok_s else "")

@@ -92,7 +92,7 @@ def restored(talk: Talk, id: str, branch: SavedBranch) -> tuple[Opened]:
 
     Where its adapters cannot be used, it goes on without them, and the note says so.
     """
-    problem = "its memory had not been saved yet"
+    problem = "its memory had not been saved yet, or had to make room"
     growing = read_growing(talk.kept.index, id, branch.number)
     if growing:
         branch = replace(branch, messages=(*branch.messages, edgellm.Message("assistant", growing)))

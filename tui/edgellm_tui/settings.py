@@ -26,7 +26,8 @@ class Settings:
     0 keeps none. `keys` maps a binding's id to keys, such as "app.quit" = "ctrl+q,f12".
     `redraw_share`: how much of one core the screen may take. `slow_link_bps`: at most so many bytes a second are
     sent to the terminal, 0 means no limit. `compute_drafts`: what is settled of a message is computed while it is
-    typed. `speculate`: how new chats guess ahead: off, auto or ngram.
+    typed. `speculate`: how new chats guess ahead: off, auto or ngram. `saved_chats_mb`: at most so many megabytes are
+    kept of the memory of saved chats, 0 means no limit.
     """
 
     theme: str = ""
@@ -44,6 +45,7 @@ class Settings:
     slow_link_bps: int = 0
     compute_drafts: bool = True
     speculate: str = "off"
+    saved_chats_mb: int = 2000
     presets: dict[str, str] = field(default_factory=lambda: dict(PRESETS))
     keys: dict[str, str] = field(default_factory=dict[str, str])
 

@@ -38,6 +38,9 @@ _DOCS: dict[str, str] = {
     "speculate": "How new chats guess ahead: likely tokens are computed along with the next one. off, auto (while that "
     "pays) or ngram (always: the same seed gives the same batches). The text stays what the chain draws. /speculate "
     "changes the open chat.",
+    "saved_chats_mb": "Megabytes that saved chats may take; 0 is no limit. Beyond it the memory of those unused for "
+    "longest goes: their messages stay, and are read again when you go on with one. Pinned chats (p on their page) "
+    "keep it.",
     "presets": "Chains with a name. The sampler page (F7) saves them.",
     "keys": "Keys that you have changed; they stand below, each by its own.",
 }
@@ -258,7 +261,7 @@ def check_value(name: str, value: Any, themes: Iterable[str], settings: Settings
             ChainSpec.parse(chain)
     if name == "redraw_share" and not 0.01 <= value <= 1:
         raise ConfigError("that is no share of a core.", hint="Give a number from 0.01 to 1.")
-    if name in ("trace_rows", "approval_timeout_s", "slow_link_bps") and value < 0:
+    if name in ("trace_rows", "approval_timeout_s", "slow_link_bps", "saved_chats_mb") and value < 0:
         raise ConfigError(f"{name} is below 0.", hint="Give 0 or more.")
 
 

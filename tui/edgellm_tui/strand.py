@@ -66,6 +66,8 @@ class Strand:
         self.number_on_disk = 0
         self.is_written = False
         self.transcript = Transcript()
+        # What was said of a saved chat's memory when it was opened: its first turn would say so again.
+        self._resumed = ""
         self._full: deque[int] = deque()
         # Tokens a second, over the turn.
         self.rates: deque[float] = deque(maxlen=_MOST_RATES)
@@ -177,6 +179,13 @@ class Strand:
         """Adds a notice."""
         self.blocks.append(NoteBlock(text, is_error=is_error))
 
+    def say_resumed(self, resumed: edgellm.Resumed | None) -> None:
+        """Tells what has become of the memory of a chat that was opened from a file."""
+        if resumed is not None:
+            self._resumed = str(resumed)
+            nothing = " Nothing is computed again." if resumed.verdict != "rebuilt" else ""
+            self.note(self._resumed + nothing)
+
     def hear(self, event: Event, at: float) -> None:
         """Takes one event of the open turn."""
         match event:
@@ -192,7 +201,8 @@ class Strand:
                 self.state = "PREFILL" if done < total else "DECODE"
                 self.prefill = (done, total)
             case edgellm.Notice(message):
-                self.note(message)
+                if message != self._resumed:
+                    self.note(message)
             case edgellm.ContextEvicted(messages=messages):
                 self._let_go([message.content for message in messages if message.role == "user"])
                 self.note(str(event))

@@ -177,6 +177,7 @@ class Talk:
                 for number in numbers
             )
 
+        self.worker.submit(partial(self.kept.index.touch, saved.id), None, self._failed)
         self._open(job, saved.id, saved.title, failed)
 
     def open_file(self, path: Path) -> None:
@@ -241,6 +242,7 @@ class Talk:
                 strand.transcript = each.transcript
                 strand.load()
                 strand.number_on_disk = saved.number if saved is not None else strand.number_on_disk
+                strand.say_resumed(each.chat.resumed)
                 if each.note:
                     strand.note(each.note)
                 strands.append(strand)
