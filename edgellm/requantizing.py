@@ -99,7 +99,7 @@ def calibrate(
 
 def compare(
     models: Sequence[str | Path],
-    text: str = "",
+    text: str | None = None,
     *,
     windows: int = 4,
     rounds: int = 3,
@@ -109,14 +109,15 @@ def compare(
     """Quantizations of one model beside each other: size, speed here, and how far their predictions are from the
     largest's on `text` (a short text of ours where none is given; see `compare_files`).
 
-    Raises ConfigError for files of different vocabularies or a short text, Cancelled, and what loading raises.
+    Raises ConfigError for files of different vocabularies or a short text, OutOfMemory with the sum where they do not
+    fit beside each other, Cancelled, and what loading raises.
     """
     from edgellm.weights.compare import compare_files
     from edgellm.weights.sample_text import SAMPLE_TEXT
 
     return compare_files(
         [inspect(model).path for model in models],
-        text or SAMPLE_TEXT,
+        SAMPLE_TEXT if text is None else text,
         windows=windows,
         rounds=rounds,
         threads=threads,
@@ -127,10 +128,11 @@ def compare(
 def optimize(
     model: str | Path,
     folder: str | Path,
-    text: str = "",
+    text: str | None = None,
     *,
     kinds: Sequence[str] = (),
     bound: float | None = None,
+    windows: int = 4,
     rounds: int = 3,
     threads: int = 0,
     progress: Callable[[int, int, str], bool | None] | None = None,
@@ -145,10 +147,11 @@ def optimize(
 
     return optimize_file(
         inspect(model).path,
-        Path(folder),
-        text or SAMPLE_TEXT,
+        Path(folder).expanduser(),
+        SAMPLE_TEXT if text is None else text,
         kinds=kinds or FAST_KINDS,
         bound=LOSS_BOUND if bound is None else bound,
+        windows=windows,
         rounds=rounds,
         threads=threads,
         progress=progress,
@@ -166,4 +169,4 @@ def keep_copy(model: str | Path, copy: str | Path) -> str:
     from edgellm.models.store import Store
 
     catalogue, store = catalog(), Store()
-    return keep_derived(resolve(model, catalogue, store).entry, Path(copy), catalogue, store)
+    return keep_derived(resolve(model, catalogue, store).entry, Path(copy).expanduser(), catalogue, store)

@@ -12,7 +12,7 @@ from cli_harness import cli, own_catalogue
 
 import edgellm
 from edgellm.cli.compare import plot
-from edgellm.errors import Cancelled, ConfigError
+from edgellm.errors import Cancelled, ConfigError, EdgeError, OutOfMemory
 from edgellm.weights.compare import Comparison, Measured
 from edgellm.weights.windows import windows_of
 
@@ -83,6 +83,94 @@ def test_what_cannot_be_compared_is_said(copies: dict[str, Path], tiny_model: Ca
         edgellm.compare(list(copies.values()), TEXT, progress=lambda done, _total, _what: done < 2)
 
 
+def test_what_nothing_can_be_measured_with_is_refused_before(copies: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rounds=0"):
+        edgellm.compare(list(copies.values()), TEXT, rounds=0)
+    for options, said in (
+        ({"bound": -1.0}, "bounds nothing"),
+        ({"bound": float("nan")}, "bounds nothing"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"kinds": ["Q8_0", "Q99"]}, "'Q99' is unknown"),
+        ({"kinds": ["Q8_0", "Q1_0"]}, "cannot quantize"),
+    ):
+        with pytest.raises(EdgeError, match=said):
+            edgellm.optimize(copies["F32"], tmp_path / "out", TEXT, **options)  # pyright: ignore[reportArgumentType]
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="the text has 0 tokens"):
+        edgellm.compare(list(copies.values()), "")
+    text = tmp_path / "empty.txt"
+    text.touch()
+    for words in (("compare", *copies.values()), ("optimize", copies["F32"])):
+        outcome = cli(*words, "--text", text)
+        assert outcome.code == 1
+        assert "empty.txt is empty" in outcome.err
+
+
+def test_a_type_that_needs_an_importance_matrix_is_refused_before_a_copy_is_made(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    from tiny_models import Shape
+
+    wide = tiny_model("llama", shape=Shape(n_embd=256, n_ff=256, n_head=4, head_dim=64))
+    with pytest.raises(ConfigError, match="IQ2_XXS needs an importance matrix, and none is made here"):
+        edgellm.optimize(wide, tmp_path / "out", kinds=["Q8_0", "IQ2_XXS"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_of_optimize_are_read_as_they_are_meant(
+    copies: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+
+    def record(_source: Path, _folder: Path, _text: str, **options: object) -> None:
+        seen.update(options)
+        raise Cancelled("recorded")
+
+    monkeypatch.setattr("edgellm.weights.optimize.optimize_file", record)
+    cli("optimize", copies["F32"], "--types", " Q8_0, q4_0,", "--windows", "7")
+    assert (seen["kinds"], seen["windows"]) == (("Q8_0", "q4_0"), 7)
+    for words, said in ((("--types", ","), "names no type"), (("--bound", "nan"), "between 0 and 10")):
+        outcome = cli("optimize", copies["F32"], *words)
+        assert outcome.code == 2
+        assert said in outcome.err
+
+
+def test_all_parts_of_a_split_model_count(copies: dict[str, Path], tiny_model: Callable[..., Path]) -> None:
+    first = tiny_model("llama", split_max_tensors=8)
+    second = first.with_name(first.name.replace("-00001-", "-00002-"))
+    found = edgellm.compare([copies["Q8_0"], second], TEXT, windows=1, rounds=1)
+    whole = found.files[1]
+    assert whole.path == first
+    assert whole.size_bytes == edgellm.inspect(first).size_bytes > first.stat().st_size
+    assert found.reference is whole
+    assert whole.perplexity > 0
+
+
+def test_models_that_do_not_fit_beside_each_other_are_refused_with_the_sum(
+    copies: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgellm.planning.demand import Machine
+
+    room = [80_000_000]
+
+    def machine(_devices: tuple[str, ...] = ()) -> Machine:
+        return Machine(room_bytes=room[0], total_bytes=1 << 30, cores=2)
+
+    monkeypatch.setattr("edgellm.planning.together.this_machine", machine)
+    found = edgellm.compare([copies["F32"], copies["Q8_0"]], TEXT, windows=1, rounds=1)
+    assert found.scored_tokens > 0
+    room[0] = 65_000_000  # of which 64 MB are kept free
+    with pytest.raises(OutOfMemory, match=r"3 models do not fit into memory together: \d MB = ") as caught:
+        edgellm.compare(list(copies.values()), TEXT)
+    assert "fewer files" in caught.value.hint
+    with pytest.raises(OutOfMemory, match="as Q4_0"):
+        edgellm.optimize(copies["F32"], tmp_path / "out", TEXT, kinds=["Q4_0"])
+    assert not (tmp_path / "out").exists()
+    room[0] = 64_000_000
+    with pytest.raises(OutOfMemory, match="does not fit into memory: it takes"):
+        edgellm.calibrate(copies["F32"], TEXT)
+
+
 def _measured(name: str, size: int, speed: float, kl: float, error: float = 0.0) -> Measured:
     return Measured(Path(name), size, speed, speed / 5, 10.0, kl, error, kl * 5, 0.9)
 
@@ -131,7 +219,11 @@ def test_a_better_copy_is_kept_under_a_name_of_its_own(
     )
     edgellm.pull("mine")
     monkeypatch.setattr("edgellm.weights.optimize._WORTH", 1e9)
-    monkeypatch.setattr("edgellm.weights.compare.Comparison.best", lambda found, _bound: found.files[1])
+
+    def second(found: Comparison, _bound: float) -> Measured:
+        return found.files[1]
+
+    monkeypatch.setattr("edgellm.weights.compare.Comparison.best", second)
     words = ("optimize", "mine", "--types", "q8_0", "--rounds", 1)
     assert cli(*words).out.count("\n") > 5
     assert "mine-q8_0" not in edgellm.catalog().entries  # nobody was asked, nothing is kept

@@ -75,7 +75,7 @@ def run(args: Namespace) -> int:
     with raising(), shown_steps("comparing") as progress:
         found = edgellm.compare(
             args.models,
-            read_text(args.text) if args.text else "",
+            read_text(args.text) if args.text else None,
             windows=args.windows,
             rounds=args.rounds,
             threads=args.threads,

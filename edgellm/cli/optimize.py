@@ -6,10 +6,11 @@ import json
 import shutil
 import sys
 import tempfile
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgellm.cli.arguments import UsageError, text
+from edgellm.cli.arguments import text
 from edgellm.cli.compare import add_measuring, figures, named, show, svg_file, write_plot
 from edgellm.cli.interrupt import raising
 from edgellm.cli.progress import shown_steps
@@ -37,7 +38,7 @@ def configure(parser: ArgumentParser) -> None:
         "model", metavar="MODEL", type=text("the model"), help="a catalogue name or a .gguf file"
     )
     parser.add_argument(
-        "--types", metavar="A,B", type=text("the types"), help="types to try (default: Q8_0,Q4_0,IQ4_NL)"
+        "--types", metavar="A,B", type=_types, help="types to try (default: Q8_0,Q4_0,IQ4_NL)"
     )
     parser.add_argument(
         "--bound",
@@ -55,10 +56,20 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def _bound(given: str) -> float:
-    value = float(given)
+    try:
+        value = float(given)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 10:
-        raise ValueError(given)
+        raise ArgumentTypeError(f"{given!r} is not a number of nats between 0 and 10")
     return value
+
+
+def _types(given: str) -> tuple[str, ...]:
+    found = tuple(kind.strip() for kind in given.split(",") if kind.strip())
+    if not found:
+        raise ArgumentTypeError(f"{given!r} names no type; write, for example, Q8_0,Q4_0")
+    return found
 
 
 def run(args: Namespace) -> int:
@@ -68,17 +79,16 @@ def run(args: Namespace) -> int:
     output = Path(args.output).expanduser() if args.output else None
     if output is not None and output.exists():
         raise ConfigError(f"{output} exists already.", hint="Remove it, or choose another name.")
-    if args.windows == 0 and not args.text:
-        raise UsageError("--windows 0 is all of a text: give one with --text.")
     drawn = svg_file(args.plot)
     with tempfile.TemporaryDirectory(prefix="edgellm-optimize-") as folder:
         with raising(), shown_steps("optimizing") as progress:
             found = edgellm.optimize(
                 args.model,
                 folder,
-                read_text(args.text) if args.text else "",
-                kinds=args.types.split(",") if args.types else (),
+                read_text(args.text) if args.text else None,
+                kinds=args.types or (),
                 bound=args.bound,
+                windows=args.windows,
                 rounds=args.rounds,
                 threads=args.threads,
                 progress=progress,

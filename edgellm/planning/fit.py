@@ -213,16 +213,8 @@ class Fitting:
             given_up.append(f"the experts of {chosen.cpu_moe} layers in main memory")
         if chosen.n_gpu_layers != wanted.n_gpu_layers:
             given_up.append(f"{chosen.n_gpu_layers} of {self.info.layers + 1} layers on the GPU")
-        why = f"all of it would take {gigabytes(first.all_bytes)}, and {self._there_is()}"
+        why = f"all of it would take {gigabytes(first.all_bytes)}, and {_free(self.machine)}"
         return (f"To fit into memory: {', '.join(given_up)} ({why}).",) if given_up else ()
-
-    def _there_is(self) -> str:
-        machine = self.machine
-        known = machine.room_bytes is not None
-        text = f"{gigabytes(machine.usable_bytes)} are free" if known else "free memory is not known"
-        if machine.gpus:
-            text += f", {gigabytes(machine.gpu_usable_bytes)} on the GPU"
-        return text
 
     def _out_of_memory(self, options: LoadOptions, demand: Demand) -> OutOfMemory:
         machine = self.machine
@@ -233,14 +225,6 @@ class Fitting:
         rest = demand.all_bytes - weights - kv - draft - adapters
         beside = f" + {gigabytes(draft)} draft model" if draft else ""
         beside += f" + {gigabytes(adapters)} adapters" if adapters else ""
-        where = "of the cgroup's" if machine.limit_bytes else "of"
-        there_is = self._there_is()
-        if machine.room_bytes is not None:
-            there_is = (
-                f"{gigabytes(machine.room_bytes)} {where}"
-                f" {gigabytes(machine.limit_bytes or machine.total_bytes)} are available,"
-                f" {gigabytes(machine.reserve_bytes)} of them kept free"
-            )
         smaller = "Take a smaller quantization"
         if self.asked.n_ctx > _SMALLEST_CTX:
             smaller = "Ask for a smaller n_ctx or a smaller KV type (kv_type_k='q8_0')"
@@ -249,7 +233,7 @@ class Fitting:
         return OutOfMemory(
             f"{self.info.path.name} does not fit into memory: {gigabytes(demand.all_bytes)} ="
             f" {gigabytes(weights)} weights + {gigabytes(kv)} context ({options.n_ctx:,} tokens,"
-            f" {options.kv_type_k}) + {gigabytes(rest)} buffers{beside}; {there_is}.",
+            f" {options.kv_type_k}) + {gigabytes(rest)} buffers{beside}; {available(machine)}.",
             hint=f"{smaller}, close other programs, or insist with fit='off'.",
         )
 
@@ -264,6 +248,26 @@ class Fitting:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def available(machine: Machine) -> str:
+    """The memory there is, in words, for a refusal."""
+    if machine.room_bytes is None:
+        return _free(machine)
+    where = "of the cgroup's" if machine.limit_bytes else "of"
+    return (
+        f"{gigabytes(machine.room_bytes)} {where}"
+        f" {gigabytes(machine.limit_bytes or machine.total_bytes)} are available,"
+        f" {gigabytes(machine.reserve_bytes)} of them kept free"
+    )
+
+
+def _free(machine: Machine) -> str:
+    known = machine.room_bytes is not None
+    text = f"{gigabytes(machine.usable_bytes)} are free" if known else "free memory is not known"
+    if machine.gpus:
+        text += f", {gigabytes(machine.gpu_usable_bytes)} on the GPU"
+    return text
 
 
 def gigabytes(size_bytes: int) -> str:

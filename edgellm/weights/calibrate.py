@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgellm.errors import Cancelled
+from edgellm.models.gguf_info import inspect_gguf
 from edgellm.native.activations import ActivationSums
 from edgellm.native.context import Context
 from edgellm.native.importance import ImportanceMatrix
 from edgellm.native.model import Model
+from edgellm.planning.together import Wanted, check_together
 from edgellm.types import LoadOptions
 from edgellm.weights.windows import WINDOW, run_window, windows_of
 
@@ -33,6 +35,12 @@ def calibrate(
     to stop (raises Cancelled). Raises ConfigError for a short text, and what loading raises.
     """
     options = LoadOptions(n_ctx=WINDOW, n_seq_max=1, n_batch=_BATCH, threads=threads)
+    check_together(
+        [Wanted(inspect_gguf(path), path.name)],
+        options,
+        logit_rows=_BATCH,
+        hint="Read the text with a smaller quantization (edgellm.calibrate), or close other programs.",
+    )
     model = Model.load(path, options)
     try:
         windows = windows_of(model, text)

@@ -12,10 +12,12 @@ import numpy as np
 
 from edgellm.engine.prefill import CHUNK
 from edgellm.errors import Cancelled, ConfigError
+from edgellm.models.gguf_info import inspect_gguf
 from edgellm.native.context import Context, DecodeStatus
 from edgellm.native.model import Model
+from edgellm.planning.together import Wanted, check_together
 from edgellm.types import LoadOptions
-from edgellm.weights.windows import WINDOW, run_window, scored_rows, windows_of
+from edgellm.weights.windows import SCORED_ROWS, WINDOW, run_window, scored_rows, windows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,17 +84,22 @@ def compare_files(
     """Loads all files beside each other and measures them in turn.
 
     Predictions are compared on the second halves of the first `windows` windows of 512 tokens of `text` (0: all). The
-    reference is the largest file, or `reference`. Raises ConfigError for one file, files of different vocabularies and
-    a text that is too short; Cancelled where `progress` (steps done, in all, what) returns False; what loading raises.
+    reference is the largest model, or `reference`. Raises ConfigError for one file, files of different vocabularies and
+    a text that is too short; OutOfMemory with the sum before anything is loaded; Cancelled where `progress` (steps
+    done, in all, what) returns False; what loading raises.
     """
+    check_measuring(windows, rounds)
     if len(paths) < 2:
         raise ConfigError(
             "there is nothing to compare: give two files or more.", hint="See edgellm compare --help."
         )
-    base = reference if reference is not None else max(paths, key=lambda path: path.stat().st_size)
+    infos = [inspect_gguf(path) for path in paths]
+    paths = [info.path for info in infos]
+    base = reference if reference is not None else max(infos, key=lambda info: info.size_bytes).path
     if base not in paths:
         raise ConfigError(f"the reference {base} is not among the files.", hint="Name it as one of them.")
-    options = LoadOptions(n_ctx=WINDOW, n_seq_max=1, n_batch=CHUNK, n_ubatch=CHUNK, threads=threads)
+    check_room([Wanted(info, info.path.name) for info in infos], "Compare fewer files at a time")
+    options = _options(threads)
     steps = _Steps(len(paths) * (1 + rounds), progress)
     with ExitStack() as opened:
         contexts: list[Context] = []
@@ -119,9 +126,28 @@ def compare_files(
                 speeds[index].append(_time(contexts[index], cut[0]))
         used = first.n_threads
     files = tuple(
-        _measured(path, loss, speed) for path, loss, speed in zip(paths, losses, speeds, strict=True)
+        _measured(path, info.size_bytes, loss, speed)
+        for path, info, loss, speed in zip(paths, infos, losses, speeds, strict=True)
     )
     return Comparison(files, files[paths.index(base)], losses[0].count, rounds, used)
+
+
+def check_measuring(windows: int, rounds: int) -> None:
+    """Raises ConfigError for counts that nothing can be measured with."""
+    if rounds < 1 or windows < 0:
+        raise ConfigError(
+            f"rounds={rounds}, windows={windows}: there is nothing to measure.",
+            hint="Take one round or more, and windows=0 for all of the text.",
+        )
+
+
+def check_room(models: Sequence[Wanted], remedy: str) -> None:
+    """Raises OutOfMemory with the sum where the models cannot be measured beside each other."""
+    check_together(models, _options(), logit_rows=SCORED_ROWS, hint=f"{remedy}, or close other programs.")
+
+
+def _options(threads: int = 0) -> LoadOptions:
+    return LoadOptions(n_ctx=WINDOW, n_seq_max=1, n_batch=CHUNK, n_ubatch=CHUNK, threads=threads)
 
 
 class _Steps:
@@ -200,11 +226,11 @@ def _time(context: Context, window: Sequence[int]) -> tuple[float, float]:
     return (len(prompt) - 1) / (middle - started), _DECODED / (ended - middle)
 
 
-def _measured(path: Path, loss: _Loss, speeds: Sequence[tuple[float, float]]) -> Measured:
+def _measured(path: Path, size_bytes: int, loss: _Loss, speeds: Sequence[tuple[float, float]]) -> Measured:
     divergences = np.array(loss.divergences)
     return Measured(
         path,
-        path.stat().st_size,
+        size_bytes,
         statistics.median(prefill for prefill, _ in speeds),
         statistics.median(decode for _, decode in speeds),
         float(np.exp(np.mean(loss.negative_logs))),

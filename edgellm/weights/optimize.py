@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgellm.errors import ConfigError
-from edgellm.native.quantizer import QuantizeOptions, quantize_file
-from edgellm.weights.compare import Comparison, Measured, compare_files
+from edgellm.models.gguf_info import inspect_gguf
+from edgellm.native.quantizer import QuantizeOptions, check_target, plan_quantization, quantize_file
+from edgellm.planning.together import Wanted
+from edgellm.weights.compare import Comparison, Measured, check_measuring, check_room, compare_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,21 +67,26 @@ def optimize_file(
 ) -> Optimization:
     """Writes copies of `source` to `folder`, one a type, and measures all; the copies stay there.
 
-    Raises ConfigError, Cancelled, and what quantizing and loading raise.
+    What cannot be made, or not be held in memory beside the others, is said before anything is written. Raises
+    ConfigError, OutOfMemory, Cancelled, and what quantizing and loading raise.
     """
-    if not kinds:
+    check_measuring(windows, rounds)
+    if not 0 <= bound < math.inf:
+        raise ConfigError(
+            f"a loss of {bound} nats bounds nothing.", hint="Give a number of nats, such as 0.02."
+        )
+    names = tuple(dict.fromkeys(kind.strip().upper() for kind in kinds))
+    if not names:
         raise ConfigError("there is no type to try.", hint=f"Name some, such as {', '.join(FAST_KINDS)}.")
-    names = tuple(dict.fromkeys(kind.upper() for kind in kinds))
     options = QuantizeOptions(threads=threads)
+    _check(source, folder, names, options)
     copies: list[Path] = []
     for name in names:
 
         def tell(done: int, total: int, _tensor: str, name: str = name) -> bool | None:
             return progress(done, total, f"making {name}") if progress is not None else None
 
-        copies.append(
-            quantize_file(source, folder / f"{source.stem}.{name}.gguf", name, options, progress=tell)
-        )
+        copies.append(quantize_file(source, _copy(source, folder, name), name, options, progress=tell))
     found = compare_files(
         [source, *copies],
         text,
@@ -92,3 +100,23 @@ def optimize_file(
     if best.turn_s() > _WORTH * found.reference.turn_s():
         best = found.reference
     return Optimization(found, names, bound, best)
+
+
+def _check(source: Path, folder: Path, names: Sequence[str], options: QuantizeOptions) -> None:
+    info = inspect_gguf(source)
+    models = [Wanted(info, source.name)]
+    for name in names:
+        plan = plan_quantization(source, name, options)
+        if plan.needs_importance:
+            raise ConfigError(
+                f"{name} needs an importance matrix, and none is made here.",
+                hint="Leave it out; or make the file (edgellm quantize --calibrate) and compare both"
+                " (edgellm compare).",
+            )
+        check_target(_copy(source, folder, name))
+        models.append(Wanted(info, f"as {name}", plan.new_bytes / max(1, plan.old_bytes)))
+    check_room(models, "Try fewer types at a time (--types)")
+
+
+def _copy(source: Path, folder: Path, name: str) -> Path:
+    return folder / f"{source.stem}.{name}.gguf"

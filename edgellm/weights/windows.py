@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgellm.native.model import Model
 
 WINDOW = 512
-_SCORED_ROWS = 64  # logits of this many rows are held at a time: 67 MB at a vocabulary of 262,144
+SCORED_ROWS = 64  # logits of this many rows are held at a time: 67 MB at a vocabulary of 262,144
 
 
 def windows_of(model: Model, text: str, *, most: int = 0, length: int = WINDOW) -> list[list[int]]:
@@ -33,9 +33,9 @@ def windows_of(model: Model, text: str, *, most: int = 0, length: int = WINDOW) 
     windows = [head + tokens[start : start + step] for start in range(0, len(tokens), step)]
     if len(windows) > 1 and len(windows[-1]) < length // 2:
         windows.pop()
-    if len(tokens) < _SCORED_ROWS:
+    if len(tokens) < SCORED_ROWS:
         raise ConfigError(
-            f"the text has {len(tokens)} tokens; at least {_SCORED_ROWS} are needed.",
+            f"the text has {len(tokens)} tokens; at least {SCORED_ROWS} are needed.",
             hint="Give a longer text.",
         )
     return windows[:most] if most else windows
@@ -59,8 +59,8 @@ def scored_rows(context: Context, tokens: Sequence[int]) -> Iterator[tuple[NDArr
     """
     half = len(tokens) // 2
     run_window(context, tokens[:half])
-    for start in range(half, len(tokens) - 1, _SCORED_ROWS):
-        part = tokens[start : min(start + _SCORED_ROWS, len(tokens) - 1)]
+    for start in range(half, len(tokens) - 1, SCORED_ROWS):
+        part = tokens[start : min(start + SCORED_ROWS, len(tokens) - 1)]
         _decode(context, [(token, start + i, 0, True) for i, token in enumerate(part)])
         for i in range(len(part)):
             yield context.logits(i), tokens[start + i + 1]
