@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from edgellm.calling import Calling, not_run
 from edgellm.decoding import Decoding
@@ -17,6 +17,7 @@ from edgellm.events import (
     PrefillProgress,
     TurnFinished,
 )
+from edgellm.fitting import Fitting
 from edgellm.offer import Offer
 from edgellm.types import Message
 from edgellm.usage import Leg, Usage
@@ -25,7 +26,7 @@ from edgellm.waiting import NEXT_TOKEN, Waiting
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from edgellm.conversation import Conversation, Plan
+    from edgellm.conversation import Conversation
     from edgellm.events import Event
     from edgellm.guided.strategy import Guided
     from edgellm.response_format import ResponseFormat
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 ToolChoice = str
 """auto, none, required, or the name of one tool."""
-
-T = TypeVar("T")
 
 _MAX_COMPLAINTS = 1
 
@@ -74,8 +73,6 @@ class _Turn:
     repeats: Counter[str] = field(default_factory=Counter[str])
     finish_reason: FinishReason = "eog"
     value: Any = None
-    # The index of the turn's first message: it changes where older ones go.
-    first: int = 0
     # What was wrong with a call of the last leg that could not be repaired, and how often the model was told so.
     fault: str = ""
     complaints: int = 0
@@ -111,6 +108,7 @@ class Agent:
         self._constraint_mode: ConstraintMode = constraint_mode
         self._guided = guided
         self._offer = Offer(conversation, toolset, runner.results)
+        self._fitting = Fitting(conversation, upkeep, runner.shortening)
         self._calling = Calling(conversation, self._offer, runner, permissions, limits)
         self._legs: list[Leg] = []
         self.is_shared = False
@@ -171,14 +169,15 @@ class Agent:
 
         Yields events and `Waiting`. Raises EdgeError; what was on the tape before the failed step stays.
         """
-        turn = _Turn(choice, first=self._first_message(message))
+        turn = _Turn(choice)
+        self._fitting.begin(message)
         self._legs = turn.legs
         specs = self._offer.chosen(choice)
         budget = self.limits.max_tokens if max_tokens is None else max_tokens
         tail = [message] if message is not None else []
         try:
             for step in range(self.limits.max_steps):
-                is_done = yield from self._leg(turn, tail, self._offer.with_more(specs), budget, step, answer)
+                is_done = yield from self._leg(turn, tail, specs, budget, step, answer)
                 if turn.fault and turn.complaints < _MAX_COMPLAINTS:
                     turn.complaints += 1
                     tail = [Message("user", self._complaint(turn.fault))]
@@ -225,7 +224,7 @@ class Agent:
         is_on_tape = False
         try:
             is_resumed = step == 0 and not tail and self.conversation.is_answer_open
-            plan = yield from self._plan(turn, tail, budget)
+            plan, tail = yield from self._fitting.plan(tail, max(0, budget - turn.decoded))
             reused = session.kv_length
             for done, total in session.prefill(plan.entries, head=plan.head):
                 if done == total:
@@ -246,6 +245,7 @@ class Agent:
         if not is_on_tape:
             self.conversation.commit(plan)
         turn.messages += tail
+        specs = self._offer.with_more(specs)
         self._count_summaries(turn)
         if plan.removed_tokens:
             policy = self.conversation.reasoning_policy
@@ -272,7 +272,7 @@ class Agent:
             reasoning_budget=self.limits.reasoning_budget,
             is_shared=self.is_shared,
             resumed=self.conversation.open_answer() if is_resumed else None,
-            make_room=lambda: self._kept_first(turn, self.upkeep.in_answer(turn.first)),
+            make_room=self._fitting.in_answer,
         )
         cost = Leg(
             prefill_tokens=session.prefilled_tokens - prefilled,
@@ -338,43 +338,6 @@ class Agent:
             f"The conversation is longer now than the {trained:,} tokens that this model was trained for: "
             "its answers may be worse."
         )
-
-    # -- room ---------------------------------------------------------------------------------------------
-
-    def _first_message(self, message: Message | None) -> int:
-        """The index of the first message of the turn that begins, or goes on."""
-        if message is None or self.conversation.has_postponed:
-            return self.upkeep.turn_of_last()
-        return len(self.conversation.messages)
-
-    def _plan(
-        self, turn: _Turn, tail: Sequence[Message], budget: int
-    ) -> Generator[Event | Waiting, None, Plan]:
-        """The new tokens, once older ones have made room for them as the policy says."""
-        conversation = self.conversation
-        plan = conversation.plan(tail)
-        while wanted := self.upkeep.excess(len(plan.entries), max(0, budget - turn.decoded)):
-            before = (len(conversation.session.tape), len(plan.entries))
-            yield from self._kept_first(turn, self.upkeep.make_room(wanted, turn.first))
-            again = conversation.plan(tail)
-            plan = replace(
-                again,
-                removed_tokens=again.removed_tokens + plan.removed_tokens,
-                is_shifted=again.is_shifted or plan.is_shifted,
-            )
-            if sum(before) <= len(conversation.session.tape) + len(plan.entries):
-                break
-        return plan
-
-    def _kept_first(
-        self, turn: _Turn, making: Generator[Event | Waiting, None, T]
-    ) -> Generator[Event | Waiting, None, T]:
-        """Lets room be made, and keeps in mind where the turn's messages stand afterwards."""
-        before = len(self.conversation.messages)
-        try:
-            return (yield from making)
-        finally:
-            turn.first += len(self.conversation.messages) - before
 
     def _count_summaries(self, turn: _Turn) -> None:
         turn.legs += self.upkeep.legs

@@ -386,9 +386,13 @@ class Conversation:
         return self._answer_start
 
     @property
-    def has_postponed(self) -> bool:
-        """Messages wait to be appended with the next ones."""
-        return bool(self._postponed)
+    def postponed(self) -> tuple[Message, ...]:
+        """Messages that wait to be appended with the next ones."""
+        return tuple(self._postponed)
+
+    def wait_with(self, messages: Sequence[Message]) -> None:
+        """Lets these messages wait in the place of those that do."""
+        self._postponed = list(messages)
 
     def replace(
         self,

@@ -114,11 +114,14 @@ class Upkeep:
 
     def excess(self, new: int, answer: int) -> int:
         """How many tokens should give way before `new` ones are appended and an answer of at most `answer` begins."""
-        n_ctx = self.n_ctx
-        needed = len(self.conversation.session.tape) + new
-        if self.is_off or needed + min(answer, n_ctx // _RESERVE) <= n_ctx:
+        if self.is_off or not self.overflow(new, answer):
             return 0
-        return needed + n_ctx // _AIM - n_ctx
+        return len(self.conversation.session.tape) + new + self.n_ctx // _AIM - self.n_ctx
+
+    def overflow(self, new: int, answer: int) -> int:
+        """How many tokens there are too many for `new` ones and the beginning of an answer of at most `answer`."""
+        needed = len(self.conversation.session.tape) + new + min(answer, self.n_ctx // _RESERVE)
+        return max(0, needed - self.n_ctx)
 
     def in_answer(self, current: int) -> Generator[Event | Waiting, None, int]:
         """Makes room in the middle of an answer; gives by how many tokens the tape is shorter: 0, none was made.
@@ -147,7 +150,7 @@ class Upkeep:
         if self.is_off or used <= n_ctx // _TIDY or not conversation.is_begun:
             return
         current = len(conversation.messages)
-        if conversation.has_postponed or conversation.is_answer_open:
+        if conversation.postponed or conversation.is_answer_open:
             current = self.turn_of_last()
         yield from self.make_room(max(n_ctx // _AIM, used - n_ctx // _TIDY), current)
         yield from self._compute()
@@ -216,6 +219,10 @@ class Upkeep:
             if index not in gone:
                 kept.append((message, index))
         done: Rewritten = rewrite(conversation, kept)
+        if len(old) - 1 in gone:
+            # Results that wait belong to the newest turn.
+            lost += conversation.postponed
+            conversation.wait_with(())
         if done.removed_tokens:
             # The same positions come again: their draws must not repeat those of the turns before.
             conversation.session.branch += _ERA

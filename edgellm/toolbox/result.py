@@ -29,7 +29,7 @@ Truncate = Callable[[str, int], tuple[str, int]]
 _MOST_CHARACTERS_PER_TOKEN = 16
 _NOTICE_TOKENS = 24
 # As long as a notice gets that says how to read on; how many tokens that is depends on the vocabulary.
-_LONG_NOTICE = "\n[cut: first 9999 of about 99999 tokens shown; to read on, call read_more with " + (
+LONG_NOTICE = "\n[cut: first 9999 of about 99999 tokens shown; to read on, call read_more with " + (
     '{"result": "r99", "start": 999999}]'
 )
 _MOST_ITEMS = 10_000
@@ -101,7 +101,7 @@ def cap(
     _, total = truncate(text, max_tokens)
     if total <= max_tokens and not is_cut:
         return text, False
-    notice = _NOTICE_TOKENS if more is None else truncate(_LONG_NOTICE, max_tokens)[1]
+    notice = _NOTICE_TOKENS if more is None else truncate(LONG_NOTICE, max_tokens)[1]
     room = max(1, max_tokens - min(notice, max_tokens // 2))
     shown, _ = truncate(text, room)
     about = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 from edgellm.errors import ToolError
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 READ_MORE = "read_more"
 MAX_CHARACTERS = 2_000_000
 """All that is kept for one chat; what was kept first goes first."""
+
+
+_READ_ON = re.compile(
+    rf"(?:^|\n)\[cut: [^\n]*; to read on, call {READ_MORE} with "
+    r'{"result": "(?P<name>[^"\n]+)", "start": (?P<start>[0-9]{1,12})}\]$'
+)
 
 
 class ResultStore:
@@ -53,11 +60,30 @@ class ResultStore:
             # What was cut is part of a result that is kept already.
             name, start = str(call.arguments["result"]), int(call.arguments["start"]) + shown
         else:
-            name, start = self._keep(text), shown
+            name, start = self.keep(text), shown
+        return self.reading_on(name, start)
+
+    def reading_on(self, name: str, start: int) -> str:
+        """Words for a notice: how to read on in the result of that name; "" is one that is not kept."""
         arguments = json.dumps({"result": name, "start": start})
         return f"; to read on, call {READ_MORE} with {arguments}" if name else "; it is too long to be kept"
 
-    def _keep(self, text: str) -> str:
+    def origin(self, text: str) -> tuple[str, int, str]:
+        """(name, start, what is left to read from there on) of a result that the model would be given: which kept one
+        it is the beginning or the end of; the name is "" where it is none."""
+        found = _READ_ON.search(text)
+        if found is not None:
+            name, shown = found["name"], text[: found.start()]
+            whole, start = self._texts.get(name, ""), int(found["start"]) - len(shown)
+            if name in self._texts and start >= 0 and whole.startswith(shown, start):
+                return name, start, whole[start:]
+        for name, whole in self._texts.items():
+            if whole.endswith(text):
+                return name, len(whole) - len(text), text
+        return "", 0, text
+
+    def keep(self, text: str) -> str:
+        """Keeps a result whole and gives its name; "" where it is too long for that."""
         if len(text) > self._max_characters:
             return ""
         while self._texts and sum(map(len, self._texts.values())) + len(text) > self._max_characters:

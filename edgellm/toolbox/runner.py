@@ -16,6 +16,7 @@ from edgellm.toolbox.capture import captured
 from edgellm.toolbox.context import ToolContext
 from edgellm.toolbox.result import Rendered, Truncate, cap, render
 from edgellm.toolbox.results import ResultStore
+from edgellm.toolbox.shortening import Shortening
 from edgellm.toolbox.tool import Tool
 from edgellm.types import ToolCall, ToolResult
 
@@ -58,6 +59,11 @@ class Runner:
         """Calls that were given up while their code still runs."""
         with self._lock:
             return sum(running.is_settled for running in self._live)
+
+    @property
+    def shortening(self) -> Shortening:
+        """What cuts results again, where there is less room than they take."""
+        return Shortening(self.truncate or _by_characters, self.results)
 
     def start(self, tool: Tool[..., Any], call: ToolCall) -> Running:
         """Checks the arguments and starts the call; where it may not run, the result says why."""
@@ -230,6 +236,11 @@ class _Outcome:
         self.rendered = rendered
         self.data = data
         self.ended_s = time.monotonic()
+
+
+def _by_characters(text: str, max_tokens: int) -> tuple[str, int]:
+    """Four characters a token, where nobody counts."""
+    return text[: max_tokens * 4], -(-len(text) // 4)
 
 
 def _failure(text: str, max_tokens: int = 1024) -> _Outcome:
