@@ -219,7 +219,8 @@ class Runtime:
 
         try:
             path = resolve(self.options.draft_model, catalog(), Store()).path
-            return DraftModel(path, replace(self.engine.options, n_ctx=self.n_ctx), self.vocabulary)
+            options = replace(self.engine.options, n_ctx=self.n_ctx)
+            return DraftModel(path, options, self.vocabulary, model_bytes=self.model.size_bytes)
         except BaseException:
             self.engine.close()
             self.model.close()

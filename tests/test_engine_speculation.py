@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from scale import SCALE
 from test_engine_session import OPERATIONS, OPTIONS, _run  # pyright: ignore[reportPrivateUsage]
 
 import edgellm
+from edgellm.engine.draft_model import DraftModel
+from edgellm.engine.drafter import Drafter
 from edgellm.engine.engine import Engine
 from edgellm.engine.ngram import NgramIndex
 from edgellm.engine.session import Session
-from edgellm.engine.speculation import READ_TOKENS, Speculation
+from edgellm.engine.speculation import READ_AT_ONCE, READ_TOKENS, Speculation
 from edgellm.engine.surgery import excise
 from edgellm.engine.tape import Tape
 from edgellm.errors import ConfigError
@@ -25,13 +28,13 @@ from edgellm.native.model import Model
 from edgellm.native.overlay import Overlay
 from edgellm.sampling.chain import Chain
 from edgellm.scripted import Scripted
-from edgellm.types import SpanKind
+from edgellm.types import LoadOptions, SpanKind
 
 PROMPT = "the rain is in the rain is in the rain is in the"
 SAMPLED = "top_k(12) | temperature(0.8) | dist(seed=3)"
 
 
-class Oracle:
+class Oracle(Drafter):
     """Guesses from a text it was given: right where that says so."""
 
     def __init__(self, tokens: Sequence[int], start: int, *, wrong_every: int = 0) -> None:
@@ -233,7 +236,7 @@ class _Guessing(Engine):
         return session
 
 
-class _Random:
+class _Random(Drafter):
     def guess(self, tape: Sequence[int], count: int) -> tuple[list[int], int]:
         return [3 + (7919 * len(tape) + i) % 200 for i in range(min(count, 3))], 1
 
@@ -299,6 +302,64 @@ def test_an_account_keeps_guesses_from_costing_more_than_a_fiftieth(monkeypatch:
     assert seconds <= 1.02
 
 
+class Costly(Oracle):
+    """Takes time by a clock: for each token of the tape that it reads, and for each guess after the first."""
+
+    def __init__(self, clock: list[float], *, reading: float, guessing: float, believed: float) -> None:
+        super().__init__(list(range(100_000)), 0)
+        self.clock, self.reading, self.guessing, self.believed = clock, reading, guessing, believed
+        self.known = 0
+
+    @property
+    def cost(self) -> float:
+        return self.believed
+
+    def unread(self, tape: Sequence[int]) -> int:
+        return len(tape) - min(self.known, len(tape) - 1)
+
+    def read(self, tape: Sequence[int], most: int, window: int = 0) -> bool:
+        if window and self.unread(tape) > window:
+            self.known = len(tape) - window
+        count = min(most, self.unread(tape))
+        # A batch costs at least what a token does.
+        self.clock[0] += max(self.guessing * (count > 0), self.reading * count)
+        self.known = min(self.known, len(tape) - 1) + count
+        return self.known == len(tape)
+
+    def guess(self, tape: Sequence[int], count: int) -> tuple[list[int], int]:
+        self.clock[0] += self.guessing * (count - 1)
+        self.known = len(tape) + count - 1
+        return super().guess(tape, count)
+
+
+@pytest.mark.parametrize("hold", [0, 1, 8])
+@pytest.mark.parametrize("per_row", [0.05, 0.5, 1.0])
+@pytest.mark.parametrize(("reading", "guessing"), [(0.3, 1.0), (0.6, 0.6), (0.05, 0.1), (0.002, 0.02)])
+def test_a_draft_model_never_costs_more_than_a_fiftieth_and_is_used_where_it_pays(
+    monkeypatch: pytest.MonkeyPatch, hold: int, per_row: float, reading: float, guessing: float
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("edgellm.engine.speculation.time.perf_counter", lambda: clock[0])
+    guesser = Costly(clock, reading=reading, guessing=guessing, believed=guessing)
+    guessing_ahead, prompt, made = Speculation("auto", guesser), 1331, 0
+    while made < 3000:
+        found = guessing_ahead.guess(range(prompt + made), 1000)
+        guessing_ahead.begin(len(found))
+        clock[0] += 1.0 + per_row * len(found)
+        guessing_ahead.end()
+        made += 1
+        for _ in found[:hold]:
+            guessing_ahead.held()
+            made += 1
+        assert clock[0] <= 1.02 * made + (
+            2 * per_row if per_row > 0.5 else 0
+        )  # more than was believed of a batch
+    if hold == 8 and per_row == 0.05 and reading <= 0.05:
+        assert clock[0] < 0.5 * made
+    if guessing == 1.0:
+        assert guesser.known == 0  # a draft as large as the model is not asked
+
+
 def test_a_draft_model_guesses_and_its_vocabulary_is_checked(tiny_model: Callable[..., Path]) -> None:
     draft = tiny_model("llama")
     with edgellm.load(tiny_model("llama"), n_ctx=256, threads=1, draft_model=str(draft)) as runtime:
@@ -312,6 +373,86 @@ def test_a_draft_model_guesses_and_its_vocabulary_is_checked(tiny_model: Callabl
         assert _steps(session, 10) == expected[14:]
     with pytest.raises(ConfigError, match="another vocabulary"):
         edgellm.load(draft, n_ctx=256, draft_model=str(tiny_model("llama", tokenizer="llama")))
+
+
+@pytest.fixture
+def draft(tiny_model: Callable[..., Path], runtime: edgellm.Runtime) -> Iterator[DraftModel]:
+    made = DraftModel(tiny_model("llama"), LoadOptions(n_ctx=512, threads=1), runtime.vocabulary)
+    yield made
+    made.close()
+
+
+def test_a_draft_model_reads_in_parts_and_goes_on_where_it_was(draft: DraftModel) -> None:
+    tape = [3 + (7919 * i) % 200 for i in range(300)]
+    assert draft.unread(tape) == 300
+    assert not draft.read(tape, 100) and draft.unread(tape) == 200
+    assert not draft.read(tape, 100) and draft.read(tape, 100)
+    assert draft.unread(tape) == 0
+    first = draft.guess(tape, 4)[0]
+    assert len(first) == 4
+    assert draft.unread([*tape, *first[:3]]) == 0  # all but the last guess is in its memory
+    assert draft.unread([*tape, *first[:2], 250]) == 1
+    assert draft.unread(tape[:200]) == 1
+    assert draft.guess(tape[:200], 1)[0] and draft.guess(tape, 4)[0] == first
+    other = tape[::-1]
+    assert draft.unread(other) == 300
+    assert draft.read(other, 50, window=50)
+    assert draft.unread(other) == 0 and draft.unread([*other, 5]) == 1
+    assert draft.guess(other, 3)[0] == draft.guess(other, 3)[0]
+    # More than its context holds.
+    assert draft.guess(tape * 2, 4) == ([], 0)
+    assert draft.read(tape * 2, 50, window=50) and len(draft.guess(tape * 2, 4)[0]) == 4
+
+
+def test_a_draft_model_that_is_stopped_guesses_nothing_and_then_as_before(draft: DraftModel) -> None:
+    tape = list(range(3, 103))
+    expected = draft.guess(tape, 4)[0]
+    draft.read([9, 9], 2)
+    draft.abort()
+    assert not draft.read(tape, 100)
+    assert draft.guess(tape, 4) == ([], 0)
+    draft.listen()
+    assert draft.guess(tape, 4)[0] == expected
+
+
+def test_a_cancel_is_heard_while_a_draft_model_guesses(runtime: edgellm.Runtime) -> None:
+    class Slow(Oracle):
+        def __init__(self) -> None:
+            super().__init__([], 0)
+            self.has_begun, self.is_stopped = threading.Event(), threading.Event()
+
+        def guess(self, tape: Sequence[int], count: int) -> tuple[list[int], int]:
+            self.has_begun.set()
+            assert self.is_stopped.wait(10)
+            return [], 0
+
+        def abort(self) -> None:
+            self.is_stopped.set()
+
+    slow = Slow()
+    session = _session(runtime, "greedy", Speculation("draft", slow))
+    session.step()
+    canceller = threading.Thread(target=lambda: (slow.has_begun.wait(10), session.cancel()))
+    canceller.start()
+    with pytest.raises(edgellm.Cancelled):
+        session.step()
+    canceller.join()
+    session.speculation = None
+    assert session.step().token >= 0
+
+
+def test_before_one_token_a_draft_model_reads_a_part_of_the_tape(runtime: edgellm.Runtime) -> None:
+    guesser = Costly([0.0], reading=1.0, guessing=1.0, believed=0.5)
+    guesser.tokens = [5] * 400
+    session = runtime.engine.session(runtime.make_chain("greedy"))
+    session.speculation = Speculation("draft", guesser)
+    session.extend([(3 + (7919 * i) % 200, SpanKind.PROMPT) for i in range(300)])
+    read: list[int] = []
+    for _ in range(6):
+        before = guesser.clock[0]
+        session.step()
+        read.append(int(guesser.clock[0] - before))
+    assert read[:3] == [0, READ_AT_ONCE, READ_AT_ONCE] and 0 < read[3] < READ_AT_ONCE
 
 
 def test_a_chat_counts_the_tokens_that_came_free(tiny_model: Callable[..., Path]) -> None:
@@ -348,7 +489,7 @@ def test_sampled_tokens_have_the_distribution_they_have_without_guesses(runtime:
     second = np.exp(logits - logits.max())
     second /= second.sum()
 
-    class Always:
+    class Always(Drafter):
         def guess(self, tape: Sequence[int], count: int) -> tuple[list[int], int]:
             return ([guess, guess] if len(tape) == length else []), 1
 
@@ -410,16 +551,13 @@ def test_what_was_cut_from_a_result_is_guessed_from(runtime: edgellm.Runtime) ->
     assert free[0] > 3 and free[1] == 0
 
 
-def test_texts_that_were_read_are_bounded_and_left_out_where_a_model_guesses() -> None:
+def test_texts_that_were_read_are_bounded() -> None:
     speculation = Speculation("ngram")
     speculation.read(list(range(READ_TOKENS - 2)))
     speculation.read([7, 8, 9, 7])
     assert speculation.index.text_tokens == READ_TOKENS
     speculation.fork().read([1, 2, 3])
     assert speculation.index.text_tokens == READ_TOKENS
-    drafting = Speculation("draft", Oracle([1, 2, 3], 0))
-    drafting.read([1, 2, 3])
-    assert drafting.index.text_tokens == 0
 
 
 def test_way_of_guessing_is_changed_between_turns(runtime: edgellm.Runtime) -> None:

@@ -6,6 +6,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -22,8 +24,10 @@ class Guesses:
     or until anybody else asks for the sequence. `speculation` None: there are none.
     """
 
-    def __init__(self, engine: Engine, tape: Tape, memory: Memory) -> None:
+    def __init__(self, engine: Engine, tape: Tape, memory: Memory, is_cancelled: Callable[[], bool]) -> None:
         self._engine = engine
+        self._is_cancelled = is_cancelled
+        self._is_planning = False
         self._tape = tape
         self._memory = memory
         self.speculation: Speculation | None = None
@@ -64,8 +68,22 @@ class Guesses:
                 if start is not None:
                     self.speculation.changed(start)
                 room = min(context.n_ctx - length, context.n_batch - 1)
-                self._planned = self.speculation.guess(self._tape.tokens, room)
+                self._planned = self._guess(self.speculation, room)
         return bool(self._planned)
+
+    def _guess(self, speculation: Speculation, room: int) -> list[int]:
+        # In this order a cancel is heard wherever it comes between.
+        self._is_planning = True
+        try:
+            speculation.listen()
+            return [] if self._is_cancelled() else speculation.guess(self._tape.tokens, room)
+        finally:
+            self._is_planning = False
+
+    def abort(self) -> None:
+        """The session was cancelled: a guess that is under way ends. Safe from any thread."""
+        if self._is_planning and self.speculation is not None:
+            self.speculation.abort()
 
     def drop(self) -> bool:
         """The plan is given up; false where there was none."""

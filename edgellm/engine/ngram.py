@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgellm.engine.drafter import Drafter
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LONGEST, _SHORTEST = 5, 2
 
 
-class NgramIndex:
+class NgramIndex(Drafter):
     """Finds what followed the longest, and then the most recent, earlier occurrence of a tape's last tokens.
 
     Texts that were added count as older than the tape. Built as the tape grows: a few dictionary entries a token.

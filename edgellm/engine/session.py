@@ -49,7 +49,7 @@ class Session:
         self.tape.adapters = overlay.chosen
         self.memory = Memory(engine, self.tape, overlay)
         self.drawing = Drawing(chain, self.tape, engine.vocabulary, branch)
-        self.guesses = Guesses(engine, self.tape, self.memory)
+        self.guesses = Guesses(engine, self.tape, self.memory, lambda: self.is_cancelled)
         self.is_waiting = False
         self.is_cancelled = False
         self._logits: NDArray[np.float32] | None = None
@@ -507,6 +507,7 @@ class Session:
         """Stops the running or the next step or prefill with Cancelled. Safe from any thread."""
         self.is_cancelled = True
         self.engine.abort(self)
+        self.guesses.abort()
 
     def close(self) -> None:
         """Gives the sequence back and frees the chain. A second call does nothing."""
