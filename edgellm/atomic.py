@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import stat
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -21,9 +23,11 @@ _NEW_S = 1.0
 def replacing(path: Path, *, is_synced: bool = True) -> Generator[IO[bytes]]:
     """A file to write to that takes the place of `path` when the block ends well: readers see the old one or the new.
 
-    What killed writers have left beside it is removed first. `is_synced` False leaves it to the system when it gets
-    to the disk: a power cut may lose or damage it. Raises OSError.
+    Where `path` is a link, that is the file that it points to. What killed writers have left beside it is removed
+    first. `is_synced` False leaves it to the system when it gets to the disk: a power cut may lose or damage it.
+    Raises OSError.
     """
+    path = _place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
@@ -44,6 +48,22 @@ def replacing(path: Path, *, is_synced: bool = True) -> Generator[IO[bytes]]:
         raise
     if is_synced:
         _sync_folder(path.parent)
+
+
+def _place(path: Path) -> Path:
+    """Where a file is to be put: the end of links. Folders, devices and the like are never put away for it."""
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    try:
+        mode = place.stat().st_mode
+    except FileNotFoundError:
+        return place
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"it is no path ({error})") from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return place
 
 
 def sweep(path: Path) -> None:
