@@ -14,7 +14,7 @@ from edgellm.chat_files import ChatFile, chat_files, growing_files, remove_chat
 from edgellm.chat_index_schema import migrate
 from edgellm.errors import ConfigError, SessionError
 from edgellm.folders import private_dir, state_dir
-from edgellm.search_text import readable, searchable, terms
+from edgellm.search_text import readable, searchable, storable, terms
 from edgellm.types import Message
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class ChatIndex:
         with self._changing() as index:
             self._write(index, id, title, model, messages, tokens, others, now)
             if extra is not None:
-                written = json.dumps(extra, ensure_ascii=False)
+                written = storable(json.dumps(extra, ensure_ascii=False))
                 index.execute("UPDATE chats SET extra = ? WHERE id = ?", (written, id))
             return list(self._shrink(index, id))
 
@@ -157,7 +157,7 @@ class ChatIndex:
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET model = excluded.model, "
             "updated = excluded.updated, used = excluded.used, messages = excluded.messages, "
             "tokens = excluded.tokens, title = CASE title WHEN '' THEN excluded.title ELSE title END",
-            (id, title, model, now, now, now, len(messages), tokens),
+            (id, storable(title), storable(model), now, now, now, len(messages), tokens),
         )
         number, kept = index.execute("SELECT number, title FROM chats WHERE id = ?", (id,)).fetchone()
         # Branches share most of their messages.
@@ -227,6 +227,13 @@ class ChatIndex:
         adopted: list[str] = []
         failures: list[SessionError] = []
         for id in sorted(found.keys() - known):
+            if storable(id) != id:
+                failures.append(
+                    SessionError(
+                        f"the name of the chat {id!r} in {self.folder} is not UTF-8.", hint="Rename its file."
+                    )
+                )
+                continue
             try:
                 self._adopt(id, found[id])
             except SessionError as error:
@@ -288,7 +295,7 @@ class ChatIndex:
     def rename(self, id: str, title: str) -> None:
         """Gives a chat another title."""
         with self._changing() as index:
-            index.execute("UPDATE chats SET title = ? WHERE id = ?", (title, id))
+            index.execute("UPDATE chats SET title = ? WHERE id = ?", (storable(title), id))
             index.execute(
                 "UPDATE texts SET title = ? WHERE rowid = (SELECT number FROM chats WHERE id = ?)",
                 (searchable(title), id),
@@ -339,6 +346,11 @@ class ChatIndex:
         try:
             with closing(self._open()) as index:
                 yield index
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{error.object!r} cannot be in the index of saved chats: it is no text.",
+                hint="Give the chat a name in UTF-8.",
+            ) from error
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(
                 f"the index of saved chats in {self.folder} cannot be used: {error}.",

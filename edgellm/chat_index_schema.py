@@ -13,7 +13,7 @@ from edgellm.search_text import searchable
 _PATIENCE_S = 5.0
 
 # Each entry brings an index one version further: user_version counts those that have run.
-_MIGRATIONS = (
+MIGRATIONS = (
     """
     CREATE TABLE chats (
         number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, title TEXT NOT NULL, model TEXT NOT NULL,
@@ -30,9 +30,9 @@ _MIGRATIONS = (
 def migrate(index: sqlite3.Connection) -> None:
     """Brings an index to this version's tables. Raises ConfigError for one of a later version, sqlite3.Error."""
     (version,) = index.execute("PRAGMA user_version").fetchone()
-    if version > len(_MIGRATIONS):
+    if version > len(MIGRATIONS):
         raise ConfigError("it is of a later version", hint="Update edgellm.")
-    if version == len(_MIGRATIONS):
+    if version == len(MIGRATIONS):
         return
     index.create_function("searchable", 1, searchable, deterministic=True)
     _use_wal(index)
@@ -42,12 +42,12 @@ def migrate(index: sqlite3.Connection) -> None:
     has_old = version == 0 and _has_table(index, "chats")
     if has_old:
         index.execute("ALTER TABLE chats RENAME TO old_chats")
-    for script in _MIGRATIONS[version:]:
+    for script in MIGRATIONS[version:]:
         for statement in filter(str.strip, script.split(";")):
             index.execute(statement)
     if has_old:
         _take_over(index)
-    index.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+    index.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
     index.execute("COMMIT")
 
 

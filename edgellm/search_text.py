@@ -17,9 +17,14 @@ _UNSPACED = re.compile(
 )
 
 
+def storable(text: str) -> str:
+    """The text with `?` in the place of lone surrogates, which are no characters and which SQLite refuses."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def searchable(text: str) -> str:
-    """The text with a cut on both sides of each such character."""
-    return _UNSPACED.sub(f"{_CUT}\\1{_CUT}", text.replace(_CUT, ""))
+    """The storable text with a cut on both sides of each such character."""
+    return _UNSPACED.sub(f"{_CUT}\\1{_CUT}", storable(text).replace(_CUT, ""))
 
 
 def readable(text: str) -> str:
@@ -29,4 +34,6 @@ def readable(text: str) -> str:
 
 def terms(words: str) -> list[str]:
     """Each word as FTS5 takes it: in quotation marks, so that nothing in it is an operator, and by its beginning."""
+    # For FTS5 a query ends at a NUL.
+    words = words.replace("\0", " ")
     return [f'"{searchable(word).replace(chr(34), chr(34) * 2)}"*' for word in words.split()]

@@ -14,7 +14,7 @@ import pytest
 
 import edgellm
 from edgellm.chat_files import ChatFile
-from edgellm.chat_index_schema import _MIGRATIONS
+from edgellm.chat_index_schema import MIGRATIONS
 from edgellm.types import Message
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def test_words_in_scripts_without_spaces_are_found(
 
 def test_index_of_an_earlier_version_finds_such_words_too(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)) as file:
-        for script in _MIGRATIONS[:2]:
+        for script in MIGRATIONS[:2]:
             file.executescript(script)
         file.execute("INSERT INTO chats VALUES (1, 'a', '数学', 'm', 1, 1, 1, 1, 1, 0, '{}')")
         file.execute("INSERT INTO texts (rowid, title, body) VALUES (1, '数学', '我们在中国')")
@@ -106,6 +106,35 @@ def test_index_is_made_by_several_at_once(tmp_path: Path) -> None:
         for user in users:
             user.join()
     assert failures == []
+
+
+def test_what_is_no_text_is_searched_and_recorded_all_the_same(tmp_path: Path) -> None:
+    """Lone surrogates and NULs; only an id must be text."""
+    index = edgellm.ChatIndex(tmp_path)
+    message = edgellm.Message("user", "the mill\ud800 by the river")
+    index.record(
+        "a", title="old\udc80", model="m\ud800", messages=[message], tokens=1, extra={"said": message.content}
+    )
+    index.rename("a", "new\udc80")
+    assert index.list("river\ud800")[0].title == "new?"
+    assert ids(index, "mill\0riv") == ids(index, "new\udc80") == ["a"]
+    assert ids(index, "mill\0sea") == []
+    assert index.lines("a", "mill\ud800") == ["the mill? by the river"]
+    assert index.extra("a") == {"said": "the mill? by the river"}
+    with pytest.raises(edgellm.ConfigError, match=r"'\\ud800' cannot be in the index"):
+        index.find("\ud800")
+
+
+def test_file_whose_name_is_not_utf_8_keeps_no_other_from_being_taken_up(
+    tmp_path: Path, tiny_model: Callable[..., Path]
+) -> None:
+    index = edgellm.ChatIndex(tmp_path)
+    with edgellm.load(tiny_model("llama"), n_ctx=512, threads=1) as runtime:
+        for id in ("\udcff", "b"):
+            runtime.chat().save(index.path(id))
+    adopted, (failure,) = index.adopt()
+    assert adopted == ["b"]
+    assert r"'\udcff'" in failure.message and "Rename" in failure.hint
 
 
 def test_damaged_extra_is_said(tmp_path: Path) -> None:
