@@ -36,7 +36,7 @@ WARM_ROUNDS = 5
 
 def options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=4000, help="length of the chat")
     parser.add_argument("--kills", type=int, default=200)
@@ -142,8 +142,8 @@ def main() -> int:
         warm = [first_token_s(runtime, base) for _ in range(WARM_ROUNDS)]
         read = session_file.read_sessions
 
-        def without_memory(file: Path) -> session_file.SavedSessions:
-            saved = read(file)
+        def without_memory(file: Path, count: int | None = None) -> session_file.SavedSessions:
+            saved = read(file, count)
             return replace(saved, branches=tuple(replace(one, memory=b"") for one in saved.branches))
 
         with patch.object(session_file, "read_sessions", without_memory):

@@ -157,10 +157,10 @@ class Runtime:
         from edgellm.engine.session_file import read_sessions
 
         self._check_open()
-        saved = read_sessions(Path(path))
+        saved = read_sessions(Path(path), count)
         chats: list[Chat] = []
         try:
-            for branch in saved.branches[:count]:
+            for branch in saved.branches:
                 own = {
                     "sampler": branch.record.sampler,
                     "seed": branch.record.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pytest
 import edgellm
 from edgellm.engine.engine import Engine
 from edgellm.engine.saving import restore_session, save_sessions
-from edgellm.engine.session_file import SavedSessions, read_sessions
+from edgellm.engine.session_file import SavedSessions, read_record, read_sessions
 from edgellm.errors import ConfigError, SessionError
 from edgellm.native.model import Model
 from edgellm.sampling.chain import Chain
@@ -172,6 +173,100 @@ def test_file_of_a_later_version_says_so(tmp_path: Path) -> None:
 
 
 # -- chats --------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_one_copy_of_one_memory_is_held_at_a_time(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Beside the context, which holds them too."""
+    options = LoadOptions(n_ctx=4096, n_seq_max=4, threads=1, kv_type_k="f32", kv_type_v="f32")
+    model = Model.load(tiny_model("llama", n_ctx=4096), options)
+    engine = Engine(model, options)
+    first = new_session(engine, 2_000)
+    sessions = [(first, {}), (first.fork(), {}), (first.fork(), {})]
+    size = engine.context.state_size(sessions[0][0].own_seq())
+    saving = peak_bytes(lambda: save_sessions(tmp_path / "a", sessions))
+    assert (tmp_path / "a").stat().st_size > 3 * size
+    reading = peak_bytes(lambda: read_sessions(tmp_path / "a", 1))
+    # Tapes and heads take their part of it: the memory of this model is small.
+    assert saving < 2 * size and reading < 2 * size
+    memory = read_sessions(tmp_path / "a", 1).main.memory
+    assert peak_bytes(lambda: engine.context.set_state(first.own_seq(), memory)) < size / 2
+    engine.close()
+    model.close()
+
+
+def test_of_several_branches_the_first_can_be_read_alone(engine: Engine, tmp_path: Path) -> None:
+    """The digest counts the others all the same."""
+    sessions = [(new_session(engine, 60), {}) for _ in range(2)]
+    save_sessions(tmp_path / "a", sessions)
+    whole, first = read_sessions(tmp_path / "a"), read_sessions(tmp_path / "a", 1)
+    assert (len(whole.branches), first.branches) == (2, whole.branches[:1])
+    data = bytearray((tmp_path / "a").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "a").write_bytes(bytes(data))
+    with pytest.raises(SessionError, match="damaged"):
+        read_sessions(tmp_path / "a", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "remedy"),
+    [
+        ("folder", "Is a directory", "Name a file"),
+        ("x" * 300, "File name too long", "shorter"),
+        ("a\0b", "no path", "another name"),
+        ("a\ud800b", "no path", "another name"),
+        ("file/a", "File exists|Not a directory", "folder you can write to"),
+    ],
+)
+def test_place_that_cannot_be_written_is_said_with_its_remedy(
+    engine: Engine, tmp_path: Path, name: str, wrong: str, remedy: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=wrong) as caught:
+        save_sessions(tmp_path / name, [(new_session(engine, 5), {})])
+    assert remedy in caught.value.hint
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "remedy"),
+    [
+        ("folder", "is a folder", "Name the file"),
+        ("x" * 300, "File name too long", "Check the path"),
+        ("a\0b", "no path", "Check the path"),
+        ("a\ud800b", "no path", "Check the path"),
+        ("file/a", "Not a directory", "Check the path"),
+        ("none", "no saved chat at", "Check the path"),
+    ],
+)
+def test_place_that_cannot_be_read_is_said_with_its_remedy(
+    tmp_path: Path, name: str, wrong: str, remedy: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for read in (read_sessions, read_record):
+        with pytest.raises(SessionError, match=wrong) as caught:
+            read(tmp_path / name)
+        assert remedy in caught.value.hint
+        assert str(caught.value).isprintable()
+
+
+def test_chat_with_what_is_no_character_is_saved(runtime: edgellm.Runtime, tmp_path: Path) -> None:
+    with runtime.chat(sampler="greedy") as chat:
+        chat.ask("a\ud800b", max_tokens=3)
+        chat.save(tmp_path / "a.chat")
+        with runtime.open_chat(tmp_path / "a.chat") as other:
+            assert other.messages[0].content == "a?b"
+            assert other.tape == chat.tape
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,13 +81,14 @@ def run(args: Namespace) -> int:
 
 
 def _saved(name: str | None) -> Path | None:
-    """The file of a saved chat, looked at before the model is loaded for it. Raises SessionError."""
+    """The file of a saved chat, whose head is read before the model is loaded for it. Raises SessionError."""
     if name is None:
         return None
-    from edgellm.engine.session_file import read_sessions
+    from edgellm.engine.session_file import read_record
 
-    path = Path(name).expanduser()
-    read_sessions(path)
+    # Path.expanduser raises where there is no such user; this leaves the name as it is.
+    path = Path(os.path.expanduser(name))
+    read_record(path)
     return path
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgellm.native.context import State
+
 SPACING = 512
 """Tokens after which a checkpoint is taken within a long prompt or answer."""
 
@@ -17,7 +19,7 @@ class Checkpoint:
     """What the memory cannot give back by cutting (recurrent state, sliding window) when it held `length` tokens."""
 
     length: int
-    state: bytes
+    state: State
 
 
 class Checkpoints:

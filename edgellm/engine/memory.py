@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from edgellm.engine.engine import Engine
     from edgellm.engine.tape import Tape
+    from edgellm.native.context import State
     from edgellm.native.overlay import Overlay
 
 
@@ -44,7 +45,7 @@ class Memory:
         self.rebuilt_tokens = 0
         self.snapshot_tokens = 0
         self._rebuild_until = 0
-        self._parked: bytes | None = None
+        self._parked: State | None = None
         self.checkpoints = Checkpoints(engine.options.checkpoints)
         self._is_kept = engine.options.checkpoints > 0 and not engine.context.can_always_cut
 
@@ -334,9 +335,17 @@ class Memory:
             self.engine.context.copy(seq, self.seq)
         self.cut(len(self.tape))
 
-    def state(self) -> bytes:
+    def state(self) -> State:
         """What it holds, as bytes: empty where that is nothing."""
+        if self._parked is not None:
+            return self._parked
         return self.engine.context.state(self.own_seq()) if self.length else b""
+
+    def state_size(self) -> int:
+        """How many bytes `state` gives."""
+        if self._parked is not None:
+            return len(self._parked)
+        return self.engine.context.state_size(self.own_seq()) if self.length else 0
 
     @contextmanager
     def trial(self) -> Generator[int]:
@@ -354,7 +363,7 @@ class Memory:
             if point is not None:
                 self.checkpoints.drop(point)
 
-    def load(self, length: int, state: bytes) -> None:
+    def load(self, length: int, state: State) -> None:
         """Holds the first `length` tokens by a saved state, which is put into the context when it is needed.
 
         An empty state is memory that was lost: it is computed again, and counted.
@@ -390,7 +399,7 @@ class Memory:
             self.engine.prefixes.put(tokens, key_of(self.overlay.parts), self.state())
             self.keep()
 
-    def take_checkpoints(self, points: Iterable[tuple[int, bytes]]) -> None:
+    def take_checkpoints(self, points: Iterable[tuple[int, State]]) -> None:
         """Has saved checkpoints, (length, partial state): no longer than what it holds itself."""
         for length, state in points if self._is_kept else ():
             if length <= self.length and self.engine.make_checkpoint_room(self, len(state)):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from edgellm.native.context import State
     from edgellm.native.model import Model
     from edgellm.types import LoadOptions
 
@@ -57,7 +58,7 @@ class PrefixStore:
             _use(path)
         return state
 
-    def put(self, key: str, state: bytes) -> None:
+    def put(self, key: str, state: State) -> None:
         """Keeps a state, and forgets old ones until all have their place."""
         if len(state) + _DIGEST_BYTES > self.limit_bytes:
             return
@@ -129,7 +130,7 @@ class Prefixes:
         """The state behind these tokens, as it is under these adapters."""
         return self._store.get(self._key(tokens, adapters))
 
-    def put(self, tokens: Sequence[int], adapters: str, state: bytes) -> None:
+    def put(self, tokens: Sequence[int], adapters: str, state: State) -> None:
         """Keeps the state behind these tokens, computed with these adapters."""
         self._store.put(self._key(tokens, adapters), state)
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from edgellm.engine.session import Session
 from edgellm.engine.session_file import (
+    Blob,
     BranchRecord,
+    BranchToWrite,
     Probe,
     SavedBranch,
     SessionRecord,
@@ -57,18 +59,20 @@ def save_sessions(path: Path, sessions: Sequence[tuple[Session, Mapping[str, Any
         made_by=_made_by(engine),
         branches=[],
     )
-    write_sessions(path, record, [_saved(session, extra) for session, extra in sessions])
+    write_sessions(path, record, [_branch(session, extra) for session, extra in sessions])
 
 
-def _saved(session: Session, extra: Mapping[str, Any]) -> SavedBranch:
+def _branch(session: Session, extra: Mapping[str, Any]) -> BranchToWrite:
     probe = _probe(session)
     memory = session.memory
-    state = memory.state() if probe is not None else b""
+    size = memory.state_size() if probe is not None else 0
+    points = tuple(memory.checkpoints) if size else ()
     record = BranchRecord(
         branch=session.branch,
         tokens=session.tape.tokens,
         kinds=[kind.value for kind in session.tape.kinds],
         kv_length=memory.length,
+        checkpoints=[point.length for point in points],
         sampler=str(session.chain.spec),
         seed=session.chain.seed,
         extra=dict(extra),
@@ -76,11 +80,14 @@ def _saved(session: Session, extra: Mapping[str, Any]) -> SavedBranch:
         adapters=session.overlay.parts,
         adapter_runs=[(len(list(run)), adapters) for adapters, run in groupby(session.tape.sets)],
     )
-    points = tuple((point.length, point.state) for point in memory.checkpoints)
     logits = session.held_logits
-    return SavedBranch(
-        record, state, logits.tobytes() if logits is not None else b"", points if state else ()
-    )
+    # The memory itself is fetched when it is written: one at a time is held beside the context.
+    blobs = [
+        Blob(size, memory.state if size else bytes),
+        Blob.of(logits.tobytes() if logits is not None else b""),
+        *(Blob.of(point.state) for point in points),
+    ]
+    return BranchToWrite(record, blobs)
 
 
 def _probe(session: Session) -> Probe | None:

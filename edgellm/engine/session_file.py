@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import struct
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -18,8 +19,9 @@ from edgellm.native.overlay import AdapterPart
 from edgellm.types import AdapterSet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from edgellm.native.context import State
     from edgellm.native.model import Model
     from edgellm.types import LoadOptions
 
@@ -28,6 +30,16 @@ _MAGIC = b"EDGELLM\x02"
 _FIRST_MAGIC = b"EDGELLM\x01"
 _LENGTH = struct.Struct("<Q")
 _DIGEST_BYTES = 16
+_CHUNK_BYTES = 1 << 18
+_SAVE_REMEDIES = {
+    errno.EISDIR: "Name a file, not a folder.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOSPC: "Make room there, or choose another folder.",
+    errno.EDQUOT: "Make room there, or choose another folder.",
+    errno.EINVAL: "Choose another name.",
+}
+
+RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -97,9 +109,30 @@ class SavedBranch:
     """
 
     record: BranchRecord
-    memory: bytes
+    memory: State
     logits: bytes = b""
-    checkpoints: tuple[tuple[int, bytes], ...] = ()
+    checkpoints: tuple[tuple[int, State], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that are to be written: so many, and what gives them when it is their turn."""
+
+    size: int
+    read: Callable[[], State]
+
+    @classmethod
+    def of(cls, data: State) -> Blob:
+        """Bytes that are at hand."""
+        return cls(len(data), lambda: data)
+
+
+@dataclass(frozen=True, slots=True)
+class BranchToWrite:
+    """A session's record, and its blobs: memory, logits and partial states."""
+
+    record: BranchRecord
+    blobs: Sequence[Blob]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,79 +169,132 @@ def computed_with(options: LoadOptions) -> str:
     return repr((rope, []))
 
 
-def write_sessions(path: Path, record: SessionRecord, branches: Sequence[SavedBranch]) -> None:
+def write_sessions(path: Path, record: SessionRecord, branches: Sequence[BranchToWrite]) -> None:
     """Writes sessions beside their place and renames them there: a crash leaves the old file or the new one.
 
-    The records in `branches` replace those in `record`. Raises ConfigError where the folder cannot be written.
+    The records in `branches` replace those in `record`. Raises ConfigError where the file cannot be written.
     """
-    records: list[BranchRecord] = []
-    blobs: list[bytes] = []
-    for saved in branches:
-        own = [saved.memory, saved.logits, *(state for _, state in saved.checkpoints)]
-        lengths = [length for length, _ in saved.checkpoints]
-        records.append(
-            msgspec.structs.replace(saved.record, checkpoints=lengths, blobs=[len(b) for b in own])
-        )
-        blobs += own
-    head = msgspec.json.encode(msgspec.structs.replace(record, branches=records))
-    parts = [_LENGTH.pack(len(head)), head, *blobs]
+    records = [
+        msgspec.structs.replace(branch.record, blobs=[blob.size for blob in branch.blobs])
+        for branch in branches
+    ]
+    head = _encoded(msgspec.structs.replace(record, branches=records))
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for part in parts:
-        digest.update(part)
     try:
         with replacing(path) as file:
-            file.write(_MAGIC + digest.digest())
-            for part in parts:
-                file.write(part)
+
+            def write(data: State) -> None:
+                digest.update(data)
+                file.write(data)
+
+            file.write(_MAGIC + bytes(_DIGEST_BYTES))
+            write(_LENGTH.pack(len(head)))
+            write(head)
+            for blob in (blob for branch in branches for blob in branch.blobs):
+                data = blob.read()
+                write(data[: blob.size])
+                # Where llama.cpp gives less than it has announced: a reader refuses it, and computes it again.
+                write(bytes(max(0, blob.size - len(data))))
+            file.seek(len(_MAGIC))
+            file.write(digest.digest())
     except OSError as error:
         raise ConfigError(
-            f"cannot save the chat to {path}: {error.strerror or error}.",
-            hint="Name a file, not a folder." if path.is_dir() else "Choose a folder you can write to.",
+            f"cannot save the chat to {_shown(path)}: {error.strerror or error}.",
+            hint=_SAVE_REMEDIES.get(error.errno or 0, "Choose a folder you can write to."),
         ) from error
 
 
-def read_sessions(path: Path) -> SavedSessions:
-    """Reads a file of sessions and checks its digest. Raises SessionError.
+def _encoded(record: SessionRecord) -> bytes:
+    try:
+        return msgspec.json.encode(record)
+    except UnicodeEncodeError:
+        # A lone surrogate is no character: neither is it for the model.
+        text = json.dumps(msgspec.to_builtins(record), ensure_ascii=False)
+        return text.encode("utf-8", "replace")
+
+
+def read_sessions(path: Path, count: int | None = None) -> SavedSessions:
+    """Reads a file of sessions, or the first `count` of them, and checks its digest. Raises SessionError.
 
     Of version 1 the tape is read alone: its memory cannot be compared with anything.
     """
+    found: SavedSessions | None = None
+    failure: Exception | None = None
     try:
-        data = path.read_bytes()
+        with opened(path) as file:
+            magic, digest = _magic(path, file), file.read(_DIGEST_BYTES)
+            body = _Body(file)
+            try:
+                found = _from_first(body) if magic == _FIRST_MAGIC else _read(body, count)
+            except (msgspec.DecodeError, struct.error) as error:
+                failure = error
+            is_whole = body.finish() == digest
+    except OSError as error:
+        raise SessionError(
+            f"cannot read {path}: {error.strerror or error}.", hint="Check the disk."
+        ) from error
+    if not is_whole:
+        raise SessionError(
+            f"{path} is damaged: its checksum differs.", hint="Use another copy; this one is not safe."
+        )
+    if failure is not None:
+        raise SessionError(f"{path} cannot be read: {failure}.", hint="It was written by another version.")
+    if found is None:
+        raise SessionError(f"{path} is incomplete.", hint="Use another copy.")
+    return found
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The file of a saved chat. Raises SessionError."""
+    try:
+        return path.open("rb")
     except FileNotFoundError as error:
         raise SessionError(f"no saved chat at {path}.", hint="Check the path.") from error
     except IsADirectoryError as error:
         raise SessionError(f"{path} is a folder.", hint="Name the file of a saved chat.") from error
-    except OSError as error:
-        raise SessionError(
-            f"cannot read {path}: {error.strerror or error}.", hint="Check its permissions."
-        ) from error
-    start = len(_MAGIC) + _DIGEST_BYTES
-    magic = data[: len(_MAGIC)]
+    except PermissionError as error:
+        raise SessionError(f"cannot read {path}: {error.strerror}.", hint="Check its permissions.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is no path ({error})"
+        raise SessionError(f"cannot read {_shown(path)}: {reason}.", hint="Check the path.") from error
+
+
+def _shown(path: Path) -> str:
+    """The path, or its escapes where it holds what cannot be printed."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def _magic(path: Path, file: IO[bytes]) -> bytes:
+    magic = file.read(len(_MAGIC))
     if magic not in (_MAGIC, _FIRST_MAGIC):
         is_newer = magic[:-1] == _MAGIC[:-1]
         raise SessionError(
             f"{path} is not a saved chat of this version.",
             hint="A newer edgellm wrote it: update this one." if is_newer else "Give a file written by save.",
         )
-    body = memoryview(data)[start:]
-    if hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != data[len(_MAGIC) : start]:
-        raise SessionError(
-            f"{path} is damaged: its checksum differs.", hint="Use another copy; this one is not safe."
-        )
-    try:
-        (head_size,) = _LENGTH.unpack_from(body, 0)
-        head = body[_LENGTH.size : _LENGTH.size + head_size]
-        if magic == _FIRST_MAGIC:
-            found = _from_first(msgspec.json.decode(head, type=_FirstRecord))
-        else:
-            found = _split(msgspec.json.decode(head, type=SessionRecord), body[_LENGTH.size + head_size :])
-    except (msgspec.DecodeError, struct.error) as error:
-        raise SessionError(
-            f"{path} cannot be read: {error}.", hint="It was written by another version."
-        ) from error
-    if found is None:
-        raise SessionError(f"{path} is incomplete.", hint="Use another copy.")
-    return found
+    return magic
+
+
+class _Body:
+    """What stands behind the digest, read from front to back; it is held nowhere but by the caller."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        self.left = os.fstat(file.fileno()).st_size - file.tell()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; fewer where the file ends."""
+        data = self._file.read(min(size, max(0, self.left)))
+        self._digest.update(data)
+        self.left -= len(data)
+        return data
+
+    def finish(self) -> bytes:
+        """The digest of all, once the rest is read too."""
+        while self.read(_CHUNK_BYTES):
+            pass
+        return self._digest.digest()
 
 
 def read_record(path: Path) -> SessionRecord:
@@ -217,19 +303,15 @@ def read_record(path: Path) -> SessionRecord:
     Raises SessionError.
     """
     try:
-        with path.open("rb") as file:
-            magic = file.read(len(_MAGIC) + _DIGEST_BYTES)[: len(_MAGIC)]
-            if magic not in (_MAGIC, _FIRST_MAGIC):
-                raise SessionError(
-                    f"{path} is not a saved chat of this version.", hint="Move it to another folder."
-                )
-            (head_size,) = _LENGTH.unpack(file.read(_LENGTH.size))
-            head = file.read(min(head_size, os.fstat(file.fileno()).st_size))
-        if magic == _MAGIC:
-            record = msgspec.json.decode(head, type=SessionRecord)
-        else:
-            saved = _from_first(msgspec.json.decode(head, type=_FirstRecord))
-            record = saved.record if saved is not None else None
+        with opened(path) as file:
+            magic = _magic(path, file)
+            file.seek(_DIGEST_BYTES, os.SEEK_CUR)
+            body = _Body(file)
+            if magic == _MAGIC:
+                record = _head(body, SessionRecord)
+            else:
+                saved = _from_first(body)
+                record = saved.record if saved is not None else None
     except (OSError, msgspec.DecodeError, struct.error) as error:
         raise SessionError(f"{path} cannot be read: {error}.", hint="Use another copy.") from error
     if record is None or not record.branches:
@@ -237,29 +319,33 @@ def read_record(path: Path) -> SessionRecord:
     return record
 
 
-def _split(record: SessionRecord, body: memoryview) -> SavedSessions | None:
-    """Gives each branch its part of the bytes; None where they do not add up."""
+def _head(body: _Body, type: type[RecordT]) -> RecordT:
+    (size,) = _LENGTH.unpack(body.read(_LENGTH.size))
+    return msgspec.json.decode(body.read(size), type=type)
+
+
+def _read(body: _Body, count: int | None) -> SavedSessions | None:
+    """The branches, each with its part of the bytes; None where they do not add up."""
+    record = _head(body, SessionRecord)
     sizes = [size for branch in record.branches for size in branch.blobs]
-    ends = [0]
-    for size in sizes:
-        ends.append(ends[-1] + size)
-    if ends[-1] != len(body) or not record.branches:
+    if sum(sizes) != body.left or min(sizes, default=0) < 0 or not record.branches:
         return None
-    blobs = [bytes(body[start:end]) for start, end in pairwise(ends)]
     branches: list[SavedBranch] = []
     for branch in record.branches:
-        own, blobs = blobs[: len(branch.blobs)], blobs[len(branch.blobs) :]
-        if len(own) != 2 + len(branch.checkpoints) or len(branch.tokens) != len(branch.kinds):
+        if len(branch.blobs) != 2 + len(branch.checkpoints) or len(branch.tokens) != len(branch.kinds):
             return None
         if branch.adapter_runs and sum(count for count, _ in branch.adapter_runs) != len(branch.tokens):
             return None
+    for branch in record.branches[:count]:
+        memory, logits, *states = [body.read(size) for size in branch.blobs]
         branches.append(
-            SavedBranch(branch, own[0], own[1], tuple(zip(branch.checkpoints, own[2:], strict=True)))
+            SavedBranch(branch, memory, logits, tuple(zip(branch.checkpoints, states, strict=True)))
         )
     return SavedSessions(record, tuple(branches))
 
 
-def _from_first(old: _FirstRecord) -> SavedSessions | None:
+def _from_first(body: _Body) -> SavedSessions | None:
+    old = _head(body, _FirstRecord)
     if len(old.tokens) != len(old.kinds):
         return None
     branch = BranchRecord(

@@ -37,6 +37,10 @@ _MAX_LOGIT_VIEWS = 1024
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
+State = bytes | memoryview
+"""The memory of a sequence outside of the context: never changed, so it can be shared."""
+
+
 class DecodeStatus(Enum):
     """What llama_decode said (llama.h)."""
 
@@ -280,23 +284,31 @@ class Context:
             range(max(0, length - self._window + 1), length)
         )
 
-    def state(self, seq: int, *, is_partial: bool = False) -> bytes:
-        """The memory of a sequence as bytes (llama_state_seq_get_data_ext).
+    def state_size(self, seq: int, *, is_partial: bool = False) -> int:
+        """How many bytes `state` gives."""
+        flags = _PARTIAL_ONLY if is_partial else 0
+        return int(self._llama.llama_state_seq_get_size_ext(self._live(), seq, flags))
+
+    def state(self, seq: int, *, is_partial: bool = False) -> State:
+        """The memory of a sequence as bytes (llama_state_seq_get_data_ext), the only copy that is made of it.
 
         `is_partial`: only what cannot be had back by cutting, the recurrent state or the sliding window.
         """
         flags = _PARTIAL_ONLY if is_partial else 0
-        size: int = self._llama.llama_state_seq_get_size_ext(self._live(), seq, flags)
-        buffer = (ctypes.c_uint8 * size)()
-        written: int = self._llama.llama_state_seq_get_data_ext(self.pointer, buffer, size, seq, flags)
-        return bytes(memoryview(buffer)[:written])
+        buffer = np.empty(self.state_size(seq, is_partial=is_partial), dtype=np.uint8)
+        written: int = self._llama.llama_state_seq_get_data_ext(
+            self.pointer, _address(buffer), buffer.size, seq, flags
+        )
+        return buffer.data[:written]
 
-    def set_state(self, seq: int, data: bytes, *, is_partial: bool = False) -> None:
+    def set_state(self, seq: int, data: State, *, is_partial: bool = False) -> None:
         """Puts saved memory into a sequence. Raises SessionError where llama.cpp refuses it."""
-        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        buffer = np.frombuffer(data, dtype=np.uint8)
         flags = _PARTIAL_ONLY if is_partial else 0
         with captured_log() as log:
-            read: int = self._llama.llama_state_seq_set_data_ext(self._live(), buffer, len(data), seq, flags)
+            read: int = self._llama.llama_state_seq_set_data_ext(
+                self._live(), _address(buffer), buffer.size, seq, flags
+            )
         if read == 0:
             raise SessionError(
                 f"llama.cpp refuses the saved KV state: {log.reason or 'it does not fit this context'}.",
@@ -317,6 +329,11 @@ class Context:
             self._batch.free()
             self._llama.llama_free(self.pointer)
             self.pointer = None
+
+
+def _address(buffer: NDArray[np.uint8]) -> Any:
+    # Any: a ctypes pointer, which llama.cpp's signatures want; it keeps the buffer alive.
+    return buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 class _Batch:
