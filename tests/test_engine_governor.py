@@ -9,7 +9,9 @@ import pytest
 
 import edgellm
 from edgellm.engine.governor import Governor
+from edgellm.engine.speculation import Speculation
 from edgellm.machine import CpuTimes, others_running
+from edgellm.types import SpanKind
 
 
 class Machine:
@@ -33,11 +35,16 @@ class Machine:
         self.mine += seconds * self.own
         self.busy += seconds * (self.own + self.others)
 
-    def decodes(self, governor: Governor, token_s: float, seconds: float) -> None:
+    def decodes(
+        self, governor: Governor, token_s: float, seconds: float, rows: tuple[int, ...] = (1,)
+    ) -> None:
+        """Steps of so many rows in turn, each row after the first a tenth more."""
         end = self.now + seconds
         while self.now < end:
-            self.passes(token_s)
-            governor.decoded(token_s)
+            for count in rows:
+                taken_s = token_s * (0.9 + 0.1 * count)
+                self.passes(taken_s)
+                governor.decoded(taken_s, count)
 
 
 @pytest.fixture
@@ -154,6 +161,30 @@ def test_threads_come_back_when_it_has_been_calm_for_a_while(machine: Machine) -
     assert machine.n_threads == 4
 
 
+def test_steps_of_many_rows_are_compared_with_their_like(machine: Machine) -> None:
+    governor = governor_of(machine)
+    machine.decodes(governor, 0.05, 1.0)
+    machine.decodes(governor, 0.05, 2.0, (12,))
+    machine.others = 2.0
+    # Larger batches take longer: no reason to take threads.
+    machine.decodes(governor, 0.05, 2.0, (1, 12))
+    machine.decodes(governor, 0.05, 2.0, (12,))
+    assert machine.n_threads == 4
+    machine.decodes(governor, 0.2, 5.0, (1, 12))
+    assert machine.n_threads == 2
+
+
+def test_given_text_is_prefill_and_guesses_that_held_are_tokens(machine: Machine) -> None:
+    governor = governor_of(machine)
+    governor.decoded(0.5, 20, 0)
+    assert (governor.decode_tok_s, governor.prefill_tok_s) == (0.0, 40.0)
+    governor.decoded(0.2, 4, 1)
+    governor.guess_held()
+    governor.decoded(0.2, 3, 3)
+    assert governor.decode_tok_s == pytest.approx(5 / 0.4)
+    assert governor.prefill_tok_s == 40.0
+
+
 def test_threads_the_user_chose_stay(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     for switch in ("auto", "off"):
         monkeypatch.setenv("EDGELLM_GOVERNOR", switch)
@@ -202,19 +233,76 @@ def test_threads_change_live_and_the_turn_says_so(
         assert governor.is_active
         fake = Machine()
         governor._clock, governor._times = lambda: fake.now, fake.times  # type: ignore[method-assign]
-        governor._running = lambda: 2
-        governor._looked_at, governor._looked = 0.0, fake.times()
+        governor._running = lambda: 2  # pyright: ignore[reportPrivateUsage]
+        governor._looked_at, governor._looked = 0.0, fake.times()  # pyright: ignore[reportPrivateUsage]
         fake.others = 2.0
         fake.passes(5.0)
         chat = runtime.chat()
         events = list(chat.send("Hi", max_tokens=3))
         said = [event.message for event in events if isinstance(event, edgellm.Notice)]
         assert said == ["1 of 3 threads from here on: other programs use 2.0 of 3 cores."]
-        llama, pointer = runtime.engine.context._llama, runtime.engine.context.pointer
+        context = runtime.engine.context
+        llama, pointer = context._llama, context.pointer  # pyright: ignore[reportPrivateUsage]
         assert (llama.llama_n_threads(pointer), llama.llama_n_threads_batch(pointer)) == (1, 1)
         meters = runtime.meters()
         assert (meters.threads, meters.max_threads, meters.others_cores) == (1, 3, 2.0)
         assert meters.decode_tok_s > 0 and meters.prefill_tok_s > 0
-        assert meters.resident_bytes > 0 and meters.room_bytes > 0
+        assert meters.resident_bytes > 0 and meters.room_bytes
     with edgellm.load(tiny_model("llama"), threads=2) as runtime:
         assert not runtime.engine.governor.is_active
+
+
+def test_every_step_of_an_answer_is_seen(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def decoded(_governor: Governor, _seconds: float, rows: int = 1, tokens: int = 1) -> None:
+        seen.append(("decode", rows, tokens))
+
+    def prefilled(_governor: Governor, rows: int, _seconds: float) -> None:
+        seen.append(("prefill", rows, 0))
+
+    def guess_held(_governor: Governor) -> None:
+        seen.append(("guess", 0, 1))
+
+    for function in (decoded, prefilled, guess_held):
+        monkeypatch.setattr(Governor, function.__name__, function)
+    with edgellm.load(tiny_model("llama"), threads=1) as runtime:
+
+        def steps() -> list[tuple[str, int, int]]:
+            found = [step for step in seen if step[0] != "prefill"]
+            seen.clear()
+            return found
+
+        list(runtime.complete("abc", max_tokens=6))
+        assert steps() == [("decode", 1, 1)] * 5
+        # Kept to a form: what it leaves no choice about is given, the rest are tokens.
+        shape = {"type": "object", "properties": {"first": {"enum": ["a", "b"]}}, "required": ["first"]}
+        list(runtime.complete("abc", max_tokens=40, schema=shape))
+        found = steps()
+        assert any(rows > 1 and not tokens for _, rows, tokens in found)
+        assert all(tokens == (rows == 1) for _, rows, tokens in found)
+        engine = runtime.engine
+        sessions = [engine.session(runtime.make_chain("dist", 5)) for _ in range(2)]
+        for session in sessions:
+            session.extend([(token, SpanKind.PROMPT) for token in range(40, 50)])
+            session.step()
+        steps()
+        for session in sessions:
+            session.request()
+        engine.step()
+        assert steps() == [("decode", 2, 2)]
+        # Guesses are taken along: one token, and one more for each that held.
+        session = engine.session(runtime.make_chain("greedy", 1))
+        session.extend([(token, SpanKind.PROMPT) for token in range(40, 50)])
+        plain = [session.step().token for _ in range(12)]
+        again = engine.session(runtime.make_chain("greedy", 1))
+        again.speculation = Speculation("ngram", None)
+        again.speculation.index.add_text([*range(45, 50), *plain])
+        again.extend([(token, SpanKind.PROMPT) for token in range(40, 50)])
+        steps()
+        assert [again.step().token for _ in range(12)] == plain
+        found = steps()
+        assert any(rows > tokens == 1 for _, rows, tokens in found)
+        assert sum(tokens for _, _, tokens in found) == 11  # the first comes with the prompt

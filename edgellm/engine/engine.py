@@ -341,7 +341,8 @@ class Engine:
             placed.append((session, len(rows) - 1 - session.guesses.count))
         batch = [session for session, _ in placed]
         try:
-            self.decode(rows, batch)
+            guesses = sum(session.guesses.count for session in batch)
+            self.decode(rows, batch, tokens=len(batch) if len(rows) - guesses == len(batch) else 0)
         except EdgeError as error:
             if isinstance(error, ContextFull) and any([session.guesses.drop() for session in batch]):
                 return self._decode_pending(sessions, is_alone=is_alone)
@@ -358,10 +359,17 @@ class Engine:
                 session.guesses.computed(row + 1)
         return []
 
-    def decode(self, rows: Sequence[tuple[int, int, int, bool]], sessions: Sequence[Session]) -> None:
+    def decode(
+        self,
+        rows: Sequence[tuple[int, int, int, bool]],
+        sessions: Sequence[Session],
+        *,
+        tokens: int | None = None,
+    ) -> None:
         """Decodes rows of (token, position, sequence, wants_logits) on behalf of sessions, with their adapters: all of
         them have the same.
 
+        It is prefill; with `tokens` a step of answers, as `Governor.decoded` has it.
         On failure their memory is cut back to what it held before. Raises ContextFull, Cancelled, DecodeError.
         """
         try:
@@ -391,7 +399,11 @@ class Engine:
             with self._abort_lock:
                 self._running = ()
         if status is DecodeStatus.DONE:
-            self.governor.prefilled(len(rows), perf_counter() - started)
+            taken_s = perf_counter() - started
+            if tokens is None:
+                self.governor.prefilled(len(rows), taken_s)
+            else:
+                self.governor.decoded(taken_s, len(rows), tokens)
             return
         for session in sessions:
             session.memory.restore()

@@ -35,7 +35,7 @@ _STALE_S = (
 _GLANCES, _GLANCE_S = 3, 0.001  # at who is running just now, in a row: nobody in all of them, and it is quiet
 _HEAT_LOOK_S = 5.0
 _CALM_LOOKS = 4  # threads come back when so many looks in a row found room for them
-_RECENT = 16  # tokens over which latency is judged
+_RECENT = 16  # steps over which latency is judged
 _CONTENDED = 1.5  # within a turn threads change only where tokens take so many times what they took at best
 _SLACK = 0.35  # of a core: what a desktop does when nobody works on it
 
@@ -96,9 +96,10 @@ class Governor:
         self.is_throttled = False
         self._clock, self._times, self._running = clock, times, running
         self._throttled, self._pause = throttled, pause
-        self._token_s: deque[float] = deque(maxlen=_RECENT)
+        self._steps: deque[tuple[int, float]] = deque(maxlen=_RECENT)  # rows, seconds
+        self._drawn: deque[list[float]] = deque(maxlen=_RECENT)  # tokens, seconds
         self._prefill: deque[tuple[int, float]] = deque(maxlen=_RECENT)
-        self._best_s = 0.0
+        self._best_s: dict[int, float] = {}  # by rows: a batch of many takes longer than one of few
         self._looked_at, self._looked = clock(), times()
         self._heat_at = self._looked_at
         self._calm = 0
@@ -107,11 +108,23 @@ class Governor:
 
     # -- what the engine tells ---------------------------------------------------------------------------
 
-    def decoded(self, seconds: float) -> None:
-        """One token of one sequence was decoded."""
-        self._token_s.append(seconds)
+    def decoded(self, seconds: float, rows: int = 1, tokens: int = 1) -> None:
+        """One step of answers was computed, a batch of `rows`, and so many chats have their next token by it.
+
+        `tokens` 0: what was computed was given, such as a call that is forced. That is prefill, in a turn.
+        """
+        self._steps.append((rows, seconds))
+        if tokens:
+            self._drawn.append([tokens, seconds])
+        else:
+            self._prefill.append((rows, seconds))
         if self.is_active and self._clock() - self._looked_at > _LOOK_S:
             self._within_turn()
+
+    def guess_held(self) -> None:
+        """A guess that the last step took along was drawn: one more token of that step."""
+        if self._drawn:
+            self._drawn[-1][0] += 1
 
     def prefilled(self, rows: int, seconds: float) -> None:
         """A batch was computed."""
@@ -179,11 +192,11 @@ class Governor:
         if not self._look():
             return
         wanted, current = self.wanted(), self.target.n_threads
-        recent = statistics.median(self._token_s)
         if wanted >= current:
-            self._best_s = min(self._best_s or recent, recent)
-        is_contended = self._best_s == 0.0 or recent > _CONTENDED * self._best_s
-        if wanted < current and is_contended:
+            for rows in {rows for rows, _ in self._steps}:
+                recent = statistics.median(taken for count, taken in self._steps if count == rows)
+                self._best_s[rows] = min(self._best_s.get(rows, recent), recent)
+        if wanted < current and self._is_contended():
             self._move(wanted)
         elif wanted > current and self._has_moved:
             self._calm += 1
@@ -192,10 +205,16 @@ class Governor:
             return
         self._calm = 0
 
+    def _is_contended(self) -> bool:
+        """Steps take much longer than those of as many rows did at best, or nobody knows what they took at best."""
+        slower = [taken / self._best_s[rows] for rows, taken in self._steps if rows in self._best_s]
+        return not slower or statistics.median(slower) > _CONTENDED
+
     def _move(self, count: int) -> None:
         before = self.target.n_threads
         self.target.set_threads(count)
-        self._token_s.clear()
+        self._steps.clear()
+        self._drawn.clear()
         self._calm, self._has_moved = 0, True
         why = f"other programs use {self.others_cores:.1f} of {self.cores} cores"
         if count < before and self.is_throttled and self.others_cores < _SLACK:
@@ -211,9 +230,10 @@ class Governor:
 
     @property
     def decode_tok_s(self) -> float:
-        """Tokens a second of the last tokens, each decoded alone."""
-        taken = list(self._token_s)
-        return len(taken) / sum(taken) if taken else 0.0
+        """Tokens a second of the last steps, those of all chats and of guesses that held together."""
+        steps = list(self._drawn)
+        seconds = sum(taken for _, taken in steps)
+        return sum(tokens for tokens, _ in steps) / seconds if seconds else 0.0
 
     @property
     def prefill_tok_s(self) -> float:

@@ -51,6 +51,7 @@ class Guesses:
         if tape.tokens[-1] != token:
             return None
         memory.guess_held()
+        self._engine.governor.guess_held()
         if self.speculation is not None:
             self.speculation.held()
         return logits
