@@ -86,6 +86,21 @@ def test_what_goes_when_the_context_fills_is_said(model: Path) -> None:
     assert "taken out to make room (" in chosen.err.partition("/when-full evict")[2]
 
 
+def test_a_pinned_turn_stays_when_the_context_fills(model: Path) -> None:
+    questions = [f"Question {turn}? " + "why " * 30 for turn in range(8)]
+    pins = ["/pin", "I am Ada.", "Hello", "/pin 2", "/pin 1", "/unpin 2", "/context"]
+    lines = "\n".join([*pins, *questions, "/pin"])
+    options = ("chat", "-m", model, "--seed", 1, "--no-tools", "--max-tokens", 20, "--ctx", 512)
+    outcome = cli(*options, "--when-full", "evict", stdin=lines)
+    assert outcome.code == 0 and "taken out to make room (" in outcome.err
+    listed = [line for line in outcome.out.splitlines() if line[1:7].strip().isdigit() and line[0] in "* "]
+    assert "*   2  Hello" in listed and "*   1  I am Ada." in listed
+    # At the end the pinned one is still there; the other has gone.
+    last = listed[max(place for place, line in enumerate(listed) if line.endswith("I am Ada.")) :]
+    assert last[0] == "*   1  I am Ada." and not any("Hello" in line or line[0] == "*" for line in last[1:])
+    assert "\npinned: turn 1 (I am Ada.)\n" in outcome.out and "No turns." in outcome.out
+
+
 def test_what_is_said_again_is_answered_as_before_and_retry_draws_anew(chat: Callable[..., Outcome]) -> None:
     first = chat("Hello").out
     outcome = chat("Hello", "/rewind", "Hello")
@@ -227,6 +242,9 @@ def test_tools_and_help(chat: Callable[..., Outcome]) -> None:
         ("/sampler (", "top_k(40)"),
         ("/save .", "Name a file, not a folder."),
         ("/load .", "Name the file of a saved chat."),
+        ("/pin 1", "/pin lists them"),
+        ("/pin x", "/pin 1"),
+        ("/unpin", "/unpin N"),
         ("/when-full evit", "Did you mean 'evict'?"),
     ],
 )

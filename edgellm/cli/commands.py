@@ -101,8 +101,25 @@ def _when_full(talk: Talk, rest: str) -> None:
     print(talk.chat.context_policy)
 
 
+def _pin(talk: Talk, rest: str) -> None:
+    if rest:
+        talk.pin(_number(rest, "/pin 1"))
+    elif not talk.turns():
+        print("No turns. /pin N keeps turn N when the context fills.")
+    for number, start in enumerate(talk.turns(), 1):
+        mark = "*" if number in talk.pinned() else " "
+        print(f"{mark} {number:>3}  {one_line(talk.chat.messages[start].content, _PREVIEW)}")
+
+
+def _unpin(talk: Talk, rest: str) -> None:
+    if not rest:
+        raise ConfigError("/unpin needs the number of a turn.", hint="/pin lists them; write /unpin N.")
+    talk.pin(_number(rest, "/unpin 1"), is_pinned=False)
+    _pin(talk, "")
+
+
 def _rewind(talk: Talk, rest: str) -> None:
-    count = _number(rest) if rest else 1
+    count = _number(rest, "/rewind 2") if rest else 1
     message = talk.rewind(count)
     print(f"Back to before: {one_line(message, _PREVIEW)}")
 
@@ -238,6 +255,10 @@ def _context(talk: Talk, _rest: str) -> None:
     print(f"{ledger.used_tokens:,} of {ledger.n_ctx:,} tokens", end="")
     # A price is what was measured here: there is none before the first turn.
     print(f"; computing them again takes {ledger.price_s:.1f} s at {rate:.0f} tokens/s" if rate else "")
+    turns = talk.turns()
+    for number in talk.pinned():
+        said = talk.chat.messages[turns[number - 1]].content
+        print(f"pinned: turn {number} ({one_line(said, _PREVIEW)})")
 
 
 def _system(talk: Talk, rest: str) -> None:
@@ -260,10 +281,11 @@ def _quit(_talk: Talk, _rest: str) -> None:
     raise Leave
 
 
-def _number(word: str) -> int:
+def _number(word: str, example: str) -> int:
     if not word.isascii() or not word.isdigit() or int(word) < 1:
+        what = "of turns" if example.startswith("/rewind") else "of a turn"
         raise ConfigError(
-            f"{one_line(word, 40)!r} is not a number of turns.", hint="Write, for example, /rewind 2."
+            f"{one_line(word, 40)!r} is not a number {what}.", hint=f"Write, for example, {example}."
         )
     return int(word)
 
@@ -285,6 +307,8 @@ COMMANDS: dict[str, tuple[Callable[[Talk, str], None], str, str]] = {
         "[POLICY]",
         "show what gives way when the context is full, or choose: evict ...",
     ),
+    "pin": (_pin, "[N]", "list the turns, or keep turn N when the context fills"),
+    "unpin": (_unpin, "N", "let turn N go again when the context fills"),
     "rewind": (_rewind, "[N]", "take the last N turns back (default 1)"),
     "retry": (_retry, "", "take the last answer back and answer again"),
     "branch": (_branch, "[NAME]", "list branches, switch to one, or begin one here"),

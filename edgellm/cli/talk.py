@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.approval import Approver
@@ -110,6 +111,29 @@ class Talk:
     def turns(self) -> list[int]:
         """Indices of the user's messages."""
         return [index for index, message in enumerate(self.chat.messages) if message.role == "user"]
+
+    def pinned(self) -> list[int]:
+        """Numbers of the turns that stay when the context fills, counted from 1."""
+        pins = self.chat.pinned
+        return [number for number, turn in enumerate(self._stretches(), 1) if set(turn) & set(pins)]
+
+    def pin(self, number: int, *, is_pinned: bool = True) -> None:
+        """Keeps the turn of that number when the context fills, or no longer. Raises ConfigError."""
+        stretches = self._stretches()
+        if number > len(stretches):
+            raise ConfigError(
+                f"There is no turn {number}: the chat has {len(stretches)}.", hint="/pin lists them."
+            )
+        if is_pinned:
+            self.chat.pin(stretches[number - 1].start)
+            return
+        for message in set(stretches[number - 1]) & set(self.chat.pinned):
+            self.chat.unpin(message)
+
+    def _stretches(self) -> list[range]:
+        """The messages of each turn."""
+        starts = self.turns()
+        return [range(start, end) for start, end in pairwise([*starts, len(self.chat.messages)])]
 
     def rewind(self, turns: int, *, redraw: bool = False) -> str:
         """Takes back the last turns; gives the first message of the user that went. Raises ConfigError.
