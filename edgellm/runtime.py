@@ -138,10 +138,11 @@ class Runtime:
         return self._open(chosen, self.engine.session(self._chain_for(chosen), overlay))
 
     def open_chat(self, path: str | Path, **options: Any) -> Chat:
-        """A saved chat, continued where it was; options as for `chat`, its own system turn and sampler stay.
+        """A saved chat, continued where it was; options as for `chat`. Its own system turn stays, and its sampler where
+        none is given.
 
         `Chat.resumed` says what has become of its memory. Raises SessionError for a damaged file or another model,
-        ContextFull.
+        ConfigError for another system turn, ContextFull.
         """
         return self._open_saved(path, options, 1)[0]
 
@@ -161,10 +162,16 @@ class Runtime:
         chats: list[Chat] = []
         try:
             for branch in saved.branches:
+                system = branch.record.extra.get("system", "")
+                if branch.record.tokens and options.get("system", system) != system:
+                    raise ConfigError(
+                        "a saved chat keeps its system turn: another one cannot take its place.",
+                        hint="Leave the system turn out, or begin a new chat with it.",
+                    )
                 own = {
                     "sampler": branch.record.sampler,
                     "seed": branch.record.seed,
-                    "system": branch.record.extra.get("system", ""),
+                    "system": system,
                     **options,
                 }
                 chosen = checked_options(own)

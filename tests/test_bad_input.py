@@ -383,6 +383,11 @@ CASES = [
     Case("allow what always asks", on_model("--tool", "shell", "--allow", "shell"), "edgellm tools call"),
     Case("setting without a value", on_model("--set", "files.root"), "--set files.root=./notes"),
     Case("call an unknown tool", fixed("tools", "call", "calcualtor", "{}"), "Did you mean 'calculator'?"),
+    Case(
+        "argument misspelt",
+        fixed("tools", "call", "clock", '{"timezon": "Europe/Oslo"}'),
+        "did you mean 'timezone'? Correct the arguments",
+    ),
     Case("arguments are no JSON", calling("raises", "{x}"), "Write, for example"),
     Case("arguments are a list", calling("raises", "[1]"), "Write, for example"),
     Case("arguments do not fit", calling("raises", '{"y": 1}'), "'x'"),

@@ -134,6 +134,20 @@ def test_a_saved_chat_goes_on_without_prefilling_again(chat: Callable[..., Outco
     assert within.err == loaded.err
 
 
+def test_a_saved_chat_keeps_its_system_turn(
+    chat: Callable[..., Outcome], model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.chat"
+    chat("Hello", f"/save {file}", options=("--no-tools", "--system", "Be brief."))
+    other = ("--no-tools", "--system", "Be long.")
+    loaded = chat(f"/load {file}", "/system", "/new", "/system", options=other)
+    assert loaded.code == 0
+    before, _, after = loaded.out.partition("A new chat.")
+    assert "Be brief." in before and "Be long." in after
+    refused = cli("chat", "-m", model, "--load", file, *other)
+    assert refused.code == 2 and "keeps its system turn" in refused.err
+
+
 @pytest.mark.parametrize("is_plain", [False, True])
 def test_saved_memory_that_is_of_no_use_is_told_once_and_before_anything_is_sent(
     chat: Callable[..., Outcome], tmp_path: Path, is_plain: bool

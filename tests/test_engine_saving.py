@@ -289,7 +289,9 @@ def test_chat_is_saved_with_its_forks(runtime: edgellm.Runtime, tmp_path: Path) 
         assert one.resumed == Resumed("exact")
         assert one.ask("And?", max_tokens=10) == original.ask("And?", max_tokens=10)
         assert one.usage.rebuilt_tokens == 0
-    only = runtime.open_chat(tmp_path / "a.chat")
+    with pytest.raises(ConfigError, match="keeps its system turn"):
+        runtime.open_chat(tmp_path / "a.chat", system="Be long.")
+    only = runtime.open_chat(tmp_path / "a.chat", system="Be brief.")
     assert only.messages == chat.messages[: len(only.messages)]
     for one in (chat, fork, *opened, only):
         one.close()

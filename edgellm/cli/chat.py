@@ -65,6 +65,10 @@ def run(args: Namespace) -> int:
 
     if args.plain and args.logprobs:
         raise UsageError("--plain and --logprobs exclude each other. Leave one of them out.")
+    if args.load is not None and args.system is not None:
+        raise UsageError(
+            "--load and --system exclude each other: a saved chat keeps its system turn. Leave one of them out."
+        )
     if args.prompt is not None and not args.prompt.strip():
         raise UsageError('--prompt is empty. Write edgellm chat --prompt "...", or leave it out to chat.')
     check_chain(args.sampler)

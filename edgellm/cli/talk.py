@@ -77,6 +77,8 @@ class Talk:
         What has become of a saved chat's memory is told at once.
         """
         options = dict(self._options)
+        if saved is not None:
+            options.pop("system", None)  # a saved chat keeps its own
         if system is not None:
             options["system"] = system
         chats = (

@@ -84,9 +84,9 @@ def _raise(name: str, problems: list[str]) -> None:
     shown = problems[:_MOST_PROBLEMS]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
-    raise ToolError(
-        f"{name} was not run: {'; '.join(shown)}.", hint="Correct the arguments and call it again."
-    )
+    told = "; ".join(shown)
+    told += "" if told.endswith("?") else "."
+    raise ToolError(f"{name} was not run: {told}", hint="Correct the arguments and call it again.")
 
 
 def _check_names(name: str, schema: Schema, arguments: Any) -> tuple[list[str], dict[str, Any]]:
