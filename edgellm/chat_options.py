@@ -40,9 +40,10 @@ class ChatOptions:
     then the oldest turns), or a function of your own; ContextEvicted says what went. `check_exactness` compares the
     tape with a full render after each tool result and sends ExactnessChecked.
     `speculate`: tokens that may follow are computed along with the next one; the text stays what the chain draws.
-    "ngram": always, by what the tape has said before; "draft": always, by the draft model; "auto": by the draft model
-    where there is one, else by the tape, while measurements say that it pays; None is "auto" with a draft model, else
-    "off". `speculate_from`: texts that are likely to be quoted.
+    "ngram": always, by what the tape and `speculate_from` (texts that are likely to be quoted) have said before;
+    "draft": always, by these where they have a long run that came before, else by the draft model; "auto": the same,
+    or without a draft model as "ngram", while measurements say that it pays. None is "auto" with a draft model or
+    `speculate_from`, else "off".
     `adapters`: LoRA adapters and control vectors for this chat alone; None are those the model was loaded with (of an
     opened chat, those it was saved with), AdapterSet() is none. `Chat.set_adapters` changes them.
     """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgellm.context_policy import ContextPolicy
     from edgellm.conversation import Conversation
     from edgellm.distribution import Step
-    from edgellm.engine.speculation import SpeculateMode
+    from edgellm.engine.speculation import SpeculateMode, Speculation
     from edgellm.events import Event
     from edgellm.ledger import HeadCost, Ledger
     from edgellm.outlook import ContextOutlook
@@ -58,6 +58,7 @@ class Chat:
         self._agent = agent
         self._usage = Usage()
         self._resumed: Resumed | None = None
+        self._last_speculation: Speculation | None = None
         self._has_news = False
         self._has_new_adapters = False
         self._head: HeadCost | None = None
@@ -323,10 +324,14 @@ class Chat:
     def set_speculation(self, mode: SpeculateMode, texts: Sequence[str] = ()) -> None:
         """Guesses ahead in another way from the next turn on (`speculate` and `speculate_from` of ChatOptions).
 
-        What was measured, and the count of free tokens, begin anew. Raises ConfigError, and then all is as before.
+        The texts that it guessed from so far stay known, also while it is off; `texts` are added. What was measured
+        begins anew. Raises ConfigError, and then all is as before.
         """
         self._check_closed("change the guesses")
-        self.conversation.session.speculation = self.runtime.speculation(mode, texts)
+        session = self.conversation.session
+        known = session.speculation or self._last_speculation
+        session.speculation = self.runtime.speculation(mode, texts, known=known)
+        self._last_speculation = session.speculation or known
 
     @property
     def speculation(self) -> SpeculateMode:
@@ -420,6 +425,7 @@ class Chat:
         conversation = self.conversation.fork(session)
         other = Chat(self.runtime, conversation, self._agent.fork(conversation), self.options)
         other._usage = self._usage
+        other._last_speculation = self._last_speculation
         self.runtime.adopt(other)
         if at is not None:
             try:

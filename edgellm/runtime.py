@@ -201,18 +201,32 @@ class Runtime:
         self._chats.append(chat)
         return chat
 
-    def speculation(self, mode: SpeculateMode | None = None, texts: Sequence[str] = ()) -> Speculation | None:
-        """What guesses ahead in a chat (see ChatOptions); None for "off". Raises ConfigError for an unknown mode."""
+    def speculation(
+        self,
+        mode: SpeculateMode | None = None,
+        texts: Sequence[str] = (),
+        *,
+        known: Speculation | None = None,
+    ) -> Speculation | None:
+        """What guesses ahead in a chat (see ChatOptions); None for "off". It knows the texts that `known` does, too.
+
+        Raises ConfigError for an unknown mode, and for texts that nothing would be guessed from.
+        """
         from edgellm.engine.speculation import Speculation
 
         if mode not in (None, "off", "auto", "ngram", "draft"):
             raise ConfigError(f"speculate={mode!r} is unknown.", hint="Choose auto, ngram, draft or off.")
         if mode == "draft" and self._draft is None:
             raise ConfigError('speculate="draft" needs a draft model.', hint="Load with draft_model=NAME.")
-        chosen = mode or ("auto" if self._draft is not None else "off")
+        if mode == "off" and texts:
+            raise ConfigError(
+                'speculate_from has no effect with speculate="off".', hint="Leave one of them out."
+            )
+        chosen = mode or ("auto" if self._draft is not None or texts else "off")
         if chosen == "off":
             return None
-        made = Speculation(chosen, None if chosen == "ngram" else self._draft)
+        drafter = None if chosen == "ngram" else self._draft
+        made = Speculation(chosen, drafter) if known is None else known.renewed(chosen, drafter)
         for text in texts:
             made.index.add_text(self.vocabulary.tokenize(text))
         return made

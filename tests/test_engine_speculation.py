@@ -20,7 +20,7 @@ from edgellm.engine.drafter import Drafter
 from edgellm.engine.engine import Engine
 from edgellm.engine.ngram import NgramIndex
 from edgellm.engine.session import Session
-from edgellm.engine.speculation import READ_AT_ONCE, READ_TOKENS, Speculation
+from edgellm.engine.speculation import READ_AT_ONCE, READ_TOKENS, SpeculateMode, Speculation
 from edgellm.engine.surgery import excise
 from edgellm.engine.tape import Tape
 from edgellm.errors import ConfigError
@@ -570,3 +570,53 @@ def test_way_of_guessing_is_changed_between_turns(runtime: edgellm.Runtime) -> N
     assert chat.speculation == "ngram"
     chat.set_speculation("off")
     assert chat.conversation.session.speculation is None
+
+
+def test_texts_stay_known_when_the_way_of_guessing_is_changed(runtime: edgellm.Runtime) -> None:
+    def known(chat: edgellm.Chat) -> int:
+        speculation = chat.conversation.session.speculation
+        return speculation.index.text_tokens if speculation is not None else 0
+
+    chat = runtime.chat(template="chatml", speculate_from=["one two three"])
+    assert chat.speculation == "auto"
+    given = known(chat)
+    assert given > 0
+    chat.set_speculation("ngram")
+    assert known(chat) == given
+    speculation = chat.conversation.session.speculation
+    assert speculation is not None
+    speculation.read([1] * READ_TOKENS)  # a tool's result, as long as they may be
+    chat.set_speculation("off")
+    chat.set_speculation("off")
+    fork = chat.fork()
+    fork.set_speculation("auto", ["four"])
+    assert known(fork) == given + READ_TOKENS + len(runtime.tokenize("four"))
+    speculation = fork.conversation.session.speculation
+    assert speculation is not None
+    speculation.read([1])
+    assert known(fork) == given + READ_TOKENS + len(runtime.tokenize("four"))
+    with pytest.raises(ConfigError, match="no effect"):
+        chat.set_speculation("off", ["four"])
+    with pytest.raises(ConfigError, match="no effect"):
+        runtime.chat(template="chatml", speculate="off", speculate_from=["four"])
+
+
+@pytest.mark.parametrize("mode", ["draft", "auto"])
+def test_texts_are_guessed_from_beside_a_draft_model(
+    monkeypatch: pytest.MonkeyPatch, mode: SpeculateMode
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("edgellm.engine.speculation.time.perf_counter", lambda: clock[0])
+    speculation = Speculation(mode, Costly(clock, reading=0.0, guessing=0.0, believed=0.1))
+    speculation.index.add_text([7, 8, 9, 10, 11, 12, 13, 14, 15])
+    found: list[int] = []
+    for length in range(3000, 4000):
+        found = speculation.guess([*range(20, length), 7, 8, 9, 10], 100)
+        speculation.begin(len(found))
+        clock[0] += 1.0
+        speculation.end()
+        if found[:1] == [11]:
+            break
+    assert found[:2] == [11, 12]
+    if mode == "draft":
+        assert speculation.guess(list(range(20, 100)), 100) == [80, 81, 82, 83]

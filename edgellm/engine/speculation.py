@@ -74,13 +74,18 @@ class Speculation:
 
     def fork(self) -> Speculation:
         """The same for a session that goes its own way; what was measured is taken along."""
-        other = Speculation(self.mode, self._drafter, self.index.fork())
+        other = self.renewed(self.mode, self._drafter)
         other._single_s, other._batch_s = self._single_s, dict(self._batch_s)
-        other._read_tokens = self._read_tokens
         other._holds = dict(self._holds)
         other._credit_s = min(self._credit_s, 0.0)
         if self._draft is not None and other._draft is not None:
             other._draft.take(self._draft)
+        return other
+
+    def renewed(self, mode: SpeculateMode, drafter: Drafter | None = None) -> Speculation:
+        """Another way of guessing, which knows the texts that this one was given."""
+        other = Speculation(mode, drafter, self.index.fork())
+        other._read_tokens = self._read_tokens
         return other
 
     def read(self, tokens: Sequence[int]) -> None:
