@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ _THROTTLED_NOW = (
     0b1111  # Raspberry Pi firmware: under-voltage, frequency capped, throttled, soft temperature limit
 )
 _TOOL_TIMEOUT_S = 2.0
+IDLE_CORES = 0.35
+"""Of a core: what a desktop does when nobody works on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,21 @@ def cpu_times(root: Path = _ROOT) -> CpuTimes | None:
     busy = user + nice + system + irq + soft_irq + steal
     own = os.times()
     return CpuTimes(busy / os.sysconf("SC_CLK_TCK"), own.user + own.system)
+
+
+class Neighbours:
+    """What other programs do of the processor, from the making of this on."""
+
+    def __init__(self) -> None:
+        self._since, self._before = time.perf_counter(), cpu_times()
+
+    def cores(self) -> float:
+        """Cores that they used on average; 0 where the system does not say."""
+        now, elapsed_s = cpu_times(), time.perf_counter() - self._since
+        if self._before is None or now is None or elapsed_s <= 0:
+            return 0.0
+        own_s = now.own_s - self._before.own_s
+        return max(0.0, (now.busy_s - self._before.busy_s - own_s) / elapsed_s)
 
 
 def others_running(root: Path = _ROOT) -> int | None:

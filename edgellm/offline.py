@@ -54,13 +54,15 @@ def plan(
     *,
     options: LoadOptions | None = None,
     is_measured: bool = True,
+    is_measured_again: bool = False,
     has_tools: bool = False,
     **overrides: Any,
 ) -> Plan:
     """What a model would take of this machine, setting by setting, and what `load` would choose; nothing is loaded.
 
     `overrides` are fields of LoadOptions, as for `load`. `is_measured` measures this machine's speed where that has
-    not been done yet (two seconds, kept in the cache folder); `has_tools` adds what spoils tool calls to the notes.
+    not been done yet, or while other programs were busy (two seconds, kept in the cache folder), `is_measured_again`
+    whether it has or not; `has_tools` adds what spoils tool calls to the notes.
     Raises ModelNotFound, ModelCorrupt, ModelUnsupported, ConfigError; where nothing fits, `Plan.refusal` says so.
     """
     from edgellm.models.gguf_info import inspect_gguf
@@ -76,6 +78,7 @@ def plan(
         draft=inspect_draft(chosen),
         model=found.entry.name if found.entry is not None else found.path.name,
         is_measured=is_measured,
+        is_measured_again=is_measured_again,
         has_tools=has_tools,
     )
 

@@ -15,7 +15,7 @@ import edgellm
 from edgellm.errors import ConfigError, OutOfMemory
 from edgellm.models.gguf_info import inspect_gguf
 from edgellm.planning.cache_shape import cache_shape
-from edgellm.planning.calibration import Calibration, TypeSpeed
+from edgellm.planning.calibration import Calibration, Threads, TypeSpeed
 from edgellm.planning.demand import Demand, Gpu, Machine, measure_demand
 from edgellm.planning.fit import Fitting
 from edgellm.planning.plan import fit_options, make_plan
@@ -195,8 +195,12 @@ def test_a_plan_has_a_row_for_each_context_and_type(model: Path) -> None:
 def test_fewer_threads_are_advised_where_they_were_faster(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = Calibration(1, 0.0, {"F32": TypeSpeed(1e9, 1e9)})
-    monkeypatch.setattr("edgellm.planning.machine_speed.known_calibration", lambda device="": known)
+    known = Calibration(2, 0.0, {"F32": TypeSpeed(1e9, 1e9)}, fastest_threads=1)
+
+    def found(device: str = "", threads: Threads | None = None) -> Calibration:
+        return known
+
+    monkeypatch.setattr("edgellm.planning.machine_speed.known_calibration", found)
     info = inspect_gguf(model)
     plan = make_plan(info, LoadOptions(), machine=machine(1 << 30), is_measured=False)
     assert plan.notes == ("Measured here, 1 thread decodes fastest: consider --threads 1.",)

@@ -13,7 +13,7 @@ from tiny_models import Shape
 
 from edgellm.models.gguf_info import GGUFInfo, inspect_gguf
 from edgellm.native.devices import Device
-from edgellm.planning.calibration import Calibration, TypeSpeed, calibrate, known_calibration
+from edgellm.planning.calibration import Calibration, Threads, TypeSpeed, calibrate, known_calibration
 from edgellm.planning.demand import Demand, Gpu, Machine
 from edgellm.planning.fit import Fitting
 from edgellm.planning.machine_speed import MachineSpeed
@@ -174,7 +174,7 @@ def test_each_device_is_measured_for_itself_and_kept(
 
 
 def test_a_plan_has_speeds_for_each_number_of_layers(info: GGUFInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    def known(types: object, device: str = "") -> Calibration:
+    def known(types: object, device: str = "", **_options: object) -> Calibration:
         return GPU if device else CPU
 
     monkeypatch.setattr("edgellm.planning.machine_speed.calibrate", known)
@@ -195,7 +195,7 @@ def test_what_cannot_be_measured_is_said_in_the_table(
     cpu = replace(CPU, threads=2)
     real = calibrate
 
-    def found(types: list[str], device: str = "") -> Calibration:
+    def found(types: list[str], device: str = "", **_options: object) -> Calibration:
         return real(types, device) if device else cpu
 
     monkeypatch.setattr("edgellm.planning.machine_speed.calibrate", found)
@@ -212,6 +212,77 @@ def test_what_cannot_be_measured_is_said_in_the_table(
     assert plan.gaps[0] == "The processor has not been measured yet."
     assert plan.gaps[1] == "Stub0 has not been measured yet."
     assert "override_tensors" in plan.gaps[2]
+
+
+class Stopwatch:
+    """Stands in for what is timed: two threads take a second a token, others as many times longer as they are off;
+    and for the neighbours, who use `busy` cores."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.busy = 0.0
+        self.measured: list[tuple[int, int]] = []
+        monkeypatch.setattr("edgellm.planning.calibration._timed", self.timed)
+        monkeypatch.setattr("edgellm.planning.calibration.usable_cores", lambda: 4)
+        monkeypatch.setattr("edgellm.planning.calibration.Neighbours", lambda: self)
+        monkeypatch.setattr("edgellm.planning.calibration._CALM_LOOK_S", 0.0)
+
+    def cores(self) -> float:
+        return self.busy
+
+    def timed(self, path: Path, threads: int, subject: object, *, rows: int = 1) -> float:
+        self.measured.append((threads, rows))
+        return (1 + abs(threads - 2)) * rows * path.stat().st_size / 1e10
+
+
+def test_speeds_are_those_of_the_threads_that_are_asked_for(
+    info: GGUFInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Stopwatch(monkeypatch)
+    alone = replace(MACHINE, gpus=(), cores=4)
+    plans = {count: make_plan(info, LoadOptions(threads=count), machine=alone) for count in (0, 1, 2, 4)}
+    speeds = {count: plan.speed.decode_tok_s for count, plan in plans.items() if plan.speed is not None}
+    assert speeds[0] == speeds[4] < speeds[1] < speeds[2]
+    assert "2 threads decode fastest" in plans[0].notes[0] and plans[4].notes == ()
+    before = len(watch.measured)
+    make_plan(info, LoadOptions(threads=1, threads_batch=3), machine=alone)
+    assert set(watch.measured[before:]) == {(1, 1), (3, 64)}
+    before = len(watch.measured)
+    gaps = make_plan(info, LoadOptions(threads=3), machine=alone, is_measured=False).gaps
+    assert gaps == ("The processor has not been measured with 3 threads yet.",)
+    assert len(watch.measured) == before
+
+
+def test_what_was_measured_beside_busy_programs_is_said_and_measured_anew(
+    info: GGUFInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Stopwatch(monkeypatch)
+    alone = replace(MACHINE, gpus=(), cores=2)
+    options = LoadOptions(threads=2)
+
+    def notes(*, is_measured_again: bool = False) -> tuple[tuple[str, ...], int]:
+        before = len(watch.measured)
+        plan = make_plan(info, options, machine=alone, is_measured_again=is_measured_again)
+        return plan.notes, len(watch.measured) - before
+
+    watch.busy = 1.5
+    (said,), count = notes()
+    assert count > 0
+    assert said.startswith("Other programs used 1.5 cores") and "--measure-again" in said
+    assert notes() == ((said,), 0)  # they still are: to measure again would tell no more
+    watch.busy = 0.1
+    assert notes() == ((), count)
+    watch.busy = 1.5
+    assert notes() == ((), 0)  # what was measured in peace holds
+    assert notes(is_measured_again=True) == ((said,), count)
+    assert cli("plan", info.path, "--no-measure", "--measure-again").code == 2
+    watch.busy = 0.0
+    assert "Other programs" not in cli("plan", info.path, "--threads", "2", "--measure-again").out
+
+
+def test_threads_are_counted_as_the_context_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgellm.planning.calibration.usable_cores", lambda: 4)
+    found = [Threads.of(LoadOptions(threads=a, threads_batch=b)) for a, b in ((0, 0), (2, 0), (0, 3), (1, 2))]
+    assert found == [Threads(4, 4), Threads(2, 2), Threads(4, 3), Threads(1, 2)]
 
 
 @pytest.mark.slow

@@ -37,7 +37,13 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tools", action="store_true", help="the model is to call tools: warn of what spoils that"
     )
-    parser.add_argument("--no-measure", action="store_true", help="do not measure the machine's speed")
+    measuring = parser.add_mutually_exclusive_group()
+    measuring.add_argument("--no-measure", action="store_true", help="do not measure the machine's speed")
+    measuring.add_argument(
+        "--measure-again",
+        action="store_true",
+        help="measure it anew: other programs were busy, or it has changed",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(handler=run)
 
@@ -53,6 +59,7 @@ def run(args: Namespace) -> int:
     found = plan(
         args.name or args.model or "",
         is_measured=not args.no_measure,
+        is_measured_again=args.measure_again,
         has_tools=args.tools,
         **load_options(args),
     )

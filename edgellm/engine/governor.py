@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from edgellm.machine import (
+    IDLE_CORES,
     CpuTimes,
     cpu_pressure,
     cpu_times,
@@ -37,7 +38,6 @@ _HEAT_LOOK_S = 5.0
 _CALM_LOOKS = 4  # threads come back when so many looks in a row found room for them
 _RECENT = 16  # steps over which latency is judged
 _CONTENDED = 1.5  # within a turn threads change only where tokens take so many times what they took at best
-_SLACK = 0.35  # of a core: what a desktop does when nobody works on it
 
 
 class Threads(Protocol):
@@ -154,7 +154,7 @@ class Governor:
 
     def wanted(self) -> int:
         """Threads for which there are cores, by the last look."""
-        free = self.cores - max(0.0, self.others_cores - _SLACK)
+        free = self.cores - max(0.0, self.others_cores - IDLE_CORES)
         count = max(1, min(self.limit, round(free)))
         if self.is_throttled and self.limit > 2:
             count = min(count, self.limit - 1)
@@ -217,7 +217,7 @@ class Governor:
         self._drawn.clear()
         self._calm, self._has_moved = 0, True
         why = f"other programs use {self.others_cores:.1f} of {self.cores} cores"
-        if count < before and self.is_throttled and self.others_cores < _SLACK:
+        if count < before and self.is_throttled and self.others_cores < IDLE_CORES:
             why = "the processor is held down by heat"
         self._messages.append(f"{count} of {self.limit} threads from here on: {why}.")
 

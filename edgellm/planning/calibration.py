@@ -12,13 +12,14 @@ import platform
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import EdgeError
 from edgellm.folders import cache_dir
+from edgellm.machine import IDLE_CORES, Neighbours
 from edgellm.models.gguf_file import TENSOR_TYPES
 from edgellm.native import devices
 from edgellm.native.context import Context, usable_cores
@@ -36,6 +37,7 @@ _PREFILL_ROWS = 64
 _GPU_PREFILL_ROWS = 256  # few rows leave most of a GPU idle
 _CONTEXT = 512
 _BUDGET_S = 0.35
+_CALM_LOOK_S = 0.25
 _FEWER_THREADS_GAIN = (
     1.05  # by so much must fewer threads be faster to be taken: text depends on their number
 )
@@ -53,15 +55,38 @@ class TypeSpeed:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The speed of this machine's processor, or of a GPU. `layer_s` is what a layer costs beside its weights; `threads`
-    decode fastest (of a GPU: those that went with it).
+    """The speed of this machine's processor, or of a GPU, with so many `threads`, and `threads_batch` in prefill (of a
+    GPU: those that went with it). `layer_s` is what a layer costs beside its weights.
 
-    `types` maps names such as "Q4_0" to their speed.
+    `types` maps names such as "Q4_0" to their speed. `fastest_threads` decode fastest, 0 where that was not looked for.
+    `others_cores` are cores that other programs used meanwhile.
     """
 
     threads: int
     layer_s: float
     types: dict[str, TypeSpeed] = field(default_factory=dict[str, TypeSpeed])
+    threads_batch: int = 0
+    fastest_threads: int = 0
+    others_cores: float = 0.0
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Other programs were busy: the machine may be faster than this."""
+        return self.others_cores > IDLE_CORES
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How many threads decode, and how many prefill."""
+
+    decode: int
+    batch: int
+
+    @classmethod
+    def of(cls, options: LoadOptions) -> Threads:
+        """Those that a context with these options has, as long as nobody else needs the cores."""
+        cores = usable_cores()
+        return cls(options.threads or cores, options.threads_batch or options.threads or cores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +104,16 @@ class _Subject:
         return _GPU_PREFILL_ROWS if self.device else _PREFILL_ROWS
 
 
-def machine_key(device: str = "") -> str:
-    """What a calibration holds for: processor, cores, llama.cpp's version, how its threads wait, GPUs; and which of
-    them was measured."""
+def machine_key(device: str = "", threads: Threads | None = None) -> str:
+    """What a calibration holds for: processor, cores, threads, llama.cpp's version, how its threads wait, GPUs; and
+    which of them was measured."""
+    threads = threads or Threads.of(LoadOptions())
     try:
         version = metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:
         version = "unknown"
-    key = f"{_processor()} x{usable_cores()}, llama-cpp-python {version}, {wait_policy()}"
+    counts = f"{threads.decode}/{threads.batch} threads"
+    key = f"{_processor()} x{usable_cores()}, {counts}, llama-cpp-python {version}, {wait_policy()}"
     # Large batches are computed on a GPU also where all layers are on the processor.
     gpus = [f"{one.name} ({one.description})" for one in devices.devices() if one.kind in ("gpu", "igpu")]
     return f"{key}{', beside ' if gpus else ''}{', '.join(gpus)}{f': {device}' if device else ''}"
@@ -103,48 +130,67 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def known_calibration(device: str = "") -> Calibration | None:
-    """What was measured on this machine before, if anything was: of the GPU `device`, "" for the processor."""
+def known_calibration(device: str = "", threads: Threads | None = None) -> Calibration | None:
+    """What was measured on this machine before, if anything was: of the GPU `device`, "" for the processor; with all
+    threads, unless others are given."""
     try:
-        kept = json.loads((cache_dir() / _FILE).read_text(encoding="utf-8"))[machine_key(device)]
+        kept = json.loads((cache_dir() / _FILE).read_text(encoding="utf-8"))[machine_key(device, threads)]
         return Calibration(
             int(kept["threads"]),
             float(kept["layer_s"]),
             {name: TypeSpeed(**speed) for name, speed in kept["types"].items()},
+            int(kept["threads_batch"]),
+            int(kept["fastest_threads"]),
+            float(kept["others_cores"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def calibrate(types: Iterable[str], device: str = "") -> Calibration:
-    """The speed for these types of weights, of the GPU `device` or, "", of the processor; what is not known yet is
-    measured, a second each, and kept.
+def calibrate(
+    types: Iterable[str], device: str = "", threads: Threads | None = None, *, is_anew: bool = False
+) -> Calibration:
+    """The speed for these types of weights, of the GPU `device` or, "", of the processor, with all threads unless
+    others are given; what is not known yet is measured, a second each, and kept.
 
+    It is measured anew with `is_anew`, and where other programs were busy when it was measured and are not now.
     A type that cannot be measured is left out. Raises EdgeError where nothing can.
     """
     subject = _Subject(device)
-    found = known_calibration(device)
+    threads = threads or Threads.of(LoadOptions())
+    found = known_calibration(device, threads)
+    if found is not None and (is_anew or (found.is_disturbed and _is_calm())):
+        found = None
+    neighbours = Neighbours()
     if found is None:
-        threads, layer_s = _measure_layers(subject)
-        found = Calibration(threads, layer_s)
+        fastest, layer_s = _measure_layers(subject, threads)
+        found = Calibration(threads.decode, layer_s, threads_batch=threads.batch, fastest_threads=fastest)
     missing = [name for name in types if name in _TYPE_IDS and name not in found.types]
     for name in missing:
         try:
-            found.types[name] = _measure_type(subject, name, found.threads, found.layer_s)
+            found.types[name] = _measure_type(subject, name, threads, found.layer_s)
         except EdgeError:  # this build has no kernels for it
             continue
     if missing:
-        _keep(found, device)
+        found = replace(found, others_cores=max(found.others_cores, round(neighbours.cores(), 2)))
+        _keep(found, machine_key(device, threads))
     return found
 
 
-def _keep(found: Calibration, device: str) -> None:
+def _is_calm() -> bool:
+    """Other programs leave the processor alone just now."""
+    neighbours = Neighbours()
+    time.sleep(_CALM_LOOK_S)
+    return neighbours.cores() <= IDLE_CORES
+
+
+def _keep(found: Calibration, key: str) -> None:
     file = cache_dir() / _FILE
     try:
         everything: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         everything = {}
-    everything[machine_key(device)] = asdict(found)
+    everything[key] = asdict(found)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as beside:
@@ -154,31 +200,35 @@ def _keep(found: Calibration, device: str) -> None:
         return
 
 
-def _measure_layers(subject: _Subject) -> tuple[int, float]:
-    """(threads that decode fastest, seconds a layer costs beside reading its weights)."""
+def _measure_layers(subject: _Subject, threads: Threads) -> tuple[int, float]:
+    """(threads that decode fastest, seconds a layer costs beside reading its weights with `threads`).
+
+    The fastest are looked for on the processor, where all cores decode; else they are 0.
+    """
     cores = usable_cores()
     candidates = dict.fromkeys((cores, max(1, cores - 1), max(1, cores // 2)))
-    best = cores
+    best = 0
     with tempfile.TemporaryDirectory() as folder:
-        if not subject.device:
+        if not subject.device and threads.decode == cores:
+            best = cores
             wide = _hollow_model(Path(folder) / "wide.gguf", "Q8_0", subject.shape)
-            times = {threads: _timed(wide, threads, subject) for threads in candidates}
-            for threads in candidates:
-                if times[threads] * _FEWER_THREADS_GAIN < times[best]:
-                    best = threads
+            times = {count: _timed(wide, count, subject) for count in candidates}
+            for count in candidates:
+                if times[count] * _FEWER_THREADS_GAIN < times[best]:
+                    best = count
         narrow = _hollow_model(Path(folder) / "narrow.gguf", "Q8_0", _NARROW)
-        return best, _timed(narrow, best, subject) / _NARROW[0]
+        return best, _timed(narrow, threads.decode, subject) / _NARROW[0]
 
 
-def _measure_type(subject: _Subject, name: str, threads: int, layer_s: float) -> TypeSpeed:
+def _measure_type(subject: _Subject, name: str, threads: Threads, layer_s: float) -> TypeSpeed:
     rows = subject.prefill_rows
     with tempfile.TemporaryDirectory() as folder:
         path = _hollow_model(Path(folder) / "wide.gguf", name, subject.shape)
         size = _weights(subject.shape)
         block, block_bytes = next((b, s) for n, b, s in TENSOR_TYPES.values() if n == name)
         beside = layer_s * subject.shape[0]
-        seconds = _timed(path, threads, subject)
-        rows_s = _timed(path, threads, subject, rows=rows)
+        seconds = _timed(path, threads.decode, subject)
+        rows_s = _timed(path, threads.batch, subject, rows=rows)
     return TypeSpeed(
         decode_bytes_s=size // block * block_bytes / max(seconds - beside, seconds / 10),
         prefill_macs_s=size * rows / max(rows_s - beside, rows_s / 10),

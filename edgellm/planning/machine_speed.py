@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgellm.errors import EdgeError
-from edgellm.planning.calibration import calibrate, known_calibration
+from edgellm.planning.calibration import Threads, calibrate, known_calibration
 from edgellm.planning.placement import is_on_gpu, layers_on_gpu, read_weights
 from edgellm.planning.speed import Part, main_types, predict
 
@@ -28,6 +28,12 @@ class MachineSpeed:
     cpu: Calibration | None
     gpus: dict[str, Calibration] = field(default_factory=dict["str", "Calibration"])
     gaps: tuple[str, ...] = ()
+
+    @property
+    def others_cores(self) -> float:
+        """Cores that other programs used while this was measured, the most of all; 0 where that is of no account."""
+        found = [*([self.cpu] if self.cpu is not None else []), *self.gpus.values()]
+        return max((one.others_cores for one in found if one.is_disturbed), default=0.0)
 
     def speed(self, info: GGUFInfo, options: LoadOptions, demand: Demand, machine: Machine) -> Speed | None:
         """The speed to expect of settled options that take `demand`; None where a part of it is not known."""
@@ -53,21 +59,37 @@ class MachineSpeed:
 
 
 def measured_speed(
-    info: GGUFInfo, options: LoadOptions, machine: Machine, *, is_measured: bool = True
+    info: GGUFInfo,
+    options: LoadOptions,
+    machine: Machine,
+    *,
+    is_measured: bool = True,
+    is_measured_again: bool = False,
 ) -> MachineSpeed:
-    """The machine's speed for this model's weights. `is_measured` measures what is not known yet; a GPU that cannot be
-    measured is one of the gaps. Raises EdgeError where the processor cannot."""
+    """The machine's speed for this model's weights, with the threads that the options name. `is_measured` measures what
+    is not known yet, `is_measured_again` all of it; a GPU that cannot be measured is one of the gaps. Raises EdgeError
+    where the processor cannot."""
+    is_measured = is_measured or is_measured_again
+    threads = Threads.of(options)
     types = main_types(info)
     gaps: list[str] = []
-    cpu = calibrate(types) if is_measured else known_calibration()
+    if is_measured:
+        cpu = calibrate(types, threads=threads, is_anew=is_measured_again)
+    else:
+        cpu = known_calibration(threads=threads)
     if cpu is None:
-        gaps.append("The processor has not been measured yet.")
+        count = f" with {threads.decode} threads" if options.threads else ""
+        gaps.append(f"The processor has not been measured{count} yet.")
     elif not set(info.quantization) & set(cpu.types):
         gaps.append("No type of this model's weights has been measured on the processor.")
     gpus: dict[str, Calibration] = {}
     for gpu in machine.gpus:
         try:
-            found = calibrate(types, gpu.name) if is_measured else known_calibration(gpu.name)
+            found = (
+                calibrate(types, gpu.name, is_anew=is_measured_again)
+                if is_measured
+                else known_calibration(gpu.name)
+            )
         except EdgeError as error:
             gaps.append(f"{gpu.name} cannot be measured: {error.message}")
             continue

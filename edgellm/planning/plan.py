@@ -118,16 +118,20 @@ def make_plan(
     model: str = "",
     machine: Machine | None = None,
     is_measured: bool = True,
+    is_measured_again: bool = False,
     has_tools: bool = False,
 ) -> Plan:
     """The whole plan. `draft` is the draft model that the options name.
 
-    `is_measured` takes two seconds to measure this machine, and each GPU, where that has not been done yet.
+    `is_measured` takes two seconds to measure this machine, and each GPU, where that has not been done yet;
+    `is_measured_again` where it has been done as well.
 
     Raises ModelUnsupported, ConfigError.
     """
     machine = machine or this_machine(options.devices)
-    speeds = measured_speed(info, options, machine, is_measured=is_measured)
+    speeds = measured_speed(
+        info, options, machine, is_measured=is_measured, is_measured_again=is_measured_again
+    )
     with Fitting(info, machine, options, draft=draft) as fitting:
         refusal = ""
         try:
@@ -144,10 +148,16 @@ def make_plan(
     warning = settings_warning(fitted.options, has_tools=has_tools)
     notes = [*fitted.notes, *([warning] if warning else ())]
     cpu = speeds.cpu
-    if cpu is not None and not options.threads and cpu.threads < machine.cores:
+    if cpu is not None and not options.threads and 0 < cpu.fastest_threads < machine.cores:
         # Advice, not a choice: a neighbour that was busy during the measurement would halve every later answer.
-        count = "1 thread decodes" if cpu.threads == 1 else f"{cpu.threads} threads decode"
-        notes.append(f"Measured here, {count} fastest: consider --threads {cpu.threads}.")
+        fastest = cpu.fastest_threads
+        count = "1 thread decodes" if fastest == 1 else f"{fastest} threads decode"
+        notes.append(f"Measured here, {count} fastest: consider --threads {fastest}.")
+    if speeds.others_cores:
+        notes.append(
+            f"Other programs used {speeds.others_cores:.1f} cores while this machine was measured: it may be faster."
+            " Measure again when they do not: edgellm plan --measure-again."
+        )
     return Plan(
         model=model or info.path.name,
         architecture=info.architecture,
