@@ -1,10 +1,12 @@
-"""Files that are written beside their place and renamed there, whatever kills the writer."""
+"""Files that are written beside their place and renamed there, and folders for work under way, whatever kills the
+writer."""
 
 from __future__ import annotations
 
 import errno
 import glob
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
 _SUFFIX = ".part"
+_OWNED = ".owned"
 _NEW_S = 1.0
 
 
@@ -66,6 +69,27 @@ def _place(path: Path) -> Path:
     return place
 
 
+@contextmanager
+def temporary_folder(parent: Path) -> Generator[Path]:
+    """A new folder below `parent` that goes with the block; those of killed owners go first. Raises OSError."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for mark in _abandoned(parent.glob(f".*{_OWNED}")):
+        with suppress(OSError):
+            mark.unlink()  # which fails where there are no locks and the owner has it open
+            shutil.rmtree(mark.with_suffix(""), ignore_errors=True)
+    handle, name = tempfile.mkstemp(prefix=".", suffix=_OWNED, dir=parent)
+    mark = Path(name)
+    folder = mark.with_suffix("")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _lock(file.fileno())  # as above
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        mark.unlink(missing_ok=True)
+
+
 def sweep(path: Path) -> None:
     """Removes what killed writers of `path` have left beside it."""
     _sweep(leftovers(path.parent, path.name))
@@ -82,12 +106,19 @@ def leftovers(folder: Path, name: str = "") -> Iterator[Path]:
 
 
 def _sweep(found: Iterable[Path]) -> None:
+    for leftover in _abandoned(found):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def _abandoned(found: Iterable[Path]) -> Iterator[Path]:
+    """Those whose owners are gone."""
     for leftover in found:
         with suppress(OSError), leftover.open("rb") as file:
             # One that was made this very moment may not be locked yet.
             is_old = time.time() - os.fstat(file.fileno()).st_mtime > _NEW_S
             if is_old and _lock(file.fileno()):
-                leftover.unlink()
+                yield leftover
 
 
 def _lock(handle: int) -> bool:

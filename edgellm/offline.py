@@ -136,13 +136,15 @@ def pull(
 
 
 def remove_model(name: str) -> int:
-    """Removes a fetched model and what there is of an unfinished download; gives the bytes freed.
+    """Removes a fetched model and what there is of an unfinished download; of a copy that `keep_copy` kept also its
+    entry in the user's catalogue. Gives the bytes freed.
 
-    Raises ModelNotFound.
+    Raises ModelNotFound, and ConfigError for a kept copy that is the default model.
     """
+    from edgellm.models import derived
     from edgellm.models.store import Store
 
-    return Store().remove(name)
+    return derived.remove_model(name, catalog(), Store())
 
 
 @contextmanager

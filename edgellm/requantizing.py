@@ -158,6 +158,20 @@ def optimize(
     )
 
 
+def check_keep(model: str | Path, kinds: Sequence[str] = ()) -> None:
+    """Raises ConfigError where `keep_copy` could not keep a copy in one of the types (all that `optimize` tries, where
+    none is named)."""
+    from edgellm.models.derived import derived_name
+    from edgellm.models.resolve import resolve
+    from edgellm.models.store import Store
+    from edgellm.weights.optimize import FAST_KINDS
+
+    catalogue = catalog()
+    entry = resolve(model, catalogue, Store()).entry
+    for kind in kinds or FAST_KINDS:
+        derived_name(entry, kind, catalogue)
+
+
 def keep_copy(model: str | Path, copy: str | Path) -> str:
     """Makes a copy of a model that `optimize` wrote the user's own: the file moves into the store, and the user's
     catalogue gets an entry with the original's settings. Gives its name; the original stays what its name means.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,19 +206,116 @@ def test_compare_on_the_command_line(copies: dict[str, Path], tmp_path: Path) ->
     assert cli("compare", files[0]).code == 2
 
 
-@pytest.mark.slow
-def test_a_better_copy_is_kept_under_a_name_of_its_own(
-    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = tiny_model("llama")
+def _own_model(folder: Path, source: Path) -> None:
     own_catalogue(
-        tmp_path / "config",
-        "[models.mine]\n"
+        folder / "config",
+        "# mine alone\n[models.mine]\n"
         'description = "mine"\nlicence = "MIT"\nfile = "mine.gguf"\nsampler = "greedy"\n'
         "[models.mine.load]\nn_ctx = 256\n"
         f"[[models.mine.sources]]\nkind = 'path'\npath = '{source}'\n",
     )
     edgellm.pull("mine")
+
+
+def test_a_kept_copy_is_removed_with_file_and_entry(
+    copies: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _own_model(tmp_path, copies["F32"])
+    catalogue, home = tmp_path / "config/models.toml", tmp_path / "home"
+    before = catalogue.read_text()
+
+    def keep() -> str:
+        copy = tmp_path / "any.Q8_0.gguf"
+        copy.write_bytes(copies["Q8_0"].read_bytes())
+        return edgellm.keep_copy("mine", copy)
+
+    assert keep() == "mine-q8_0"
+    assert (home / "derived/mine-q8_0.gguf").is_file()
+    catalogue.write_text('default = "mine-q8_0"\n' + catalogue.read_text())
+    assert "is the default model" in cli("models", "remove", "mine-q8_0").err
+    catalogue.write_text(catalogue.read_text().partition("\n")[2])
+    outcome = cli("models", "remove", "mine-q8_0")
+    assert outcome.code == 0, outcome.err
+    assert int(outcome.err.split()[-3]) >= copies["Q8_0"].stat().st_size // 1000
+    assert list((home / "derived").iterdir()) == []
+    assert catalogue.read_text().strip() == before.strip()
+    assert keep() == "mine-q8_0"
+    (home / "models/mine-q8_0/mine-q8_0.gguf").unlink()  # and half of it is gone
+    (home / "models/mine-q8_0/model.json").unlink()
+    (home / "models/mine-q8_0").rmdir()
+    assert edgellm.remove_model("mine-q8_0") == copies["Q8_0"].stat().st_size
+    assert "mine-q8_0" not in edgellm.catalog().entries
+    assert cli("models", "remove", "mine").code == 0
+    assert copies["F32"].is_file()
+    assert "mine" in edgellm.catalog().entries
+
+
+def test_what_could_not_be_kept_is_said_before_anything_is_measured(
+    copies: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr("edgellm.weights.optimize.optimize_file", never)
+    outcome = cli("optimize", copies["F32"], "--keep")
+    assert outcome.code == 1
+    assert "the model is a file" in outcome.err
+    _own_model(tmp_path, copies["F32"])
+    copy = tmp_path / "any.Q8_0.gguf"
+    copy.write_bytes(copies["Q8_0"].read_bytes())
+    edgellm.keep_copy("mine", copy)
+    outcome = cli("optimize", "mine", "--keep")
+    assert outcome.code == 1
+    assert "there is a model mine-q8_0 already" in outcome.err
+    outcome = cli("optimize", "mine", "--output", tmp_path / "x-00001-of-00002.gguf")
+    assert outcome.code == 1
+    assert "one part of 2" in outcome.err
+
+
+def test_copies_that_are_measured_lie_beside_the_store_and_go_however_it_ends(
+    copies: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "home/optimizing/.killed"
+    left.mkdir(parents=True)
+    (left / "copy.gguf").touch()
+    mark = left.with_name(".killed.owned")
+    mark.touch()
+    os.utime(mark, (1, 1))
+    seen: list[Path] = []
+
+    def fail(_source: Path, folder: Path, _text: str, **_: object) -> None:
+        assert not left.exists()
+        (folder / "copy.gguf").touch()
+        seen.append(folder)
+        raise Cancelled("ended")
+
+    monkeypatch.setattr("edgellm.weights.optimize.optimize_file", fail)
+    assert cli("optimize", copies["F32"]).code != 0
+    assert seen[0].parent == left.parent
+    assert list(left.parent.iterdir()) == []
+
+
+def test_where_the_copy_cannot_be_kept_nobody_is_asked(
+    copies: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(found: Comparison, _bound: float) -> Measured:
+        return found.files[1]
+
+    monkeypatch.setattr("edgellm.weights.optimize._WORTH", 1e9)
+    monkeypatch.setattr("edgellm.weights.compare.Comparison.best", second)
+    outcome = cli("optimize", copies["F32"], "--types", "Q8_0", "--rounds", 1, "--windows", 1)
+    assert outcome.code == 0, outcome.err
+    assert (
+        "To keep the copy: --output FILE (the model is a file, not a name of the catalogue)." in outcome.err
+    )
+
+
+@pytest.mark.slow
+def test_a_better_copy_is_kept_under_a_name_of_its_own(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny_model("llama")
+    _own_model(tmp_path, source)
     monkeypatch.setattr("edgellm.weights.optimize._WORTH", 1e9)
 
     def second(found: Comparison, _bound: float) -> Measured:

@@ -215,9 +215,9 @@ def verify(args: Namespace) -> int:
 
 def remove(args: Namespace) -> int:
     """Removes a model."""
-    from edgellm.models.store import Store
+    from edgellm.offline import remove_model
 
-    freed = Store().remove(args.name)
+    freed = remove_model(args.name)
     say(f"{args.name} is removed: {megabytes(freed)} freed.")
     return 0
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
-import tempfile
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgellm.atomic import temporary_folder
 from edgellm.cli.arguments import text
 from edgellm.cli.compare import add_measuring, figures, named, show, svg_file, write_plot
 from edgellm.cli.interrupt import raising
@@ -75,12 +76,18 @@ def _types(given: str) -> tuple[str, ...]:
 def run(args: Namespace) -> int:
     """Measures, says what is best, and keeps it where that is wanted."""
     import edgellm
+    from edgellm.models.store import default_root
+    from edgellm.native.quantizer import check_target
 
     output = Path(args.output).expanduser() if args.output else None
-    if output is not None and output.exists():
-        raise ConfigError(f"{output} exists already.", hint="Remove it, or choose another name.")
+    if output is not None:
+        check_target(output)
+    refusal = _keeping_refusal(args)
+    if args.keep and refusal is not None:
+        raise refusal  # before anything is measured
     drawn = svg_file(args.plot)
-    with tempfile.TemporaryDirectory(prefix="edgellm-optimize-") as folder:
+    # On the store's disk: in /tmp, which is often memory, the copies could be larger than what is left.
+    with temporary_folder(default_root() / "optimizing") as folder:
         with raising(), shown_steps("optimizing") as progress:
             found = edgellm.optimize(
                 args.model,
@@ -100,9 +107,10 @@ def run(args: Namespace) -> int:
             print("\n" + _verdict(found))
         kept = ""
         if found.is_better and output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(found.best.path, output)
+            _move(found.best.path, output)
             kept = str(output)
+        elif found.is_better and refusal is not None and not args.json:
+            say(f"To keep the copy: --output FILE ({refusal.message.rstrip('.')}).")
         elif found.is_better and (args.keep or (not args.json and _is_wanted(found))):
             kept = edgellm.keep_copy(args.model, found.best.path)
             say(f"Kept: edgellm run -m {kept} ... ({args.model} is what it was).")
@@ -112,6 +120,28 @@ def run(args: Namespace) -> int:
     elif kept:
         print(kept)
     return 0
+
+
+def _keeping_refusal(args: Namespace) -> ConfigError | None:
+    """Why no copy can be kept under a name of its own; None where one can."""
+    from edgellm.requantizing import check_keep
+
+    try:
+        check_keep(args.model, args.types or ())
+    except ConfigError as error:
+        return error
+    return None
+
+
+def _move(copy: Path, output: Path) -> None:
+    """Moves the copy to where it is wanted, perhaps on another disk: it appears there as a whole."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        shutil.move(copy, beside)
+        os.replace(beside, output)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _verdict(found: Optimization) -> str:

@@ -106,6 +106,11 @@ class Catalogue:
         return entry
 
 
+def is_model_name(text: str) -> bool:
+    """Whether an entry of a catalogue can be called so."""
+    return _NAME.match(text) is not None
+
+
 def config_folder() -> Path:
     """Folder of the user's own configuration; EDGELLM_CONFIG_DIR overrides it."""
     override = os.environ.get("EDGELLM_CONFIG_DIR")
@@ -207,7 +212,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _entry(file: Path, name: str, table: Mapping[str, Any]) -> ModelEntry:
     where = f"{file} [models.{name}]"
-    if not _NAME.match(name):
+    if not is_model_name(name):
         raise ConfigError(
             f"{where}: {name!r} is not a model name.",
             hint="Use lower-case letters, digits, '.', '_' and '-'.",
