@@ -14,12 +14,13 @@ from edgellm.events import Notice, TurnFinished
 from edgellm.ledger import head_cost, make_ledger
 from edgellm.outlook import outlook
 from edgellm.response_format import ResponseFormat
+from edgellm.tidying import Tidying
 from edgellm.types import Message
-from edgellm.usage import Leg, Usage
+from edgellm.usage import Usage
 from edgellm.waiting import WAIT_S, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 
     from edgellm.agent import Agent, ToolChoice
     from edgellm.chat.formats.wire import WireFormat
@@ -64,6 +65,7 @@ class Chat:
         self._head: HeadCost | None = None
         self._open = threading.Lock()
         self._draft = Draft(conversation, agent.upkeep)
+        self._tidying = Tidying(conversation, agent.upkeep)
 
     # -- talking ----------------------------------------------------------------------------------------
 
@@ -373,35 +375,25 @@ class Chat:
         """Indices of the pinned messages. They move with their messages when older ones go."""
         return tuple(sorted(self.conversation.pins))
 
-    def tidy(self) -> tuple[Event, ...]:
+    def tidy(self, *, is_wanted: Callable[[], bool] | None = None) -> tuple[Event, ...]:
         """Makes room ahead of time, between turns: where more than half of the context is taken, the oldest give way as
         the context policy says, and what that costs is computed now. Gives what was done; raises EdgeError.
+
+        `stop_tidy` of another thread ends it, and so does `is_wanted` (asked between steps) when it is false: what went
+        by then is given, and what has not been computed is left to the next turn.
         """
         self._check_closed("tidy")
         if not self._open.acquire(blocking=False):
             raise ConfigError("cannot tidy while a turn is open.", hint="Read it to its end, or close it.")
-        upkeep = self._agent.upkeep
         try:
-            return self.runtime.in_turn(lambda: tuple(e for e in upkeep.tidy() if not isinstance(e, Waiting)))
+            return self.runtime.in_turn(lambda: self._tidying.run(is_wanted or (lambda: True)))
         finally:
-            tally = upkeep.taken()
-            legs = list(upkeep.legs)
-            upkeep.legs.clear()
-            if tally.removed_tokens or tally.prefill_tokens or tally.rebuilt_tokens:
-                legs.append(
-                    Leg(
-                        prefill_tokens=tally.prefill_tokens,
-                        reused_tokens=0,
-                        decode_tokens=0,
-                        rebuilt_tokens=tally.rebuilt_tokens,
-                        removed_tokens=tally.removed_tokens,
-                        prefill_s=tally.prefill_s,
-                        finish_reason="tidy",
-                    )
-                )
-            self._add(Usage(tuple(legs)))
-            self.conversation.session.is_cancelled = False
+            self._add(Usage(self._tidying.legs()))
             self._open.release()
+
+    def stop_tidy(self) -> None:
+        """Ends a `tidy` of another thread at once. Without one: nothing."""
+        self._tidying.stop()
 
     def rewind(self, to: int, *, redraw: bool = False) -> None:
         """Keeps the first `to` messages. Raises ConfigError for a number out of range, or in an open turn.

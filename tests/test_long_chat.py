@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -261,6 +262,71 @@ def test_the_model_sums_up_what_goes(runtime: edgellm.Runtime, monkeypatch: pyte
     assert happened[1].messages[0].content == SUMMARY_QUESTION
     assert_as_rendered(chat)
     assert any(leg.finish_reason == "summary" for leg in chat.usage.legs)
+    chat.close()
+
+
+@pytest.mark.parametrize("asked", [0, 1, 3, 6, 9, 1000])
+def test_tidy_ends_when_it_is_not_wanted_any_more_and_tells_what_went_by_then(
+    runtime: edgellm.Runtime, asked: int
+) -> None:
+    chat = scripted(
+        runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(20)], context_policy="summarize"
+    )
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+
+    def chain(_spec: str) -> Any:
+        return runtime.make_chain([Scripted(["They counted."], end)])
+
+    chat._agent.upkeep.make_chain = chain  # pyright: ignore[reportPrivateUsage]
+    turn = 0
+    while len(chat.tape) <= N_CTX * 5 // 8:
+        chat.ask(f"Question {turn}?")
+        turn += 1
+    before, tape = chat.messages, chat.tape
+    left = iter([True] * asked)
+    happened = evictions(list(chat.tidy(is_wanted=lambda: next(left, False))))
+    if happened:
+        assert len(chat.messages) == len(before) - len(happened[0].messages) + 2
+    else:
+        assert (chat.messages, chat.tape) == (before, tape)
+    if asked in (0, 1000):
+        assert bool(happened) == bool(asked)
+    assert [leg.finish_reason == "summary" for leg in chat.usage.legs].count(True) == len(happened)
+    # Nothing of it is left to stop the next turn; a stop that comes behind the end is for nothing.
+    chat.stop_tidy()
+    list(chat.send("And now?"))
+    assert chat.messages[-1].role == "assistant" and chat.messages[-1].content
+    assert_sound(chat)
+    assert_as_rendered(chat)
+    chat.close()
+
+
+def test_tidy_is_stopped_from_another_thread_and_what_went_is_told(
+    runtime: edgellm.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = scripted(runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(20)], context_policy="evict")
+    turn = 0
+    while len(chat.tape) <= N_CTX * 5 // 8:
+        chat.ask(f"Question {turn}?")
+        turn += 1
+    count = len(chat.messages)
+    upkeep = chat._agent.upkeep  # pyright: ignore[reportPrivateUsage]
+    compute = upkeep._compute  # pyright: ignore[reportPrivateUsage]
+
+    def computed() -> Any:
+        thread = threading.Thread(target=chat.stop_tidy)
+        thread.start()
+        thread.join()
+        assert chat.conversation.session.is_cancelled
+        yield from compute()
+        raise edgellm.Cancelled("decoding was cancelled.")
+
+    monkeypatch.setattr(upkeep, "_compute", computed)
+    happened = evictions(list(chat.tidy()))
+    assert happened and len(chat.messages) == count - len(happened[0].messages)
+    assert not chat.conversation.session.is_cancelled
+    assert chat.ask("And now?")
+    assert_sound(chat)
     chat.close()
 
 
