@@ -255,3 +255,119 @@ def test_tokens_that_came_free_are_counted_on_the_meters_page_and_in_the_stats()
 def test_a_way_to_guess_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(edgellm.ConfigError, match="Choose off, auto or ngram"):
         check_value("speculate", value, (), Settings())
+
+
+# -- ahead of time ------------------------------------------------------------------------------------------------
+
+
+SUMMED_UP = "2 old messages summed up to make room"
+
+
+def summarizing(turns: int = 3) -> tuple[ScriptedRuntime, Settings]:
+    runtime = ScriptedRuntime([words(f"answer {number}") for number in range(turns)])
+    return runtime, Settings(glyphs="box", context_policy="summarize")
+
+
+@pytest.fixture
+def is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgellm_tui.context_care._IDLE_S", 0.1)
+    monkeypatch.setattr("edgellm_tui.context_care._SHOWN_AFTER_S", 0.02)
+
+
+@pytest.mark.usefixtures("is_quick")
+def test_where_nothing_else_is_done_old_turns_are_summed_up_ahead_of_time() -> None:
+    runtime, settings = summarizing()
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        chat: Any = app.talk.current.chat
+        await said(pilot, "one")
+        await said(pilot, "two")
+        await shown(pilot, SUMMED_UP)
+        await settled(pilot)
+        assert [message.content for message in chat.messages] == ["two", "answer 1"]
+        one, two = (block for block in app.talk.current.blocks if isinstance(block, UserBlock))
+        assert one.is_gone and (two.is_gone, two.message) == (False, 0)
+        assert app.talk.current.state == "READY"
+        (row,) = chat_index().list()
+        await wait_until(pilot, lambda: recorded_branches(chat_index(), row.id)[0].gone == (0, 1))
+        await said(pilot, "three")
+        assert chat.messages[-1].content == "answer 2"
+
+    run(play, runtime=runtime, settings=settings)
+
+
+@pytest.mark.usefixtures("is_quick")
+@pytest.mark.parametrize("how", ["a letter", "a message", "esc", "a page that asks"])
+def test_whatever_the_user_does_ends_it_at_once(how: str) -> None:
+    runtime, settings = summarizing()
+    runtime.tidies_last = True
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        chat: Any = app.talk.current.chat
+        await said(pilot, "one")
+        await wait_until(pilot, chat.is_tidying.is_set)
+        await shown(pilot, "SUMMING UP")
+        assert not chat.tidy_stopped.is_set()
+        if how == "a letter":
+            await pilot.press("h")
+        elif how == "a message":
+            app.outbox.say("two")
+        elif how == "esc":
+            await pilot.press("escape")
+        else:
+            app.command("/context")
+        await wait_until(pilot, chat.tidy_stopped.is_set)
+        await settled(pilot)
+        await wait_until(pilot, lambda: "SUMMING UP" not in screen_text(app))
+        if how == "a message":
+            assert [text for text, _ in chat.sent] == ["one", "two"]
+        assert SUMMED_UP not in screen_text(app)
+
+    run(play, runtime=runtime, settings=settings)
+
+
+@pytest.mark.usefixtures("is_quick")
+@pytest.mark.parametrize(("policy", "text"), [("evict", ""), ("stop", ""), ("summarize", "half a sent")])
+def test_nothing_is_summed_up_under_other_policies_or_while_the_user_writes(policy: str, text: str) -> None:
+    runtime, settings = summarizing()
+    settings.context_policy = policy
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        chat: Any = app.talk.current.chat
+        await said(pilot, "one")
+        app.prompt.insert(text)
+        await pilot.pause(0.3)
+        assert chat.tidied == 0
+        app.prompt.text = ""
+        await pilot.pause(0.3)
+        assert (chat.tidied > 0) == (policy == "summarize")
+
+    run(play, runtime=runtime, settings=settings)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("is_quick")
+def test_on_a_real_engine_the_context_is_half_free_again_before_the_next_message(
+    tiny_model: Callable[..., Path],
+) -> None:
+    class Loading:
+        def load(self, _model: str) -> Any:
+            return edgellm.load(tiny_model("llama"), n_ctx=512, threads=1)
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        chat, used = app.talk.current.chat, 0
+        for number in range(12):
+            await said(pilot, f"{number} the user and the assistant " * 3)
+            used = len(chat.tape)
+            if used > 256:
+                break
+        await shown(pilot, "to make room")
+        await settled(pilot)
+        assert len(chat.tape) < used
+        assert any(leg.finish_reason == "tidy" for leg in chat.usage.legs)
+        await said(pilot, "and now")
+        assert app.talk.current.state == "READY", screen_text(app)
+
+    chain = "logit_bias({2: 7}) | dist(seed=3)"
+    settings = Settings(glyphs="box", tools=[], sampler=chain, context_policy="summarize")
+    run(play, runtime=Loading(), settings=settings)

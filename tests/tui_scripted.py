@@ -164,6 +164,8 @@ class ScriptedRuntime:
         self.resumed = edgellm.Resumed("exact")
         # Whether a draft goes on until it is stopped.
         self.drafts_last = False
+        # The same of room that is made ahead of time.
+        self.tidies_last = False
 
     def load(self, model: str) -> ScriptedRuntime:
         """What the app is given as `load`."""
@@ -221,6 +223,8 @@ class ScriptedChat:
         self.sent: list[tuple[str | None, dict[str, Any]]] = []
         self.drafts: list[str] = []
         self.is_drafting, self.draft_stopped = threading.Event(), threading.Event()
+        self.is_tidying, self.tidy_stopped = threading.Event(), threading.Event()
+        self.tidied = 0
         self.usage = Usage()
         self.chain = SimpleNamespace(spec=edgellm.ChainSpec.parse(options.get("sampler") or CHAIN), seed=7)
         self.template = SimpleNamespace(source="", name="scripted")
@@ -396,6 +400,26 @@ class ScriptedChat:
 
     def stop_draft(self) -> None:
         self.draft_stopped.set()
+
+    def tidy(self, *, is_wanted: Callable[[], bool]) -> tuple[Any, ...]:
+        """The oldest turn goes, where that is not stopped before."""
+        assert not self.is_open and not self.is_closed
+        self.tidied += 1
+        self.is_tidying.set()
+        if self.runtime.tidies_last:
+            assert self.tidy_stopped.wait(20)
+        if self.tidy_stopped.is_set() or not is_wanted() or len(self.texts) < 4:
+            return ()
+        gone, end = tuple(self.texts[:2]), self.starts[2]
+        del self.texts[:2], self.starts[:2], self.tokens[:end], self.kinds[:end]
+        self.starts = [start - end for start in self.starts]
+        return (
+            edgellm.PrefillProgress(1, 2),
+            edgellm.ContextEvicted("summarize", gone, end, 0, 0, False, "They counted.", 0.5),
+        )
+
+    def stop_tidy(self) -> None:
+        self.tidy_stopped.set()
 
     def _draw(self, draw: Draw, kind: SpanKind | None = None) -> Generator[Any, None, None]:
         kind = kind or (SpanKind.REASONING if draw.is_reasoning else SpanKind.TEXT)

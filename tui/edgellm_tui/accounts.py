@@ -47,7 +47,9 @@ class Accounts:
         strand = talk.current
         if strand.key != self._told[0]:
             self.ledger = self.outlook = None
-        if strand.chat is None or not used or talk.worker.is_busy or self._asked == (strand.key, used):
+        if strand.chat is None or not used or self._asked == (strand.key, used):
+            return
+        if talk.worker.is_busy or talk.worker.is_tidying:
             return
         key = self._asked = (strand.key, used)
         chat = strand.chat

@@ -16,7 +16,7 @@ os.environ.setdefault("TEXTUAL_FPS", "40")
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
-from textual.widgets import ContentSwitcher
+from textual.widgets import ContentSwitcher, TextArea
 
 import edgellm
 from edgellm_tui import edits, glyphs
@@ -231,6 +231,7 @@ class EdgeApp(App[int]):
             logging.getLogger("edgellm_tui").error("a turn failed", exc_info=item.error)
         self.talk.ended(strand, item.messages)
         self.set_timer(_SAVE_AFTER_S, self._save_if_idle)
+        self.care.rest()
         self.outbox.send_next()
 
     def _save_if_idle(self) -> None:
@@ -290,6 +291,14 @@ class EdgeApp(App[int]):
         except edgellm.EdgeError as error:
             self.report(error)
 
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        """The user writes, or has taken all of it back."""
+        if event.text_area is self.prompt:
+            if self.prompt.text:
+                self.care.stir()
+            else:
+                self.care.rest()
+
     def on_prompt_paused(self, message: Prompt.Paused) -> None:
         """The user thinks about what to write next."""
         text = message.text.lstrip()
@@ -334,6 +343,7 @@ class EdgeApp(App[int]):
     async def action_stop(self) -> None:
         """Stops the answer; with nothing to stop, goes back to the chat and the prompt."""
         self.outbox.take_back()
+        self.care.stir()
         if self.worker.stop() or self.outbox.stop_editing():
             return
         page = self.page

@@ -1,16 +1,26 @@
-"""Care for the context of the open chat: what gives way when it fills, and what stays."""
+"""Care for the context of the open chat: what gives way when it fills, what stays, room that is made ahead of time."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
-from edgellm import ConfigError
+from edgellm import ConfigError, ContextEvicted, Notice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from textual.timer import Timer
+
+    from edgellm import Event
     from edgellm_tui.app import EdgeApp
     from edgellm_tui.blocks import UserBlock
     from edgellm_tui.strand import Strand
+
+
+# Later than what was said is written to the disk: that would end it.
+_IDLE_S = 6.0
+_SHOWN_AFTER_S = 0.3
 
 
 class ContextCare:
@@ -18,6 +28,7 @@ class ContextCare:
 
     def __init__(self, app: EdgeApp) -> None:
         self._app = app
+        self._idle: Timer | None = None
 
     # -- what gives way -----------------------------------------------------------------------------------
 
@@ -49,6 +60,46 @@ class ContextCare:
                 app.report(error)
 
         talk.worker.submit(job, done, failed)
+
+    # -- ahead of time ------------------------------------------------------------------------------------
+
+    def rest(self) -> None:
+        """A turn is over, or the prompt is empty again: sums up soon, where nothing else comes."""
+        self.stir()
+        if self._app.settings.context_policy == "summarize":
+            self._idle = self._app.set_timer(_IDLE_S, self._tidy)
+
+    def stir(self) -> None:
+        """The user writes: what is done ahead of time makes way."""
+        if self._idle is not None:
+            self._idle.stop()
+            self._idle = None
+        self._app.worker.end_aside()
+
+    def _tidy(self) -> None:
+        app, strand = self._app, self._app.talk.current
+        if strand.chat is None or app.worker.is_busy or app.prompt.text.strip():
+            return
+
+        def done(events: Sequence[Event]) -> None:
+            if app.talk.strands.get(strand.key) is not strand:
+                return
+            told = [each for each in events if isinstance(each, ContextEvicted | Notice)]
+            for event in told:
+                strand.hear(event, app.worker.clock())
+            if told:
+                strand.is_written = False
+                app.talk.kept.is_unsaved = True
+                app.talk.ended(strand, strand.chat.messages)
+                app.talk.kept.save()
+
+        def failed(error: Exception) -> None:
+            # Nobody has asked for it: the next turn says what is wrong.
+            logging.getLogger("edgellm_tui").info("nothing was summed up ahead of time: %s", error)
+
+        app.worker.tidy(strand.key, strand.chat, done, failed)
+        # Where it takes longer, the status line says so.
+        app.set_timer(_SHOWN_AFTER_S, app.draw)
 
     # -- what stays ---------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ def status_of(app: EdgeApp) -> Status:
         state = f"LOADING {100 * talk.load_fraction:.0f} %"
     elif runtime is None:
         state = "NO MODEL"
+    elif talk.worker.is_tidying:
+        state = "SUMMING UP"
     app.accounts.look(used)
     return Status(
         runtime.name if runtime is not None else talk.model or app.choice.wanted,

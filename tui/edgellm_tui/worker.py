@@ -93,8 +93,9 @@ class EngineWorker:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="edgellm-app", daemon=True)
         self._open: dict[int, Any] = {}
-        # The chat of which a draft is computed just now. Any: as above.
-        self._drafting: Any = None
+        # What ends the job that runs just now and that nobody waits for.
+        self._end_aside: Callable[[], None] | None = None
+        self._is_tidying = False
         self._stopped: set[int] = set()
         self._questions: list[Question] = []
         self._lock = threading.Lock()
@@ -116,6 +117,11 @@ class EngineWorker:
     def is_busy(self) -> bool:
         """True while a turn is open."""
         return bool(self._open)
+
+    @property
+    def is_tidying(self) -> bool:
+        """True while room is made ahead of time: the tape changes, and asking for anything would end it."""
+        return self._is_tidying
 
     # -- jobs ---------------------------------------------------------------------------------------------
 
@@ -146,21 +152,53 @@ class EngineWorker:
 
         # Any: a Chat, or what plays one in tests.
         def run() -> None:
-            self._drafting = chat
+            self._end_aside = chat.stop_draft
             try:
                 if self._jobs.empty():
                     chat.prefill_draft(text)
             except EdgeError:
                 pass  # nobody has asked for it, and the turn itself will say what is wrong
             finally:
-                self._drafting = None
+                self._end_aside = None
 
         self._add(run)
 
+    def tidy(
+        self,
+        key: int,
+        chat: Any,
+        done: Callable[[Sequence[Event]], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Makes room in a chat's context ahead of time, while there is nothing else to do. Whatever comes ends it at
+        once; `done` gets what was done by then."""
+
+        # Any: a Chat, or what plays one in tests.
+        def run() -> None:
+            if not self._jobs.empty():
+                return
+            self._end_aside, self._is_tidying = chat.stop_tidy, True
+            try:
+                events = chat.tidy(is_wanted=self._jobs.empty)
+                for event in events:
+                    self.listen(key, event)
+                then = partial(done, events)
+            except Exception as raised:
+                then = partial(failed, raised)
+            finally:
+                self._end_aside, self._is_tidying = None, False
+            self.put(Called(then))
+
+        self._add(run)
+
+    def end_aside(self) -> None:
+        """Ends what is done ahead of time just now, a draft or room that is made. Safe from any thread."""
+        if (end := self._end_aside) is not None:
+            end()
+
     def _add(self, job: Callable[[], None] | None) -> None:
         self._jobs.put(job)
-        if (drafting := self._drafting) is not None:
-            drafting.stop_draft()
+        self.end_aside()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
