@@ -107,7 +107,7 @@ def check_values(values: Mapping[str, Any], *, where: str = "load option ") -> N
         if not RULES[name].accepts(value):
             raise ConfigError(
                 f"{where}{name}={value!r} is not {RULES[name].words}.",
-                hint=f"Give {RULES[name].words}, or leave {name} out.",
+                hint=f"Give one that is, or leave {name} out.",
             )
 
 

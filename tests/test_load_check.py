@@ -53,7 +53,8 @@ def test_a_value_that_cannot_be_is_refused_with_what_can(name: str, value: Any, 
         with pytest.raises(ConfigError) as caught:
             merged_options(options, None, overrides)
         assert f"{name}={value!r} is not" in caught.value.message
-        assert allowed in caught.value.message and allowed in caught.value.hint
+        assert allowed in caught.value.message
+        assert f"leave {name} out" in caught.value.hint
 
 
 def test_hints_of_a_catalogue_are_checked_when_it_is_read(

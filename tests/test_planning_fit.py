@@ -206,6 +206,9 @@ def test_fewer_threads_are_advised_where_they_were_faster(
     assert plan.notes == ("Measured here, 1 thread decodes fastest: consider --threads 1.",)
     assert plan.speed is not None and all(row.speed is not None for row in plan.rows)
     assert make_plan(info, LoadOptions(threads=2), machine=machine(1 << 30), is_measured=False).notes == ()
+    known = replace(known, others_cores=1.0)  # then what was fastest tells of the neighbours
+    (told,) = make_plan(info, LoadOptions(), machine=machine(1 << 30), is_measured=False).notes
+    assert told.startswith("Other programs used 1.0 cores")
 
 
 def test_the_chosen_setting_has_a_row_of_its_own(model: Path) -> None:
@@ -273,3 +276,4 @@ def test_plan_prints_a_table_or_json(model: Path, monkeypatch: pytest.MonkeyPatc
     refused = cli("plan", model, "--no-measure")
     assert refused.code == 1
     assert "does not fit into memory" in refused.out
+    assert "--fit off" in refused.out and "fit='off'" not in refused.out

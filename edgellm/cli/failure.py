@@ -89,14 +89,18 @@ def reported(command: Callable[[], int]) -> int:
 def error_text(error: EdgeError) -> str:
     """The error and its remedy."""
     if error.hint:
-        hint = error.hint
-        for ours, option in _OPTIONS:
-            hint = hint.replace(ours, option)
-        return str(error).removesuffix(error.hint) + hint
+        return str(error).removesuffix(error.hint) + in_options(error.hint)
     remedy = next(text for kind, text in _FALLBACKS if isinstance(error, kind))
     # Behind a picture of several lines, a line of its own.
     separator = "\n" if "\n" in str(error) else " "
     return f"{error}{separator}{remedy}"
+
+
+def in_options(hint: str) -> str:
+    """A hint with the names that the command line has for things."""
+    for ours, option in _OPTIONS:
+        hint = hint.replace(ours, option)
+    return hint
 
 
 def os_error_text(error: OSError) -> str:

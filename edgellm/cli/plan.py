@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.cli.arguments import UsageError, add_loading
-from edgellm.cli.failure import ERROR
+from edgellm.cli.failure import ERROR, in_options
 from edgellm.cli.opening import load_options
 from edgellm.cli.render import escape, megabytes, one_line, styled, table
 
@@ -98,14 +98,14 @@ def _print(found: Plan) -> None:
             print(escape(f"?: {gap}"))
         print()
     if found.refusal:
-        print(styled(escape(found.refusal), "red", sys.stdout))
+        print(styled(escape(in_options(found.refusal)), "red", sys.stdout))
         return
     layers = f", layers on the GPU: {options.n_gpu_layers}" if machine.gpus else ""
     experts = f", experts in main memory: {options.cpu_moe}" if options.cpu_moe else ""
     threads = options.threads or machine.cores
     print(
         f"chosen: context {options.n_ctx:,}, KV {found.kv_type}, batches of {options.n_ubatch},"
-        f" {threads} threads{layers}{experts}"
+        f" {threads} thread{'' if threads == 1 else 's'}{layers}{experts}"
     )
     for note in found.notes:
         print(styled(escape(note), "yellow", sys.stdout))

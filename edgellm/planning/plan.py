@@ -148,9 +148,9 @@ def make_plan(
     warning = settings_warning(fitted.options, has_tools=has_tools)
     notes = [*fitted.notes, *([warning] if warning else ())]
     cpu = speeds.cpu
-    if cpu is not None and not options.threads and 0 < cpu.fastest_threads < machine.cores:
-        # Advice, not a choice: a neighbour that was busy during the measurement would halve every later answer.
-        fastest = cpu.fastest_threads
+    fastest = cpu.fastest_threads if cpu is not None and not cpu.is_disturbed else 0
+    if not options.threads and 0 < fastest < machine.cores:
+        # Advice, not a choice: a neighbour that was hardly seen in the measurement would halve every later answer.
         count = "1 thread decodes" if fastest == 1 else f"{fastest} threads decode"
         notes.append(f"Measured here, {count} fastest: consider --threads {fastest}.")
     if speeds.others_cores:
