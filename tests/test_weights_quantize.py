@@ -154,7 +154,12 @@ def test_the_home_folder_is_found_from_python_too(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert edgellm.quantize(wide, "~/q.gguf", "Q8_0") == tmp_path / "q.gguf"
-    assert [path.name for path in tmp_path.iterdir()] == ["q.gguf"]
+    ones = {"blk.0.attn_q.weight": np.ones((1, 256), np.float32)}
+    matrix = edgellm.ImportanceMatrix(ones, {"blk.0.attn_q.weight": np.ones(1, np.float32)}, 1, 512, "ones")
+    matrix.save("~/m.gguf")
+    assert edgellm.ImportanceMatrix.read("~/m.gguf").chunk_tokens == 512
+    edgellm.quantize(wide, "~/steered.gguf", "Q8_0", importance="~/m.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "q.gguf", "steered.gguf"]
 
 
 @pytest.mark.slow

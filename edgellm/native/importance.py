@@ -46,8 +46,9 @@ class ImportanceMatrix:
         return found
 
     @classmethod
-    def read(cls, path: Path) -> ImportanceMatrix:
+    def read(cls, path: str | Path) -> ImportanceMatrix:
         """A matrix as llama.cpp's tools write it: GGUF, or the older .dat. Raises ConfigError."""
+        path = Path(path).expanduser()
         try:
             with path.open("rb") as file:
                 is_gguf = file.read(4) == _GGUF
@@ -110,10 +111,11 @@ class ImportanceMatrix:
             at += 8 + 4 * size
         return cls(sums, counts, source=str(path))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes it as GGUF, as llama.cpp's tools read it: under another name until it is whole. Raises ConfigError."""
         import gguf
 
+        path = Path(path).expanduser()
         try:
             with tempfile.NamedTemporaryFile(
                 prefix=f".{path.name}.", suffix=".part", dir=path.parent, delete=False
