@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm.beginning import beginning_of, take_up_beginning
 from edgellm.draft import Draft
 from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
@@ -60,7 +61,7 @@ class Chat:
         self._usage = Usage()
         self._resumed: Resumed | None = None
         self._last_speculation: Speculation | None = None
-        self._has_news = False
+        self._news: list[str] = []
         self._has_new_adapters = False
         self._head: HeadCost | None = None
         self._open = threading.Lock()
@@ -166,9 +167,8 @@ class Chat:
             )
         is_counted = False
         try:
-            if self._has_news and self._resumed is not None:
-                self._has_news = False
-                yield Notice(str(self._resumed))
+            while self._news:
+                yield Notice(self._news.pop(0))
             if self._has_new_adapters:
                 self._has_new_adapters = False
                 if lost := session.memory.lost_tokens:
@@ -486,18 +486,23 @@ class Chat:
         return {
             "name": self.name,
             "system": self.conversation.system,
+            **beginning_of(self.conversation),
             **self.conversation.state(),
             "results": results.state() if results is not None else {},
         }
 
     def restore(self, state: Mapping[str, Any], resumed: Resumed) -> None:
-        """Takes up a saved `state`. The first turn tells where the saved memory was of no use. Raises SessionError."""
+        """Takes up a saved `state`. The first turn tells where the saved memory was of no use, and where the chat was
+        begun with other tools. Raises SessionError."""
         self.conversation.restore(state)
         self.name = str(state.get("name", ""))
         if self._agent.results is not None:
             self._agent.results.restore(state.get("results") or {})
         self._resumed = resumed
-        self._has_news = resumed.verdict == "rebuilt"
+        self._news = [str(resumed)] if resumed.verdict == "rebuilt" else []
+        self._news += take_up_beginning(
+            self.conversation, state, self._agent.toolset.specs, is_guided=self._agent.is_guided
+        )
 
     def _check_closed(self, what: str) -> None:
         self.conversation.session.check_open()

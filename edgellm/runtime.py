@@ -141,8 +141,9 @@ class Runtime:
         """A saved chat, continued where it was; options as for `chat`. Its own system turn stays, and its sampler where
         none is given.
 
-        `Chat.resumed` says what has become of its memory. Raises SessionError for a damaged file or another model,
-        ConfigError for another system turn, ContextFull.
+        What the model was told of tools stays as well, once there are messages: a Notice in the first turn says where
+        the options offer others. `Chat.resumed` says what has become of its memory. Raises SessionError for a damaged
+        file or another model, ConfigError for another system turn, ContextFull.
         """
         return self._open_saved(path, options, 1)[0]
 
