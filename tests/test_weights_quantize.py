@@ -82,6 +82,8 @@ def test_tensors_get_the_type_they_are_given(wide: Path, tmp_path: Path) -> None
         edgellm.plan_quantize(wide, "Q4_0", tensors={"attn_v": "Q4_K_M"})
     with pytest.raises(ConfigError, match="regular expression"):
         edgellm.plan_quantize(wide, "Q4_0", tensors={"attn_(": "Q4_K"})
+    with pytest.raises(ConfigError, match=r"cannot read a tensor's pattern \(\(\?i\)ATTN_V\)"):
+        edgellm.plan_quantize(wide, "Q4_0", tensors={"(?i)ATTN_V": "Q8_0"})  # Python's alone
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ _STARTED = re.compile(r"\[ *(\d+)/ *(\d+)\] +(\S+)")
 _TOTAL = re.compile(r"(model|quant) size +=? *= +([\d.]+) MiB")
 _NEEDS_MATRIX = "require an imatrix"
 _FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
+_REGEX_ERROR = re.compile("regular expression|regex")
 _LOG_KEPT = 60
 
 
@@ -342,8 +343,14 @@ def _running(
         for _ in read:
             pass
         if child.wait() != 0:
+            reason = _reason(said) or "no reason given"
+            if options.tensors and _REGEX_ERROR.search(reason):
+                raise ConfigError(
+                    f"llama.cpp cannot read a tensor's pattern ({', '.join(options.tensors)}): {reason}.",
+                    hint="Its regular expressions are ECMAScript's: without flags such as (?i), for one.",
+                )
             raise ModelCorrupt(
-                f"llama.cpp cannot quantize {source.name}: {_reason(said) or 'no reason given'}.",
+                f"llama.cpp cannot quantize {source.name}: {reason}.",
                 hint=f"Check the file (edgellm inspect {source}) and the type.",
                 log="".join(said),
             )
