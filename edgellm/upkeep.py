@@ -247,7 +247,7 @@ class Upkeep:
         try:
             summary = yield from self._summary_of(end)
         except (ContextFull, TemplateError) as error:
-            refusal = error.message
+            refusal = error.message.rstrip(".")
         size = sum(self._size(message) + _GLUE_TOKENS for message in _summary_turn(summary))
         if not summary:
             yield Notice(f"The turns that go were not summarized: {refusal or 'the model wrote nothing'}.")

@@ -107,7 +107,7 @@ def _loop(talk: Talk) -> int:
         has_failed, interrupts = False, 0
         while True:
             try:
-                message = _read(talk, is_interactive)
+                message = _waited(talk) if is_interactive else _read(talk, is_interactive)
             except ConfigError as error:
                 has_failed = True
                 warn(explained(error))
@@ -136,6 +136,18 @@ def _loop(talk: Talk) -> int:
                 has_failed = True
                 warn(explained(error))
     return ERROR if has_failed and not is_interactive else 0
+
+
+def _waited(talk: Talk) -> str:
+    """One message of somebody who takes their time, in which room is made in the context. Raises as `_read`."""
+    from edgellm.cli.idle import Idle
+
+    idle = Idle(talk.chat)
+    try:
+        with idle:
+            return _read(talk, is_interactive=True)
+    finally:
+        talk.tell(idle.events)
 
 
 def _read(talk: Talk, is_interactive: bool) -> str:

@@ -12,7 +12,7 @@ from edgellm.cli.interrupt import Interrupt
 from edgellm.cli.plain import PlainTranscript
 from edgellm.cli.transcript import Transcript
 from edgellm.errors import ConfigError
-from edgellm.events import Notice, TurnFinished
+from edgellm.events import Notice, PrefillProgress, TurnFinished
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgellm.dialogue import Chat
+    from edgellm.events import Event
     from edgellm.runtime import Runtime
     from edgellm.toolbox.toolset import Toolset
     from edgellm.usage import Usage
@@ -109,6 +110,12 @@ class Talk:
         finally:
             self._transcript.end_turn()
         return reason
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Prints what was done between two turns."""
+        for event in events:
+            if not isinstance(event, PrefillProgress):
+                self._transcript.show(event)
 
     def turns(self) -> list[int]:
         """Indices of the user's messages."""
