@@ -302,6 +302,20 @@ def test_an_account_keeps_guesses_from_costing_more_than_a_fiftieth(monkeypatch:
     assert seconds <= 1.02
 
 
+def test_branches_go_on_with_what_was_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("edgellm.engine.speculation.time.perf_counter", lambda: clock[0])
+    guessing = Speculation("auto", Oracle([5] * 1000, 0))
+    found: list[int] = []
+    for made in range(400):
+        guessing = guessing if made % 40 else guessing.fork()
+        found = found or guessing.guess([5] * made, 8)
+        guessing.begin(0)
+        clock[0] += 1.0
+        guessing.end()
+    assert found
+
+
 class Costly(Oracle):
     """Takes time by a clock: for each token of the tape that it reads, and for each guess after the first."""
 

@@ -28,7 +28,7 @@ _SIZES = (2, 4, 8)
 _WORTH = 1.03
 _MOST_LOSS = 0.015  # of the decode time, so that with what cannot be measured it stays under 2 %
 # Tokens whose share of that is kept where it was not lost: what one text has spared, the next one may not lose.
-_WINDOW = 400
+_WINDOW = 300
 _AVERAGE = 0.2
 _DOUBTS = 0.5  # of a guess about which nothing is known yet
 # So many tokens of the tape found again are likelier to go on as they did than as a draft model says.
@@ -41,7 +41,7 @@ class Speculation:
 
     In mode "auto" a guess is made only while (1 + tokens expected to hold) ÷ cost of that batch, with what a draft
     model takes for it, beats a token at a time, by this session's own measurements; all guesses together may cost
-    1.5 % of the decode time (what was not lost of 400 tokens' time is kept; what was gained does not pay for more).
+    1.5 % of the decode time (what was not lost of 300 tokens' time is kept; what was gained does not pay for more).
     Guessed tokens are never on the tape: they only let the memory, and logits, be there when the chain draws them.
 
     A `drafter` that costs something is asked where the tape, and the texts that were read, have no long run to go
@@ -77,7 +77,7 @@ class Speculation:
         other = self.renewed(self.mode, self._drafter)
         other._single_s, other._batch_s = self._single_s, dict(self._batch_s)
         other._holds = dict(self._holds)
-        other._credit_s = min(self._credit_s, 0.0)
+        other._credit_s = self._credit_s
         if self._draft is not None and other._draft is not None:
             other._draft.take(self._draft)
         return other
