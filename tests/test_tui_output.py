@@ -197,6 +197,13 @@ def test_a_page_follows_the_size_of_the_terminal(name: str) -> None:
         for width, height in (LARGE, (40, 12), SMALL, (120, 30)):
             await pilot.resize_terminal(width, height)
             await settled(pilot)
+            await wait_until(
+                pilot,
+                lambda width=width: (
+                    screen_text(app).rstrip("\n").endswith("^q quit")
+                    and (name == "meters" or len(screen_text(app).split("\n")[1]) == width)
+                ),
+            )
             lines = screen_text(app).rstrip("\n").split("\n")
             assert len(lines) <= height and max(map(len, lines)) <= width
             assert app.page is not None and app.page.id == name

@@ -33,7 +33,7 @@ FINISHES = {
     "length": "cut off at the most tokens of an answer; --max-tokens raises that",
     "budget": "cut off at the token budget of a turn; --max-tokens raises that",
     "max_steps": "stopped: too many tool calls in one turn",
-    "context_full": "cut off: the context is full; --ctx makes it longer, --when-full (in a chat /when-full) lets old turns go",
+    "context_full": "cut off: the context is full; --ctx makes it longer, --when-full or /when-full lets old turns go",
     "cancelled": "stopped",
 }
 
