@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ import tiny_models
 from hypothesis import settings
 from scale import SCALE
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As where a shell has started all this in the background: the processes of tests would never hear Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Models of a module outlive a test, and what one test left on disk would change the token counts of the next.
 os.environ["EDGELLM_PREFIX_CACHE"] = "off"
