@@ -87,7 +87,8 @@ def prove(name: str, options: Options) -> bool:
     facts["Command"] = "<br>".join(f"`{command}`" for command in evidence.commands)
     facts["Wall time"] = f"{time.monotonic() - started:.0f} s"
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{name}.md").write_text(page(evidence, facts), encoding="utf-8")
+    # What commands print may be no text.
+    (FOLDER / f"{name}.md").write_bytes(page(evidence, facts).encode("utf-8", "backslashreplace"))
     print(f"{name}: {'shown' if evidence.is_shown else 'NOT SHOWN'}", file=sys.stderr, flush=True)
     return evidence.is_shown
 
