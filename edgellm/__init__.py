@@ -55,6 +55,7 @@ _HOME_OF = {
     "edgellm.folders": ("private_dir", "state_dir"),
     "edgellm.grants": ("Grants", "grant_origin"),
     "edgellm.trust": ("config_dir",),
+    "edgellm.typed": ("typed_file", "typed_place", "typed_words"),
     "edgellm.runtime": ("Runtime", "load"),
     "edgellm.agent": ("AgentLimits", "ToolChoice"),
     "edgellm.toolbox.tool": ("Tool", "ToolContext", "tool"),
@@ -280,6 +281,7 @@ if TYPE_CHECKING:
     from edgellm.toolbox.tool import Tool, ToolContext, tool
     from edgellm.toolbox.toolset import Toolset
     from edgellm.trust import config_dir
+    from edgellm.typed import typed_file, typed_place, typed_words
     from edgellm.types import (
         AdapterSet,
         ControlVector,

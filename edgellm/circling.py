@@ -9,7 +9,9 @@ from edgellm.events import Notice
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_EACH = 32
+LOOK_EACH = 32
+"""Tokens from one look to the next."""
+
 _MOST_PERIOD = 256
 _LEAST_TOKENS = 160
 _LEAST_TIMES = 5
@@ -28,14 +30,14 @@ def period(tokens: Sequence[int]) -> int:
 
 
 class Circling:
-    """Looks at an answer every 32 tokens, and says once that it goes round in circles."""
+    """Says once of an answer that it goes round in circles; it is to look every LOOK_EACH tokens."""
 
     def __init__(self) -> None:
         self._is_told = False
 
     def look(self, tape: Sequence[int], count: int) -> Iterator[Notice]:
         """`count` tokens at the end of the tape are the answer so far."""
-        if self._is_told or count % _EACH or count < _LEAST_TOKENS:
+        if self._is_told or count < _LEAST_TOKENS:
             return
         size = period(tape[-min(count, _LEAST_TIMES * _MOST_PERIOD) :])
         if size:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgellm.circling import Circling
+from edgellm.circling import LOOK_EACH, Circling
 from edgellm.distribution import Step
 from edgellm.errors import Cancelled, ContextFull, EdgeError
 from edgellm.events import TokenDrawn
@@ -207,7 +207,7 @@ class Decoding:
                     continue
                 if is_over or self._has_enough():
                     break
-                if not reading.parser.in_call:
+                if not self.decode_tokens % LOOK_EACH and not reading.parser.in_call:
                     yield from self._circling.look(session.tape.tokens, self.decode_tokens)
         finally:
             session.constraint, session.is_checked = None, False

@@ -59,6 +59,20 @@ def scripted(runtime: edgellm.Runtime, answers: list[str], **options: Any) -> ed
     return runtime.chat(sampler=[Scripted(answers, end)], **options)
 
 
+def summed_up(runtime: edgellm.Runtime) -> edgellm.Chat:
+    """A chat of twenty answers, whose old turns are summed up in the words "They counted."."""
+    chat = scripted(
+        runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(20)], context_policy="summarize"
+    )
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+
+    def chain(_spec: str) -> Any:
+        return runtime.make_chain([Scripted(["They counted."], end)])
+
+    chat._agent.upkeep.make_chain = chain  # pyright: ignore[reportPrivateUsage]
+    return chat
+
+
 def assert_sound(chat: edgellm.Chat) -> None:
     """The memory mirrors the tape, and every message begins where the tape says."""
     conversation = chat.conversation
@@ -241,16 +255,8 @@ def check_calls_and_results_go_together(runtime: edgellm.Runtime, policy: str) -
     chat.close()
 
 
-def test_the_model_sums_up_what_goes(runtime: edgellm.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = scripted(
-        runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(20)], context_policy="summarize"
-    )
-    end = runtime.vocabulary.special_tokens["<|im_end|>"]
-
-    def chain(_spec: str) -> Any:
-        return runtime.make_chain([Scripted(["They counted."], end)])
-
-    chat._agent.upkeep.make_chain = chain  # pyright: ignore[reportPrivateUsage]
+def test_the_model_sums_up_what_goes(runtime: edgellm.Runtime) -> None:
+    chat = summed_up(runtime)
     happened: list[edgellm.ContextEvicted] = []
     for turn in range(20):
         happened += evictions(list(chat.send(f"Question {turn}?")))
@@ -270,15 +276,7 @@ def test_the_model_sums_up_what_goes(runtime: edgellm.Runtime, monkeypatch: pyte
 def test_tidy_ends_when_it_is_not_wanted_any_more_and_tells_what_went_by_then(
     runtime: edgellm.Runtime, asked: int
 ) -> None:
-    chat = scripted(
-        runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(20)], context_policy="summarize"
-    )
-    end = runtime.vocabulary.special_tokens["<|im_end|>"]
-
-    def chain(_spec: str) -> Any:
-        return runtime.make_chain([Scripted(["They counted."], end)])
-
-    chat._agent.upkeep.make_chain = chain  # pyright: ignore[reportPrivateUsage]
+    chat = summed_up(runtime)
     turn = 0
     while len(chat.tape) <= N_CTX * 5 // 8:
         chat.ask(f"Question {turn}?")

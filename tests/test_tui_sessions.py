@@ -315,7 +315,9 @@ def test_a_file_is_saved_and_loaded_with_all_branches(tmp_path: Path) -> None:
             assert [contents(strand.chat)[-1] for strand in strands] == ["Warm.", "Cold."]
             assert app.talk.current is strands[0]
         await said(pilot, "/save one two.chat")
-        await shown(pilot, "in quotation marks")
+        # Wherever the line is broken.
+        wanted = 'quotation marks: /save "one two.chat"'
+        await wait_until(pilot, lambda: wanted in " ".join(screen_text(app).split()), wanted)
         await said(pilot, f"/save {tmp_path}/none/a.chat")
         await shown(pilot, "there is no folder")
         assert not (tmp_path / "none").exists()

@@ -43,7 +43,6 @@ def run(
     environment: dict[str, str] | None = None,
     waits_for_chat: bool = True,
     machine: Machine = STILL,
-    frame_s: float = 0.01,
     **options: Any,
 ) -> None:
     """Opens the app on a scripted runtime of these turns, and plays with it once a chat is open.
@@ -71,7 +70,7 @@ def run(
         # A machine under load would say so in the status line.
         patch("edgellm_tui.accounts.read_machine", lambda: machine),
         # Nobody looks on: frames and the wait for a quiet process need not be told apart by an eye.
-        patch.multiple("edgellm_tui.frames", _FASTEST_S=frame_s, _SLOWEST_S=frame_s),
+        patch.multiple("edgellm_tui.frames", _FASTEST_S=0.01, _SLOWEST_S=0.01),
         patch.multiple("textual._wait", SLEEP_GRANULARITY=0.004, SLEEP_IDLE=0.0002),
     ):
         if not no_color:

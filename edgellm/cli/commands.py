@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.cli.arguments import SPECULATE, nearest
 from edgellm.cli.render import escape, one_line, styled, table
 from edgellm.cli.talk import is_branch_name
 from edgellm.errors import ConfigError
+from edgellm.typed import typed_file, typed_place, typed_words
 
 if TYPE_CHECKING:
     from edgellm.cli.talk import Talk
@@ -66,7 +64,7 @@ def _adapters(talk: Talk, rest: str) -> None:
 
     chat = talk.chat
     if rest:
-        words = _words("adapters", rest)
+        words = typed_words("adapters", rest)
         again = chat.set_adapters(adapter_set(*([] if words == ["none"] else words)))
         if again:
             print(f"The next turn computes {again} tokens again.")
@@ -151,12 +149,7 @@ def _branch(talk: Talk, rest: str) -> None:
 
 
 def _save(talk: Talk, rest: str) -> None:
-    path = _file("save", rest)
-    if _lacks_folder(path):
-        raise ConfigError(
-            f"cannot save the chat to {path}: there is no folder {path.parent}.",
-            hint="Make it first, or choose a folder you can write to.",
-        )
+    path = typed_place("save", rest)
     talk.save(path)
     count = len(talk.branches)
     what = f"All {count} branches saved" if count > 1 else "Saved"
@@ -164,7 +157,7 @@ def _save(talk: Talk, rest: str) -> None:
 
 
 def _load(talk: Talk, rest: str) -> None:
-    talk.open(_file("load", rest))
+    talk.open(typed_file("load", rest))
     messages = talk.chat.messages
     print(f"Loaded: {len(messages)} messages, {len(talk.chat.tape)} tokens.")
     if len(talk.branches) > 1:
@@ -173,37 +166,6 @@ def _load(talk: Talk, rest: str) -> None:
         )
     for message in messages[-2:]:
         print(f"{message.role}: {one_line(message.content, _PREVIEW)}")
-
-
-def _file(command: str, rest: str) -> Path:
-    """The one file that a command is given; a name with spaces stands in quotation marks."""
-    words = _words(command, rest)
-    if not any(words):
-        raise ConfigError(f"/{command} needs a file.", hint=f"Write /{command} FILE.")
-    if len(words) > 1:
-        raise ConfigError(
-            f"/{command} takes one file, and these are {len(words)}.",
-            hint=f'Put a name with spaces in quotation marks: /{command} "{one_line(rest, _PREVIEW)}".',
-        )
-    # Path.expanduser raises where there is no such user; this leaves the name as it is.
-    return Path(os.path.expanduser(words[0]))
-
-
-def _words(command: str, rest: str) -> list[str]:
-    try:
-        return shlex.split(rest)
-    except ValueError as error:
-        raise ConfigError(f"/{command} cannot be read: {error}.", hint="Close the quotation.") from None
-
-
-def _lacks_folder(path: Path) -> bool:
-    try:
-        path.parent.stat()
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError):
-        pass  # whoever writes there says what it is
-    return False
 
 
 def _tape(talk: Talk, rest: str) -> None:

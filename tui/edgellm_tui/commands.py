@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgellm import ConfigError
+from edgellm import ConfigError, typed_file, typed_place, typed_words
 from edgellm_tui import edits
 from edgellm_tui.adapters import entry_words
 from edgellm_tui.export import KINDS, export_kind, export_path, exported, write_export
@@ -175,10 +173,7 @@ def _adapters(app: EdgeApp, rest: str) -> None:
     if not rest:
         app.run_worker(app.action_page("adapters"))
         return
-    try:
-        names = shlex.split(rest)
-    except ValueError as error:
-        raise ConfigError(f"/adapters cannot be read: {error}.", hint="Close the quotation.") from None
+    names = typed_words("adapters", rest)
     strand = app.talk.current
 
     def told(price: str) -> None:
@@ -261,12 +256,7 @@ def _save(app: EdgeApp, rest: str) -> None:
         app.talk.kept.save()
         app.hint("saved")
         return
-    path = _file("save", rest)
-    if _lacks_folder(path):
-        raise ConfigError(
-            f"cannot save the chat to {path}: there is no folder {path.parent}.",
-            hint="Make it first, or choose a folder you can write to.",
-        )
+    path = typed_place("save", rest)
 
     def saved(count: int) -> None:
         strand.note(f"all {count} branches saved in {path}" if count > 1 else f"saved in {path}")
@@ -274,35 +264,10 @@ def _save(app: EdgeApp, rest: str) -> None:
     app.talk.save_file(path, saved)
 
 
-def _file(command: str, rest: str) -> Path:
-    """The one file that a command is given; a name with spaces stands in quotation marks."""
-    try:
-        words = shlex.split(rest)
-    except ValueError as error:
-        raise ConfigError(f"/{command} cannot be read: {error}.", hint="Close the quotation.") from None
-    if len(words) != 1 or not words[0]:
-        raise ConfigError(
-            f"/{command} takes one file.",
-            hint=f'Put a name with spaces in quotation marks: /{command} "FILE".',
-        )
-    # Path.expanduser raises where there is no such user; this leaves the name as it is.
-    return Path(os.path.expanduser(words[0]))
-
-
-def _lacks_folder(path: Path) -> bool:
-    try:
-        path.parent.stat()
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError):
-        pass  # whoever writes there says what it is
-    return False
-
-
 def _load(app: EdgeApp, rest: str) -> None:
     if not rest:
         raise ConfigError("/load needs a file.", hint="Write /load FILE, or choose a chat with ctrl+o.")
-    app.talk.open_file(_file("load", rest))
+    app.talk.open_file(typed_file("load", rest))
 
 
 def _theme(app: EdgeApp, rest: str) -> None:
