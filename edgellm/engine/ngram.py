@@ -35,11 +35,6 @@ class NgramIndex(Drafter):
             for size in range(_SHORTEST, min(_LONGEST, end) + 1):
                 self._texts_ends[tuple(tokens[end - size : end])] = (number, end)
 
-    @property
-    def text_tokens(self) -> int:
-        """How many tokens the texts have that were added."""
-        return sum(map(len, self._texts))
-
     def fork(self) -> NgramIndex:
         """An index of the same texts, which learns its own tape."""
         other = NgramIndex()
