@@ -37,14 +37,19 @@ def first_call(options: Options) -> Evidence:
     ready, finished = by_type.get("tool_call_ready", {}), by_type.get("tool_finished", {})
     glue, expected = _second_prefill(options.model, str(finished.get("result")))
     first, second = [*legs, {}, {}][:2]
-    reused = first.get("prefill_tokens", 0) + first.get("decode_tokens", 0) - 1
+    # Of the first prompt what a former run left on the disk is found as well.
+    held = sum(first.get(f"{what}_tokens", 0) for what in ("prefill", "reused", "decode")) - 1
     rows = [
         ("the model calls the calculator", ready.get("name"), "calculator"),
         ("with the expression", ready.get("arguments"), {"expression": "23 * 17 + 4"}),
         ("its result", finished.get("result"), "395"),
         ("legs (uninterrupted decodes)", len(legs), 2),
-        ("prefill tokens of the second leg", second.get("prefill_tokens"), expected),
-        ("tokens it finds in the KV cache", second.get("reused_tokens"), reused),
+        (
+            "prefill tokens of the second leg, with those computed while the tool ran",
+            second.get("prefill_tokens", 0) + second.get("ahead_tokens", 0),
+            expected,
+        ),
+        ("tokens it finds in the KV cache", second.get("reused_tokens"), held),
         ("tokens computed again", sum(leg.get("rebuilt_tokens", 0) for leg in legs), 0),
     ]
     answer = by_type.get("turn_finished", {}).get("text", "")
