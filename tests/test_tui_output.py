@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import io
 import os
 import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from cli_harness import terminal
@@ -101,6 +105,29 @@ def test_frames_wait_for_what_the_line_still_owes() -> None:
         assert quick < 1 and app.frames.interval_s >= 4
 
     run(play, settings=Settings(slow_link_bps=2400))
+
+
+def test_a_frame_comes_where_the_clock_leaps_while_it_is_asked_for() -> None:
+    leaping = SimpleNamespace(get_time=count(0.0, 1.0).__next__, sleep=asyncio.sleep)
+
+    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
+        # Textual's timers skip what is late when they start, a frame must not be.
+        with patch("textual.timer._time", leaping), patch("edgellm_tui.frames._FASTEST_S", 0.1):
+            app.frames.begun()
+            app.frames.wake()
+            await wait_until(pilot, lambda: not app.frames.is_due)
+
+    run(play)
+
+
+def test_an_error_in_a_frame_ends_the_app() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
+        with patch.object(app, "draw", side_effect=ZeroDivisionError):
+            app.frames.wake()
+            await wait_until(pilot, lambda: app.return_code)
+
+    with pytest.raises(ZeroDivisionError):
+        run(play)
 
 
 def test_without_a_cap_the_driver_is_textuals_own() -> None:

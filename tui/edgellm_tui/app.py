@@ -103,7 +103,6 @@ class EdgeApp(App[int]):
         self.set_class(self.glyphs is glyphs.ASCII, "-ascii")
         self.frames = Frames(
             self._run_frame,
-            self.set_timer,
             share=lambda: self.settings.redraw_share,
             owed_s=lambda: self.pacer.owed_s if self.pacer is not None else 0.0,
         )
@@ -198,6 +197,13 @@ class EdgeApp(App[int]):
     def _run_frame(self) -> None:
         if not self.is_running or not self._screen_stack:
             return  # a frame that was asked for just before the end
+        try:
+            self._frame()
+        except Exception as error:
+            # The loop would only log it: raised again among the app's messages, it ends the app.
+            self.call_later(_raise, error)
+
+    def _frame(self) -> None:
         self.frames.begun()
         items = self.worker.items
         while items:
@@ -454,6 +460,10 @@ def run_app(model: str = "") -> int:
     if problem is not None:
         app.news.append(str(problem))
     return app.run() or 0
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 if __name__ == "__main__":

@@ -17,14 +17,13 @@ _DEAREST_S = 0.1
 class Frames:
     """`wake` asks for a frame, from any thread; `run` is called for it on the screen's side, which calls `begun` first.
 
-    `later(seconds, run)` is the screen's timer; `share` gives the share of a core that frames may take, `owed_s` for
-    how long a slow line is still busy with what it was given.
+    `share` gives the share of a core that frames may take, `owed_s` for how long a slow line is still busy with what
+    it was given.
     """
 
     def __init__(
         self,
         run: Callable[[], None],
-        later: Callable[[float, Callable[[], None]], object],
         *,
         share: Callable[[], float],
         owed_s: Callable[[], float],
@@ -33,7 +32,6 @@ class Frames:
         # Set at the end: nothing is asked for any more.
         self.is_over = False
         self._run = run
-        self._later = later
         self._share = share
         self._owed_s = owed_s
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,10 +62,8 @@ class Frames:
 
     def _schedule(self) -> None:
         wait = self._last + self.interval_s - time.perf_counter()
-        if wait <= 0:
-            self._run()
-        else:
-            self._later(wait, self._run)
+        # Not one of Textual's timers: one that is already late when it starts is skipped, and no frame would follow.
+        asyncio.get_running_loop().call_later(max(0.0, wait), self._run, context=self._context)
 
     def begun(self) -> None:
         """A frame begins: takes down what this thread has done since the one before."""
