@@ -136,6 +136,9 @@ def test_what_is_wrong_is_said_before_the_text_is_read(
             assert said in outcome.err
     words = ("--calibrate", text, "--save-imatrix", tmp_path / "none" / "m.gguf")
     assert "cannot be written" in cli("quantize", wide, tmp_path / "q.gguf", "Q4_0", *words).err
+    words = ("--calibrate", text, "--save-imatrix", there)
+    assert "exists already" in cli("quantize", wide, tmp_path / "q.gguf", "Q4_0", *words).err
+    assert there.read_bytes() == b"x"
     assert sorted(tmp_path.iterdir()) == [text, there]
 
 

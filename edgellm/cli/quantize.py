@@ -57,7 +57,10 @@ def configure(parser: ArgumentParser) -> None:
         "--calibrate", metavar="FILE", type=text("the file"), help="make an importance matrix of this text"
     )
     parser.add_argument(
-        "--save-imatrix", metavar="FILE", type=text("the file"), help="keep that matrix in this file"
+        "--save-imatrix",
+        metavar="FILE",
+        type=text("the file"),
+        help="keep that matrix in this file; it must not exist",
     )
     parser.add_argument(
         "--threads", metavar="N", type=whole_number(1, MAX_THREADS), default=0, help="default: all cores"
@@ -120,6 +123,8 @@ def run(args: Namespace) -> int:
 def _matrix_file(name: str) -> Path:
     """The file that --save-imatrix names. Raises ConfigError where it cannot be written."""
     file = Path(name).expanduser()
+    if file.is_file():
+        raise ConfigError(f"{file} exists already.", hint="Name another file, or move that one away.")
     if file.is_dir() or not os.access(file.parent, os.W_OK):
         raise ConfigError(f"{file} cannot be written.", hint="Name a file in a folder that you may write to.")
     return file

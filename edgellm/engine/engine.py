@@ -267,27 +267,29 @@ class Engine:
             self._clock += 1
             session.memory.last_use = self._clock
             token, position, seq = session.pending_row()
+            context = self.context
             try:
                 with self._abort_lock:
                     self._running = (session, *self._served)
-                    self.context.clear_abort()
-                    is_cancelled = session.is_cancelled or any(each.is_cancelled for each in self._served)
+                    context.clear_abort()
+                    is_cancelled = session.is_cancelled or (
+                        bool(self._served) and any(each.is_cancelled for each in self._served)
+                    )
                 started = perf_counter()
-                status = None if is_cancelled else self.context.decode_one(token, position, seq)
+                is_done = not is_cancelled and context.decode_one(token, position, seq)
                 taken_s = perf_counter() - started
             except BaseException:
                 session.memory.restore()
                 raise
             finally:
-                with self._abort_lock:
-                    self._running = ()
-            if status is not DecodeStatus.DONE:
+                # Without the lock: who still finds it here asks too late, and the next decode clears that away.
+                self._running = ()
+            if not is_done:
                 session.memory.restore()
                 return False
             self.governor.decoded(taken_s)
             try:
-                session.decoded(position + 1, logits=self.context.logits(0))
-                session.finish_step()
+                session.finish_alone(context.logits(0))
             except BaseException:
                 session.keep_logits()
                 raise

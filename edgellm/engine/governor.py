@@ -96,10 +96,9 @@ class Governor:
         self.is_throttled = False
         self._clock, self._times, self._running = clock, times, running
         self._throttled, self._pause = throttled, pause
-        self._steps: deque[tuple[int, float]] = deque(maxlen=_RECENT)  # rows, seconds
-        self._drawn: deque[list[float]] = deque(maxlen=_RECENT)  # tokens, seconds
+        self._steps: deque[list[float]] = deque(maxlen=_RECENT)  # rows, seconds, tokens drawn
         self._prefill: deque[tuple[int, float]] = deque(maxlen=_RECENT)
-        self._best_s: dict[int, float] = {}  # by rows: a batch of many takes longer than one of few
+        self._best_s: dict[float, float] = {}  # by rows: a batch of many takes longer than one of few
         self._looked_at, self._looked = clock(), times()
         self._heat_at = self._looked_at
         self._calm = 0
@@ -113,18 +112,16 @@ class Governor:
 
         `tokens` 0: what was computed was given, such as a call that is forced. That is prefill, in a turn.
         """
-        self._steps.append((rows, seconds))
-        if tokens:
-            self._drawn.append([tokens, seconds])
-        else:
+        self._steps.append([rows, seconds, tokens])
+        if not tokens:
             self._prefill.append((rows, seconds))
         if self.is_active and self._clock() - self._looked_at > _LOOK_S:
             self._within_turn()
 
     def guess_held(self) -> None:
         """A guess that the last step took along was drawn: one more token of that step."""
-        if self._drawn:
-            self._drawn[-1][0] += 1
+        if self._steps and self._steps[-1][2]:
+            self._steps[-1][2] += 1
 
     def prefilled(self, rows: int, seconds: float) -> None:
         """A batch was computed."""
@@ -193,8 +190,8 @@ class Governor:
             return
         wanted, current = self.wanted(), self.target.n_threads
         if wanted >= current:
-            for rows in {rows for rows, _ in self._steps}:
-                recent = statistics.median(taken for count, taken in self._steps if count == rows)
+            for rows in {rows for rows, _, _ in self._steps}:
+                recent = statistics.median(taken for count, taken, _ in self._steps if count == rows)
                 self._best_s[rows] = min(self._best_s.get(rows, recent), recent)
         if wanted < current and self._is_contended():
             self._move(wanted)
@@ -207,14 +204,13 @@ class Governor:
 
     def _is_contended(self) -> bool:
         """Steps take much longer than those of as many rows did at best, or nobody knows what they took at best."""
-        slower = [taken / self._best_s[rows] for rows, taken in self._steps if rows in self._best_s]
+        slower = [taken / self._best_s[rows] for rows, taken, _ in self._steps if rows in self._best_s]
         return not slower or statistics.median(slower) > _CONTENDED
 
     def _move(self, count: int) -> None:
         before = self.target.n_threads
         self.target.set_threads(count)
         self._steps.clear()
-        self._drawn.clear()
         self._calm, self._has_moved = 0, True
         why = f"other programs use {self.others_cores:.1f} of {self.cores} cores"
         if count < before and self.is_throttled and self.others_cores < IDLE_CORES:
@@ -231,9 +227,9 @@ class Governor:
     @property
     def decode_tok_s(self) -> float:
         """Tokens a second of the last steps, those of all chats and of guesses that held together."""
-        steps = list(self._drawn)
-        seconds = sum(taken for _, taken in steps)
-        return sum(tokens for tokens, _ in steps) / seconds if seconds else 0.0
+        steps = [(taken, tokens) for _, taken, tokens in list(self._steps) if tokens]
+        seconds = sum(taken for taken, _ in steps)
+        return sum(tokens for _, tokens in steps) / seconds if seconds else 0.0
 
     @property
     def prefill_tok_s(self) -> float:

@@ -204,11 +204,13 @@ class Context:
         self._batch.fill(rows)
         return _STATUSES.get(self._llama_decode(pointer, self._batch.value), DecodeStatus.FAILED)
 
-    def decode_one(self, token: int, position: int, seq: int) -> DecodeStatus:
-        """`decode` for one row whose logits are wanted: what a lone decode loop does for each token."""
+    def decode_one(self, token: int, position: int, seq: int) -> bool:
+        """`decode` for one row whose logits are wanted, as a lone decode loop does it for each token; false where it
+        was not done."""
         pointer = self._live()
-        self._batch.one(token, position, seq)
-        return _STATUSES.get(self._llama_decode(pointer, self._batch.value), DecodeStatus.FAILED)
+        batch = self._batch
+        batch.one(token, position, seq)
+        return self._llama_decode(pointer, batch.value) == 0
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits (n_vocab,) of a row of the last batch, zero-copy: valid until the next decode."""
@@ -352,12 +354,15 @@ class _Batch:
         # Writing through a pointer is quicker than through a numpy view.
         self._first_token, self._first_pos = self.value.token, self.value.pos
         self._first_logits = self.value.logits
+        # The sequence of the one row that is filled in, while there is only one; its logits are wanted then.
+        self._lone_seq = -1
 
     def fill(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
         n = len(rows)
         if n > self.capacity:
             raise ValueError(f"batch of {n} rows is larger than n_batch {self.capacity}")
         self.value.n_tokens = n
+        self._lone_seq = -1
         for i, (token, position, seq, wants_logits) in enumerate(rows):
             self._token[i] = token
             self._pos[i] = position
@@ -365,11 +370,13 @@ class _Batch:
             self._logits[i] = wants_logits
 
     def one(self, token: int, position: int, seq: int) -> None:
-        self.value.n_tokens = 1
         self._first_token[0] = token
         self._first_pos[0] = position
-        self._seq[0][0] = seq
-        self._first_logits[0] = 1
+        if seq != self._lone_seq:
+            self.value.n_tokens = 1
+            self._seq[0][0] = seq
+            self._first_logits[0] = 1
+            self._lone_seq = seq
 
     def free(self) -> None:
         self._llama.llama_batch_free(self.value)

@@ -13,7 +13,7 @@ import numpy as np
 from edgellm.engine.prefill import CHUNK
 from edgellm.errors import Cancelled, ConfigError
 from edgellm.models.gguf_info import inspect_gguf
-from edgellm.native.context import Context, DecodeStatus
+from edgellm.native.context import Context
 from edgellm.native.model import Model
 from edgellm.planning.together import Wanted, check_together
 from edgellm.types import LoadOptions
@@ -218,7 +218,7 @@ def _time(context: Context, window: Sequence[int]) -> tuple[float, float]:
     middle = time.perf_counter()
     token, position = prompt[-1], len(prompt) - 1
     for _ in range(_DECODED):
-        if context.decode_one(token, position, 0) is not DecodeStatus.DONE:
+        if not context.decode_one(token, position, 0):
             raise ConfigError(f"{context.model.path.name} does not decode.", hint="Check the file.")
         token = int(context.logits(0).argmax())
         position += 1
