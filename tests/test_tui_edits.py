@@ -144,7 +144,7 @@ def test_keys_in_the_conversation_act_on_the_chosen_block() -> None:
         await pilot.press("c")
         await shown(pilot, "copied 3 characters")
         await pilot.press("e")
-        assert app.prompt.text == "one" and app.outbox.editing == 0
+        assert app.prompt.text == "one" and app.outbox.editing == (app.talk.current, 0)
         await pilot.press("escape")
         app.conversation.focus()
         await pilot.press("k")
@@ -379,3 +379,22 @@ def test_what_was_being_written_when_the_app_was_left_is_under_the_up_arrow(tmp_
 
     run(play, history=History(tmp_path / "prompts"))
     assert History(tmp_path / "prompts").before("") == "half a thou"
+
+
+def test_a_message_that_is_edited_replaces_none_of_another_branch() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        await said(pilot, "/fork")
+        await said(pilot, "two")
+        await say(pilot, "/edit")
+        assert app.prompt.text == "two" and app.outbox.editing is not None
+        app.talk.show(app.talk.strands[1])
+        await pilot.pause()
+        assert app.prompt.text == "two" and "editing:" not in screen_text(app)
+        await pilot.press("enter")
+        await shown(pilot, "Fine.")
+        await settled(pilot)
+        assert len(app.talk.strands) == 2
+        assert [message.content for message in app.talk.current.chat.messages][-2:] == ["two", "Fine."]
+
+    run(play, [words("1"), words("2"), words("Fine.")])

@@ -220,6 +220,76 @@ def test_a_chat_of_another_model_that_cannot_be_opened_leaves_a_new_chat_on_that
     run(play, runtime=runtime)
 
 
+def test_what_is_sent_while_another_model_is_loaded_is_answered_by_that_one() -> None:
+    class Slow(ScriptedRuntime):
+        def load(self, name: str) -> ScriptedRuntime:
+            if name:
+                loading.reached.set()
+                loading.opened.wait(5)
+            return super().load(name)
+
+    loading = Gate()
+    runtime = Slow([words("Hello."), words("I am another.")])
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        await say(pilot, "/model other-1b")
+        await wait_until(pilot, loading.reached.is_set)
+        await say(pilot, "who are you?")
+        assert "1 waiting to be sent" in screen_text(app)
+        loading.open()
+        await shown(pilot, "I am another.")
+        await settled(pilot)
+        assert contents(app.talk.current.chat) == ["who are you?", "I am another."]
+
+    run(play, runtime=runtime)
+
+
+def test_what_waits_for_an_answer_is_not_sent_to_another_chat_but_written_again() -> None:
+    gate = Gate()
+    runtime = ScriptedRuntime([[*words("I"), gate], words("Hello.")])
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await say(pilot, "one")
+        await wait_until(pilot, gate.reached.is_set)
+        chat = app.talk.current.chat
+        await say(pilot, "two")
+        await pilot.press("ctrl+n")
+        await wait_until(pilot, lambda: app.talk.current.chat is not chat)
+        await settled(pilot)
+        assert app.prompt.text == "two"
+        assert contents(app.talk.current.chat) == [] and [text for text, _ in chat.sent] == ["one"]
+        # What is sent before the new chat is there is meant for it.
+        app.action_new_chat()
+        await pilot.press("enter")
+        await shown(pilot, "Hello.")
+        await settled(pilot)
+        assert contents(app.talk.current.chat) == ["two", "Hello."]
+
+    run(play, runtime=runtime)
+
+
+def test_a_model_without_a_chat_is_told_and_keeps_what_is_sent() -> None:
+    class NoTemplate(ScriptedRuntime):
+        def chat(self, **options: Any) -> Any:
+            if self.loaded[-1]:
+                raise edgellm.TemplateError("the model has no chat template.", hint="Take another one.")
+            return super().chat(**options)
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        await say(pilot, "/model base-1b")
+        await shown(pilot, "no chat template")
+        assert "NO CHAT" in screen_text(app)
+        await say(pilot, "two")
+        await shown(pilot, "1 waiting to be sent")
+        app.open_model("")
+        await shown(pilot, "Hello.")
+        assert contents(app.talk.current.chat) == ["two", "Hello."]
+
+    run(play, runtime=NoTemplate([words("One."), words("Hello.")]))
+
+
 def test_growing_answers_of_a_chat_with_a_longer_name_stay() -> None:
     index = chat_index()
     branch = SavedBranch(0, "main", (edgellm.Message("user", "hello"),), is_current=True)

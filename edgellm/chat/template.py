@@ -210,7 +210,10 @@ def select_template(templates: Mapping[str, str], has_tools: bool) -> tuple[str,
     if len(templates) == 1:
         return next(iter(templates.items()))
     if not templates:
-        raise TemplateError("the model has no chat template.", hint="Name one with `--template chatml`.")
+        raise TemplateError(
+            "the model has no chat template.",
+            hint="Name one with `--template chatml`, or take another model.",
+        )
     names = ", ".join(map(repr, templates))
     raise TemplateError(f"the model has chat templates {names}, and none is its default.", hint=_HINT)
 

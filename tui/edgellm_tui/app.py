@@ -114,6 +114,7 @@ class EdgeApp(App[int]):
             self.settings,
             changed=self.strand_changed,
             failed=self.report,
+            leaving=self._leave_chat,
             load=load,
             index=index,
         )
@@ -276,8 +277,14 @@ class EdgeApp(App[int]):
             self.news.clear()
         self.care.use_policy()
         self.conversation.show(self.talk.current.blocks)
+        self.outbox.strand_changed()
         self.draw()
         self.outbox.send_next()
+
+    def _leave_chat(self) -> None:
+        """Another chat is about to be opened: what was meant for this one is not sent to that."""
+        self.outbox.take_back()
+        self.worker.stop()
 
     def report(self, error: Exception) -> None:
         """Shows an error in the chat; the app goes on."""
@@ -369,7 +376,6 @@ class EdgeApp(App[int]):
     def action_new_chat(self) -> None:
         """Begins a new chat."""
         if self.talk.runtime is not None:
-            self.worker.stop()
             self.talk.new_chat()
 
     def action_copy_answer(self) -> None:
@@ -399,7 +405,6 @@ class EdgeApp(App[int]):
 
     async def go_on_with(self, saved: edgellm.IndexedChat) -> None:
         """Opens a saved chat; another model is loaded first where the chat was held with one."""
-        self.worker.stop()
         self.choice.open_chat(saved)
         await self.action_page("chat")
 

@@ -38,8 +38,10 @@ def _user_block(strand: Strand, block: Block | None) -> UserBlock:
 
 def edit(app: EdgeApp, block: Block | None = None) -> None:
     """Puts a message of the user into the prompt; what is sent then is a branch beside it. Raises ConfigError."""
-    found = _user_block(_idle_strand(app), block)
-    app.outbox.editing = found.message
+    strand = _idle_strand(app)
+    found = _user_block(strand, block)
+    assert found.message is not None
+    app.outbox.editing = strand, found.message
     app.prompt.text = found.text
     app.prompt.move_cursor(app.prompt.document.end)
     app.prompt.focus()

@@ -262,7 +262,6 @@ class ModelPage(PageView):
         except edgellm.EdgeError as error:
             app.report(error)
         self.query_one("#first", Line).set("")
-        app.worker.stop()
         app.open_model(model)
         app.run_worker(app.action_page("chat"))
 

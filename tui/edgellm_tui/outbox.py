@@ -10,15 +10,16 @@ from edgellm_tui.prompt import with_attachments
 
 if TYPE_CHECKING:
     from edgellm_tui.app import EdgeApp
+    from edgellm_tui.strand import Strand
 
 
 class Outbox:
-    """`editing` is the message of the chat that the next text replaces, None where it replaces none."""
+    """`editing` is the branch and its message that the next text replaces, None where it replaces none."""
 
     def __init__(self, app: EdgeApp) -> None:
         self._app = app
         self._waiting: list[str] = []
-        self.editing: int | None = None
+        self.editing: tuple[Strand, int] | None = None
 
     def say(self, text: str) -> None:
         """Sends a message, with its @files; waits with it while there is no model or a turn is open."""
@@ -29,7 +30,7 @@ class Outbox:
             app.report(error)
             return
         if self.editing is not None and app.talk.is_ready:
-            index, self.editing = self.editing, None
+            (_, index), self.editing = self.editing, None
             edits.resend(app, index, whole)
             return
         if not app.talk.is_ready or app.worker.is_busy:
@@ -55,6 +56,12 @@ class Outbox:
             prompt.text = "\n\n".join([*self._waiting, *filter(None, [prompt.text])])
             prompt.move_cursor(prompt.document.end)
             self._waiting.clear()
+            self._app.hint("")
+
+    def strand_changed(self) -> None:
+        """Another branch is current: what is being written replaces no message of it."""
+        if self.editing is not None and self.editing[0] is not self._app.talk.current:
+            self.editing = None
             self._app.hint("")
 
     def stop_editing(self) -> bool:

@@ -21,6 +21,8 @@ def status_of(app: EdgeApp) -> Status:
         state = f"LOADING {100 * talk.load_fraction:.0f} %"
     elif runtime is None:
         state = "NO MODEL"
+    elif not talk.is_ready:
+        state = "OPENING" if talk.is_opening else "NO CHAT"
     elif talk.worker.is_tidying:
         state = "SUMMING UP"
     app.accounts.look(used)

@@ -39,6 +39,7 @@ class Talk:
         *,
         changed: Callable[[], None],
         failed: Callable[[Exception], None],
+        leaving: Callable[[], None],
         load: Callable[[str], Any] | None = None,
         index: edgellm.ChatIndex | None = None,
     ) -> None:
@@ -53,10 +54,13 @@ class Talk:
         self.model = ""
         self.load_fraction = 0.0
         self.is_loading = False
+        # The chats that are on their way; the one so far takes no message any more.
+        self._coming = 0
         self._checks = load is None
         self._load = load or self._load_model
         self._changed = changed
         self._failed = failed
+        self._leaving = leaving
         self._next_key = 1
         self._next_number = 0
         self.kept = KeptChat(self, index, failed)
@@ -79,7 +83,9 @@ class Talk:
 
         def done(found: tuple[Any, Any]) -> None:
             self.is_loading = False
+            self._arrived()
             self.runtime, (self.tools, failures) = found
+            self._forget_closed()
             self.failures = tuple(str(failure.error) for failure in failures)
             entry = self.runtime.entry
             self.model = model or (entry.name if entry is not None else str(self.runtime.model.path))
@@ -87,17 +93,36 @@ class Talk:
 
         def failed(error: Exception) -> None:
             self.is_loading = False
-            if self.runtime is None and self.current.chat is not None:
-                blocks = self.current.blocks
-                self.strands, self.current = {}, Strand(0, None)
-                self.current.blocks = blocks
-                self._changed()
+            if self.runtime is None:
+                self._forget_closed()
+            self._arrived(is_there=False)
             (missing if isinstance(error, edgellm.ModelNotFound) else self._failed)(error)
 
-        self.kept.save()
+        self._leave()
         self.load_fraction = 0.0
         self.is_loading = True
         self.worker.submit(job, done, failed)
+
+    def _leave(self) -> None:
+        """The chat so far is over on the screen, and saved; what comes next is on its way."""
+        if self.is_ready:
+            self._leaving()
+        self.kept.save()
+        self._coming += 1
+
+    def _arrived(self, *, is_there: bool = True) -> None:
+        self._coming -= 1
+        if not is_there and self.is_ready:
+            # The chat so far stays after all, but what was written meanwhile was not meant for it.
+            self._leaving()
+
+    def _forget_closed(self) -> None:
+        """The chats of a runtime that is closed are closed too; what the current one showed stays."""
+        if self.current.chat is not None:
+            blocks = self.current.blocks
+            self.strands, self.current = {}, Strand(0, None)
+            self.current.blocks = blocks
+            self._changed()
 
     def _load_model(self, model: str) -> Runtime:
         def progress(fraction: float) -> None:
@@ -200,7 +225,6 @@ class Talk:
 
     def give_up(self) -> None:
         """Begins a chat; what is still to come of the one so far is not kept."""
-        self.worker.stop()
         self.new_chat()
         # The end of an open turn finds no branch that it could be recorded with.
         self.strands = {}
@@ -220,7 +244,7 @@ class Talk:
         title: str,
         failed: Callable[[Exception], None] | None = None,
     ) -> None:
-        self.kept.save()
+        self._leave()
         old = list(self.strands.values())
 
         def job() -> list[Opened]:
@@ -231,6 +255,7 @@ class Talk:
             return [each.looked_up() for each in opened]
 
         def done(found: list[Opened]) -> None:
+            self._arrived()
             self.strands = {}
             strands: list[Strand] = []
             for each in found:
@@ -251,7 +276,11 @@ class Talk:
             current = next((at for at, each in enumerate(found) if each.branch and each.branch.is_current), 0)
             self.show(strands[current])
 
-        self.worker.submit(job, done, failed or self._failed)
+        def not_opened(error: Exception) -> None:
+            self._arrived(is_there=False)
+            (failed or self._failed)(error)
+
+        self.worker.submit(job, done, not_opened)
 
     def _add(self, chat: Any, origin: Origin | None, name: str) -> Strand:
         strand = Strand(self._next_key, chat, origin=origin, name=name)
@@ -267,9 +296,14 @@ class Talk:
         self._changed()
 
     @property
+    def is_opening(self) -> bool:
+        """A chat, or the model for one, is on its way."""
+        return self._coming > 0
+
+    @property
     def is_ready(self) -> bool:
-        """A chat is open."""
-        return self.current.chat is not None
+        """A chat is open, and no other one is on its way."""
+        return self.current.chat is not None and not self._coming
 
     # -- talking ------------------------------------------------------------------------------------------
 
