@@ -401,7 +401,7 @@ def test_branches_are_a_tree_to_switch_name_and_delete_in() -> None:
         await pilot.press("up", "enter")
         await settled(pilot)
         assert app.talk.current is main and app.page is None
-        await pilot.press("f6", "down", "d")
+        await pilot.press("f6", "down", "d", "space", "space", "d")
         assert "d again deletes" in screen_text(app) and len(app.talk.strands) == 2
         await pilot.press("d")
         await settled(pilot)

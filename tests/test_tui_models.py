@@ -188,8 +188,9 @@ def test_models_are_switched_and_deleted_but_not_the_loaded_one(little: Path) ->
         await pilot.press("d")
         await shown(pilot, "It is loaded: load another model first.")
         await choose(app, pilot, "little")
-        await pilot.press("d")
+        await pilot.press("d", "x", "d")
         await shown(pilot, "d once more deletes little")
+        assert len(edgellm.stored_models()) == 2
         await pilot.press("d")
         await shown(pilot, "are free again")
         assert [model.name for model in edgellm.stored_models()] == ["guarded"]

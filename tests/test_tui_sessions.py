@@ -146,8 +146,6 @@ def test_chats_are_found_renamed_and_deleted_only_when_asked_twice() -> None:
         await pilot.press("r")
         page.query_one(Input).value = "Sourdough"
         await pilot.press("enter")
-        await wait_until(pilot, lambda: "Sourdough" in {saved.title for saved in chat_index().list()})
-        page.refill()
         await shown(pilot, "Sourdough")
         page._list.focus()
         page._list.highlighted = next(i for i, saved in enumerate(page.chats) if saved.title == "Sourdough")
@@ -155,9 +153,12 @@ def test_chats_are_found_renamed_and_deleted_only_when_asked_twice() -> None:
         assert len(chat_index().list()) == 2
         page._list.highlighted = next(i for i, saved in enumerate(page.chats) if saved.title == "Sourdough")
         await pilot.pause()
-        await pilot.press("d")
+        await pilot.press("d", "p", "d")
         await shown(pilot, "deletes")
+        await settled(pilot)
+        assert len(chat_index().list()) == 2
         await pilot.press("d")
+        await wait_until(pilot, lambda: "Sourdough" not in screen_text(app))
         await wait_until(pilot, lambda: len(chat_index().list()) == 1)
         assert (
             not list(chat_index().folder.glob("*.chat")) or len(list(chat_index().folder.glob("*.chat"))) == 1

@@ -16,6 +16,7 @@ os.environ.setdefault("TEXTUAL_FPS", "40")
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
+from textual.events import Key
 from textual.widgets import ContentSwitcher, TextArea
 
 import edgellm
@@ -51,7 +52,7 @@ from edgellm_tui.worker import Called, Ended, EngineWorker, Heard, Question
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from textual.events import Resize
+    from textual.events import Event, Resize
     from textual.screen import Screen
 
 
@@ -328,6 +329,12 @@ class EdgeApp(App[int]):
     def on_prompt_offered(self, message: Prompt.Offered) -> None:
         """Shows what tab may complete to."""
         self.query_one("#hint", Line).set(" " + "  ".join(message.choices[:12]))
+
+    async def on_event(self, event: Event) -> None:
+        """A page hears of each key before it is obeyed: what asks for the same key twice is given up by another."""
+        if isinstance(event, Key) and self._screen_stack and (page := self.page) is not None:
+            page.pressed(event.key)
+        await super().on_event(event)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The app's own keys rest while a question or the palette is in front of everything, but for quit."""

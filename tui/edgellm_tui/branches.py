@@ -287,6 +287,12 @@ class BranchesPage(PageView, can_focus=True):
         self.leave()
         self.frame()
 
+    def pressed(self, key: str) -> None:
+        """Another key than that of the deletion keeps the branch."""
+        if self._deleting != -1 and not self.is_key(key, "branches.delete", "d"):
+            self.note, self._deleting = "", -1
+            self.frame()
+
     def leave(self) -> bool:
         """Esc closes the field, then the view of branches side by side."""
         field = self.query_one("#branches-field", Input)

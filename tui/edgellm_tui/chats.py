@@ -89,8 +89,9 @@ class ChatsPage(PageView):
         if not self.is_attached:
             return
         words = "" if self._renames else self.query_one("#words", Input).value
+        kept_chats = self.edge.talk.kept
         try:
-            self.chats = self.edge.talk.kept.index.list(words)
+            self.chats = [each for each in kept_chats.index.list(words) if each.id not in kept_chats.deleted]
         except edgellm.EdgeError as error:
             self.edge.report(error)
             self.chats = []
@@ -158,12 +159,18 @@ class ChatsPage(PageView):
         if self._renames:
             title = " ".join(event.value.split())
             if title:
-                self.edge.talk.kept.rename(title, self._renames)
+                self.edge.talk.kept.rename(title, self._renames, self.refill)
             self._renames = ""
             event.input.value = ""
             event.input.placeholder = "/ search in titles and texts"
             self.refill()
         self._list.focus()
+
+    def pressed(self, key: str) -> None:
+        """Another key than that of the deletion, or Esc, keeps the chat."""
+        if self._doomed and key != "escape" and not self.is_key(key, "chats.delete", "d"):
+            self._doomed = ""
+            self.refill()
 
     def leave(self) -> bool:
         """Esc: gives up the renaming, the search, or the deletion. False: there was none."""

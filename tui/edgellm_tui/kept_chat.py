@@ -24,7 +24,8 @@ _MOST_TITLES = 3
 class KeptChat:
     """`index` has all chats, `id` and `title` are those of the open one; `failed` gets errors.
 
-    `is_unsaved`: something has been said, or changed, since the memory was last written.
+    `is_unsaved`: something has been said, or changed, since the memory was last written. `deleted` are chats that go as
+    soon as the worker comes to it.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class KeptChat:
         self.id = self.index.new_id()
         self.title = ""
         self.is_unsaved = False
+        self.deleted: set[str] = set()
 
     def _strands(self) -> list[Strand]:
         return [strand for strand in self._talk.strands.values() if strand.chat is not None]
@@ -100,16 +102,27 @@ class KeptChat:
 
         self._talk.worker.submit(job, done, self._failed)
 
-    def rename(self, title: str, id: str = "") -> None:
-        """Gives a chat another title, the open one where no id is given."""
+    def rename(self, title: str, id: str = "", then: Callable[[], None] | None = None) -> None:
+        """Gives a chat another title, the open one where no id is given; then `then` is called."""
         id = id or self.id
         if id == self.id:
             self.title = title
-        self._talk.worker.submit(lambda: self.index.rename(id, title), None, self._failed)
+
+        def done(_: object) -> None:
+            if then is not None:
+                then()
+
+        self._talk.worker.submit(lambda: self.index.rename(id, title), done, self._failed)
 
     def delete(self, id: str) -> None:
         """Deletes a chat; where it is the open one, a new chat begins."""
-        self._talk.worker.submit(lambda: self.index.delete(id), None, self._failed)
+
+        def failed(error: Exception) -> None:
+            self.deleted.discard(id)
+            self._failed(error)
+
+        self.deleted.add(id)
+        self._talk.worker.submit(lambda: self.index.delete(id), None, failed)
         if id == self.id:
             # Nothing that still comes may be written under the old one.
             self.id, self.title, self.is_unsaved = self.index.new_id(), "", False

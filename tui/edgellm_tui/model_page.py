@@ -298,6 +298,12 @@ class ModelPage(PageView):
         if index is not None:
             self._list.relabel(index, self._line(self.rows[index], available_bytes()))
 
+    def pressed(self, key: str) -> None:
+        """Another key than that of the deletion keeps the model."""
+        if self._doomed and not self.is_key(key, "models.delete", "d"):
+            self._doomed = ""
+            self._say("")
+
     def leave(self) -> bool:
         """Esc: stops a download, or leaves the field. False: there was none."""
         field = self.query_one(Input)

@@ -30,6 +30,14 @@ class PageView(Vertical):
     def frame(self) -> None:
         """Something may have changed."""
 
+    def pressed(self, key: str) -> None:
+        """A key was pressed while the page is in front, before it does what it does."""
+
+    def is_key(self, key: str, binding: str, default: str) -> bool:
+        """Whether a key is the one, or one of those, that a binding has now."""
+        keys = self.edge.settings.keys.get(binding, default)
+        return key in [each.strip() for each in keys.split(",")]
+
     def leave(self) -> bool:
         """Esc was pressed: True where the page had something of its own to close, and stays."""
         return False
