@@ -203,8 +203,8 @@ def test_a_file_is_opened_by_its_path(little: Path, tmp_path: Path) -> None:
 
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         await shown(pilot, "not on this machine")
-        await pilot.press("o")
-        page_of(app).query_one(Input).value = str(tmp_path / "absent.gguf")
+        await pilot.press("o", *"absent.gguf")
+        await shown(pilot, " absent.gguf")
         await pilot.press("enter")
         await shown(pilot, "There is no file")
         page_of(app).query_one(Input).value = str(little)

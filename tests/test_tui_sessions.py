@@ -177,7 +177,11 @@ def test_escape_gives_up_a_search_or_a_title_before_it_leaves_the_page() -> None
         await shown(pilot, "no chats with these words")
         await pilot.press("escape")
         await shown(pilot, " 1 chat\n")
-        await pilot.press("r", "x", "escape")
+        await pilot.press("slash", "h", "e")
+        await shown(pilot, " he ")
+        await pilot.press("escape", "r", "x")
+        await shown(pilot, "hellox")
+        await pilot.press("escape")
         await pilot.pause()
         assert chat_index().list()[0].title == "hello" and app.page is not None
         await pilot.press("escape")

@@ -29,7 +29,7 @@ class ChatsPage(PageView):
 
     foot = " enter go on   / search   r rename   p pin   d delete   n new   esc back"
     DEFAULT_CSS = """
-    ChatsPage Input { height: 1; border: none; padding: 0 1; background: $panel; }
+    ChatsPage Input, ChatsPage Input:focus { height: 1; border: none; padding: 0 1; background: $panel; }
     ChatsPage #preview { height: 7; border-top: solid $panel; color: $text-muted; }
     ChatsPage #saying { color: $warning; }
     """

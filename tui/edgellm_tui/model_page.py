@@ -85,7 +85,8 @@ class ModelPage(PageView):
     ModelPage #first { height: auto; padding: 1 1 0 1; }
     ModelPage #told { height: 5; border-top: solid $panel; color: $text-muted; }
     ModelPage #saying { color: $warning; height: auto; }
-    ModelPage Input { height: 1; border: none; padding: 0 1; background: $panel; display: none; }
+    ModelPage Input, ModelPage Input:focus { height: 1; border: none; padding: 0 1; background: $panel; }
+    ModelPage Input { display: none; }
     """
     BINDINGS: ClassVar = [
         Binding("d", "delete", show=False, id="models.delete"),
