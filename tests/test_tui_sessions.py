@@ -178,7 +178,7 @@ def test_escape_gives_up_a_search_or_a_title_before_it_leaves_the_page() -> None
         await pilot.press("escape")
         await shown(pilot, " 1 chat\n")
         await pilot.press("slash", "h", "e")
-        await shown(pilot, " he ")
+        await shown(pilot, " he\n")
         await pilot.press("escape", "r", "x")
         await shown(pilot, "hellox")
         await pilot.press("escape")
