@@ -138,3 +138,17 @@ def test_unknown_permission_is_told() -> None:
     bad: Callable[[], Any] = lambda: Permissions({"blink": "maybe"})  # noqa: E731  # pyright: ignore
     with pytest.raises(ConfigError, match="'maybe'"):
         bad()
+
+
+def test_a_word_alone_is_an_answer() -> None:
+    assert Permissions(approve=lambda *_: "once").decide(made(), call()).is_allowed
+    assert not Permissions(approve=lambda *_: "deny").decide(made(), call()).is_allowed
+
+
+@pytest.mark.parametrize(
+    "answer", [True, None, "no", "yes", "", Approval("no"), Approval("once", call={"times": 2})]
+)
+def test_what_is_no_answer_runs_nothing(answer: Any) -> None:
+    permissions = Permissions(approve=lambda *_: answer)
+    with pytest.raises(ConfigError, match="approve answered"):
+        permissions.decide(made(), call())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from edgellm.errors import ConfigError, ToolError
 from edgellm.toolbox.tool import Tool
@@ -16,6 +16,9 @@ _MOST_EDITS = 5
 EVERY_TOOL = "*"
 
 
+Word = Literal["once", "session", "always", "deny"]
+
+
 @dataclass(frozen=True, slots=True)
 class Approval:
     """An answer to "may this call run?".
@@ -24,13 +27,13 @@ class Approval:
     the caller is told to remember it. `deny`: no. `call` is the call with edited arguments, None: unchanged.
     """
 
-    decision: Literal["once", "session", "always", "deny"]
+    decision: Word
     call: ToolCall | None = None
     reason: str = ""
 
 
-Approve = Callable[[ToolCall, ToolSpec, str], Approval]
-"""approve(call, spec, reason) -> Approval; blocks until the user has answered."""
+Approve = Callable[[ToolCall, ToolSpec, str], Approval | Word]
+"""approve(call, spec, reason) -> Approval, or its decision alone; blocks until the user has answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ class Permissions:
 
     def decide(self, tool: Tool[..., Any], call: ToolCall) -> Decision:
         """Asks where it must, blocking. Look at the arguments (`tool.check`) before: nobody should be asked
-        about a call that cannot run. Arguments the user edits are checked here, and asked for again."""
+        about a call that cannot run. Arguments the user edits are checked here, and asked for again. Raises
+        ConfigError where `approve` gives no answer that is known: nothing runs on such a word."""
         spec = tool.spec
         if self.required(spec) == "deny":
             return _denied(call, "settings", f"{spec.name} is not allowed by the settings.")
@@ -109,7 +113,7 @@ class Permissions:
             )
         reason = self.reason(spec)
         for _ in range(_MOST_EDITS):
-            approval = self.approve(call, spec, reason)
+            approval = _checked(self.approve(call, spec, reason))
             if approval.decision == "deny":
                 said = f" They said: {approval.reason}" if approval.reason else ""
                 return _denied(call, "user", f"the user did not allow {spec.name}.{said}")
@@ -134,6 +138,20 @@ class Permissions:
             self._granted.clear()
         else:
             self._granted.discard(name)
+
+
+def _checked(answer: object) -> Approval:
+    approval = Approval(cast("Word", answer)) if isinstance(answer, str) else answer
+    if (
+        not isinstance(approval, Approval)
+        or approval.decision not in get_args(Word)
+        or not isinstance(cast("object", approval.call), ToolCall | None)
+    ):
+        raise ConfigError(
+            f"approve answered {answer!r}.",
+            hint='Give "once", "session", "always" or "deny", or an edgellm.Approval of one of these.',
+        )
+    return approval
 
 
 def _denied(call: ToolCall, by: str, why: str) -> Decision:
