@@ -88,6 +88,7 @@ def test_index_of_an_earlier_version_finds_such_words_too(tmp_path: Path) -> Non
     assert ids(index, "中国") == ids(index, "学") == ["a"] and index.lines("a") == ["我们在中国"]
 
 
+@pytest.mark.slow
 def test_index_is_made_by_several_at_once(tmp_path: Path) -> None:
     failures: list[edgellm.EdgeError] = []
 

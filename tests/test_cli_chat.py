@@ -272,6 +272,7 @@ def test_a_bad_command_is_told_and_the_chat_goes_on(
     assert "0 messages" in outcome.out
 
 
+@pytest.mark.slow
 def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -321,6 +322,7 @@ def test_history_that_cannot_be_kept_is_said_once(model: Path, tmp_path: Path) -
         assert tty.text.count("lines are not kept") == 1
 
 
+@pytest.mark.slow
 def test_approvals_are_asked_and_always_is_remembered(model: Path, tools: Path, tmp_path: Path) -> None:
     words = (
         *("chat", "-m", model, "--seed", 1, "--max-tokens", 100, "--tools", tools, "--tool", "launch"),
@@ -349,6 +351,7 @@ def test_approvals_are_asked_and_always_is_remembered(model: Path, tools: Path, 
     assert "← Not run" in outcome.out
 
 
+@pytest.mark.slow
 def test_the_end_of_input_while_asked_is_a_no(model: Path, tools: Path) -> None:
     words = ("run", "-m", model, "--seed", 1, "--max-tokens", 100, "--tools", tools, "--tool", "launch")
     with terminal(*words, "--tool-choice", "required", "Go") as tty:

@@ -82,6 +82,7 @@ def assert_clean(code: int, rest: str, err: str) -> dict[str, object]:
     return events[-1]
 
 
+@pytest.mark.slow
 def test_in_prefill(slow_model: Path) -> None:
     with child("run", "--json", "-m", slow_model, "--ctx", 16384, "--no-tools", "Q" * 12000) as process:
         read_until(process, "prefill_progress")
@@ -97,6 +98,7 @@ def test_in_decode(slow_model: Path) -> None:
     assert end["text"]
 
 
+@pytest.mark.slow
 def test_in_a_running_tool(slow_model: Path, tools: Path) -> None:
     words = ("--tools", tools, "--tool", "hang", "--tool-choice", "required", "Hello")
     with child("run", "--json", "-m", slow_model, "--seed", 1, *words) as process:

@@ -840,6 +840,7 @@ AFTER_CLOSE = """
 """
 
 
+@pytest.mark.slow
 def test_nothing_that_outlives_its_runtime_crashes_the_process(tiny_model: Callable[..., Path]) -> None:
     """Generators resumed or collected after Runtime.close ran into freed memory."""
     done = subprocess.run(
@@ -952,6 +953,7 @@ ASYNC_EXIT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["run", "loop"])
 def test_program_that_ends_in_the_middle_of_an_async_turn_ends_quietly(
     tiny_model: Callable[..., Path], way: str

@@ -98,6 +98,7 @@ def test_cases_are_enough_and_apart() -> None:
     assert len(bundled) >= 30
 
 
+@pytest.mark.slow
 def test_expected_calls_fit_their_schemas_and_examples_are_no_cases() -> None:
     cases = guided_score.load_cases()
     questions = {case.question.casefold() for case in cases}

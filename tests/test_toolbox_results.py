@@ -46,6 +46,7 @@ def open_chat(runtime: edgellm.Runtime, *answers: str, **options: Any) -> edgell
     return runtime.chat(sampler=[Scripted(list(answers), end)], **options)
 
 
+@pytest.mark.slow
 def test_a_result_is_read_to_its_end(runtime: edgellm.Runtime, tmp_path: Path) -> None:
     chat = open_chat(runtime, call("report", {}), "So.")
     (first,) = results_of(chat.send("Read it."))
