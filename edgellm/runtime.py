@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgellm.guided.strategy import Guided
     from edgellm.models.catalogue import ModelEntry
     from edgellm.models.gguf_info import GGUFInfo
+    from edgellm.models.resolve import ResolvedModel
     from edgellm.native.model import Model
     from edgellm.native.overlay import Overlay
     from edgellm.native.vocabulary import Vocabulary
@@ -60,17 +61,40 @@ def load(
     `pull` fetches it first where it is missing. `overrides` are fields of LoadOptions (n_ctx=4096 ...).
     What they leave open is chosen such that it fits into memory: `Runtime.options` has the choice, `Runtime.notes`
     what was given up for it; the first turn says so too. `progress` gets the loaded fraction in [0, 1] and may
-    return False to stop. Raises ModelNotFound, ModelCorrupt, ModelUnsupported, OutOfMemory, ConfigError.
+    return False to stop (Cancelled). Ctrl-C stops it as well, and is raised once nothing is left of the load. Raises
+    ModelNotFound, ModelCorrupt, ModelUnsupported, OutOfMemory, ConfigError.
     """
     from edgellm.models.gguf_info import inspect_gguf
     from edgellm.models.resolve import resolve
-    from edgellm.models.rope_scaling import stretched
     from edgellm.models.store import Store
-    from edgellm.native.model import Model
+    from edgellm.native.held_interrupt import held_interrupt
 
     found = resolve(model, catalog(), Store(), pull=pull, accept=accept_licence)
     info = inspect_gguf(found.path)  # a broken file gets its clear error before llama.cpp sees it
     chosen = merged_options(options, found.entry, overrides)
+    runtime: Runtime | None = None
+    try:
+        with held_interrupt() as is_interrupted:
+
+            def on_progress(done: float) -> bool | None:
+                if is_interrupted():
+                    return False
+                return progress(done) if progress is not None else None
+
+            runtime = _load(found, info, chosen, on_progress)
+    except BaseException:
+        if runtime is not None:
+            runtime.close()
+        raise
+    return runtime
+
+
+def _load(
+    found: ResolvedModel, info: GGUFInfo, chosen: LoadOptions, progress: Callable[[float], bool | None]
+) -> Runtime:
+    from edgellm.models.rope_scaling import stretched
+    from edgellm.native.model import Model
+
     notes: tuple[str, ...] = ()
     if chosen.fit == "auto":
         from edgellm.planning.plan import fit_options

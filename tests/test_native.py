@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,31 @@ def test_loading_can_be_stopped_by_its_progress(tiny_model: Callable[..., Path])
     seen: list[float] = []
     Model.load(tiny_model("llama"), LoadOptions(), progress=seen.append).close()
     assert seen[-1] == pytest.approx(1.0)
+
+
+def test_what_progress_raises_ends_the_load(
+    tiny_model: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_fraction: float) -> None:
+        raise ValueError("no screen")
+
+    with pytest.raises(ValueError, match="no screen"):
+        edgellm.load(tiny_model("llama"), progress=fail)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0])
+def test_ctrl_c_while_loading_is_raised(
+    at: float, tiny_model: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def press(fraction: float) -> None:
+        if fraction >= at:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        edgellm.load(tiny_model("llama"), progress=press)
+    assert capfd.readouterr().err == ""
+    edgellm.load(tiny_model("llama")).close()
 
 
 def test_file_that_is_no_gguf_is_named(tmp_path: Path) -> None:

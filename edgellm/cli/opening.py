@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli.interrupt import Interrupt
 from edgellm.cli.render import warn
-from edgellm.errors import Cancelled, ConfigError, EdgeError
+from edgellm.errors import ConfigError, EdgeError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,22 +29,12 @@ _LOADING = {
 
 
 def open_runtime(args: Namespace) -> Runtime:
-    """The model that the options name, loaded. Raises EdgeError; KeyboardInterrupt where Ctrl-C came meanwhile."""
+    """The model that the options name, loaded. Raises EdgeError."""
     from edgellm.cli.samplers import discover_when_needed
     from edgellm.runtime import load
 
     discover_when_needed()
-    options = load_options(args)
-    with Interrupt(lambda: None) as interrupt:
-        try:
-            # llama.cpp calls back into Python while it loads: an exception raised there would be lost.
-            runtime = load(args.model or "", progress=lambda _fraction: not interrupt.is_pressed, **options)
-        except Cancelled:
-            raise KeyboardInterrupt from None
-    if interrupt.is_pressed:
-        runtime.close()
-        raise KeyboardInterrupt
-    return runtime
+    return load(args.model or "", **load_options(args))
 
 
 def load_options(args: Namespace) -> dict[str, Any]:

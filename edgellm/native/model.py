@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import Cancelled, ConfigError, ModelCorrupt, ModelNotFound, ModelUnsupported, OutOfMemory
 from edgellm.native.devices import buffer_type, device_handle, devices
+from edgellm.native.held_interrupt import held_interrupt
 from edgellm.native.library import captured_log, lib
 from edgellm.native.vocabulary import Vocabulary
 
@@ -65,7 +66,8 @@ class Model:
 
         `is_rehearsal` allocates no weights: contexts on it tell their size, and cannot decode.
 
-        `progress` gets a fraction in [0, 1] and may return False to stop (raises Cancelled).
+        `progress` gets a fraction in [0, 1] and may return False to stop (raises Cancelled); what it raises ends the
+        load, too. So does Ctrl-C.
         Raises ModelNotFound, ModelCorrupt, ModelUnsupported, OutOfMemory, ConfigError; the error carries
         llama.cpp's log.
         """
@@ -75,13 +77,15 @@ class Model:
                 f"no model file at {path}.", hint="Check the path, or see: edgellm models list."
             )
         was_stopped = False
+        failure: BaseException | None = None
 
         def on_progress(fraction: float, _user: object) -> bool:
-            nonlocal was_stopped
-            if progress is not None and progress(fraction) is False:
-                was_stopped = True
-                return False
-            return True
+            nonlocal was_stopped, failure
+            try:
+                was_stopped = is_interrupted() or (progress is not None and progress(fraction) is False)
+            except BaseException as error:  # raised in here it would be printed and lost
+                failure, was_stopped = error, True
+            return not was_stopped
 
         params = llama.llama_model_default_params()
         keep_alive = _fill_params(params, options)
@@ -91,17 +95,20 @@ class Model:
         if is_rehearsal:
             # Mapping the file would put its weights into the buffers after all.
             params.no_alloc, params.load_mode = True, llama.LLAMA_LOAD_MODE_NONE
-        with captured_log() as log:
-            pointer = llama.llama_model_load_from_file(str(path).encode(), params)
-        if not pointer:
-            text = log.text
-            if was_stopped:
-                raise Cancelled(f"loading {path.name} was cancelled.")
-            raise _load_error(path, log.reason, text)
+        pointer: Any = None
         try:
+            with held_interrupt() as is_interrupted, captured_log() as log:
+                pointer = llama.llama_model_load_from_file(str(path).encode(), params)
+            if failure is not None:
+                raise failure
+            if not pointer:
+                if was_stopped:
+                    raise Cancelled(f"loading {path.name} was cancelled.")
+                raise _load_error(path, log.reason, log.text)
             return cls(pointer, path, (*keep_alive, callback))
         except BaseException:
-            llama.llama_model_free(pointer)
+            if pointer:
+                llama.llama_model_free(pointer)
             raise
 
     def _read_metadata(self) -> dict[str, str]:
