@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from edgellm.benching.bench import Bench
 
 _CTX = 2048
+# A ratio of two programs needs more rounds than a speed: each of its halves has noise of its own.
+_ROUNDS, _PAIRS = 8, 16
 # What must be the same for two runs to be about the same: key in the JSON, and words.
 _SETTING = {
     "model": "model",
@@ -45,7 +47,12 @@ def configure(parser: ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     add_loading(parser)
     group = parser.add_argument_group("measuring")
-    group.add_argument("--rounds", metavar="N", type=whole_number(1, 1000), default=8, help="default: 8")
+    group.add_argument(
+        "--rounds",
+        metavar="N",
+        type=whole_number(1, 1000),
+        help=f"default: {_ROUNDS}, and {_PAIRS} with --against",
+    )
     group.add_argument(
         "--prefill", metavar="N", type=whole_number(1), default=512, help="tokens of prefill, default: 512"
     )
@@ -96,7 +103,8 @@ def run(args: Namespace) -> int:
 
     if args.against is not None and (args.lora or args.control_vector):
         raise UsageError("--against measures llama-bench, which has no adapters here. Leave one of them out.")
-    size = BenchSize(prefill=args.prefill, decode=args.decode, rounds=args.rounds)
+    rounds = args.rounds or (_PAIRS if args.against else _ROUNDS)
+    size = BenchSize(prefill=args.prefill, decode=args.decode, rounds=rounds)
     if args.ctx and args.ctx < size.n_ctx:
         raise UsageError(
             f"--ctx {args.ctx} holds no round of --prefill {size.prefill} and --decode {size.decode}:"
