@@ -97,6 +97,27 @@ def test_the_question_is_drawn_whole(size: tuple[int, int], name: str, no_color:
     run(play, runtime=scripted(), size=size, no_color=no_color)
 
 
+@pytest.mark.parametrize("size", [SMALL, (40, 12)])
+@pytest.mark.parametrize("key", ["", "e", "R"])
+def test_what_can_be_answered_is_on_the_screen_however_long_the_arguments(
+    size: tuple[int, int], key: str
+) -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await asked(app, pilot)
+        if key:
+            await pilot.press(key)
+            await pilot.pause(0.05)
+        await shown(pilot, "rejected by itself in")
+        screen = screen_text(app)
+        if key:
+            assert "ctrl+s takes" in screen if key == "e" else "enter sends the no" in screen
+        else:
+            assert all(f"[{each}]" in screen for each in ("r", "R", "a", "A", "t", "e", "v", "esc"))
+            assert "> [r] reject" in screen or ">[r]" in screen
+
+    run(play, runtime=scripted({"to": "bob", "body": "\n".join(map(str, range(40)))}), size=size)
+
+
 @pytest.mark.parametrize(
     ("keys", "decision"),
     [

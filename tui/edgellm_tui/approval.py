@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from rich.cells import cell_len
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
@@ -12,7 +13,7 @@ from textual.widgets import Input, Static, TextArea
 
 import edgellm
 from edgellm_tui.doubt import marked_lines
-from edgellm_tui.plain import visible
+from edgellm_tui.plain import one_line, visible
 from edgellm_tui.token_text import MARKS_LEGEND, mark, probability
 
 if TYPE_CHECKING:
@@ -28,6 +29,18 @@ _MOST_JSON_ERROR = 200
 # A yes counts only after this long without any key: who types into the prompt when the question appears says nothing.
 _CALM_S = 0.6
 _QUIET_KEYS = ("up", "down", "pageup", "pagedown", "enter")
+# Below so many lines of screen the answers stand beside each other, in one word each.
+_TIGHT_LINES = 20
+_MOST_LINES_TOLD = 12
+_WORD = {
+    "reject": "reject",
+    "reason": "reason",
+    "once": "once",
+    "session": "session",
+    "always": "always",
+    "edit": "edit",
+    "raw": "tokens",
+}
 Line = tuple[str, str, str]
 """Action, key and words of one answer."""
 
@@ -43,10 +56,12 @@ class ApprovalModal(ModalScreen[None]):
     ApprovalModal { align: center bottom; background: $background 40%; }
     ApprovalModal #ask { width: 100%; max-width: 110; height: auto; max-height: 90%; border: heavy $warning;
         padding: 0 1; background: $surface; }
-    ApprovalModal #told { height: auto; max-height: 12; }
+    ApprovalModal #told { height: auto; }
     ApprovalModal Static { height: auto; }
     ApprovalModal TextArea { height: 8; border: solid $primary; }
     ApprovalModal #why { border: solid $primary; height: 3; }
+    ApprovalModal.-tight #ask { max-height: 100%; }
+    ApprovalModal.-tight TextArea { height: 4; }
     """
     BINDINGS: ClassVar = [
         Binding("a", "once", show=False, id="approval.once"),
@@ -120,7 +135,8 @@ class ApprovalModal(ModalScreen[None]):
         self.question.answer(edgellm.Approval("deny", reason="The question was closed."))
 
     def on_resize(self) -> None:
-        """Lays the arguments out for the new width."""
+        """Lays all of it out for the new size."""
+        self.set_class(self.size.height < _TIGHT_LINES, "-tight")
         self._draw()
 
     # -- drawing ------------------------------------------------------------------------------------------
@@ -128,7 +144,10 @@ class ApprovalModal(ModalScreen[None]):
     def _draw(self) -> None:
         spec = self.question.spec
         origin = f"   from {self._origin}" if self._origin else ""
-        head = f"tool  {visible(spec.name)}{origin}\n{visible(self.question.reason)}"
+        first = f"tool  {visible(spec.name)}{origin}"
+        if self.has_class("-tight"):
+            first = one_line(first, self.size.width - 4)
+        head = f"{first}\n{visible(self.question.reason)}"
         self.query_one("#head", Static).update(head)
         self.query_one("#arguments", Static).update(self._told())
         error = self.query_one("#error", Static)
@@ -163,6 +182,12 @@ class ApprovalModal(ModalScreen[None]):
             foot = "ctrl+s takes the arguments   esc leaves them as they were"
         elif self._writes == "reason":
             foot = "enter sends the no with this reason   esc goes back"
+        elif self.has_class("-tight"):
+            words = [
+                f"{'>' if index == self._at else ' '}[{key}] {_WORD[action]} "
+                for index, (action, key, _) in enumerate(self._lines)
+            ]
+            foot = _side_by_side([*words, " [esc] stop"], self.size.width - 4)
         else:
             foot = "\n".join(
                 f"{'>' if index == self._at else ' '} [{key}] {words}"
@@ -173,6 +198,23 @@ class ApprovalModal(ModalScreen[None]):
         if left is not None:
             foot += f"\nrejected by itself in {left // 60}:{left % 60:02d}"
         self.query_one("#answers", Static).update(foot)
+        self._fit()
+
+    def _fit(self) -> None:
+        """The arguments have the lines that are left, and scroll: what can be answered is always on the screen."""
+        told = self.query_one("#told", VerticalScroll)
+        ask = self.query_one("#ask")
+        inside = ask.content_size.width or max(20, min(self.size.width, 110) - 4)
+        most = self.size.height if self.has_class("-tight") else self.size.height * 9 // 10
+        others = ask.gutter.height + sum(
+            child.outer_size.height
+            if isinstance(child, TextArea | Input)
+            else child.get_content_height(self.size, self.size, inside)
+            for child in ask.children
+            if child is not told and child.display
+        )
+        told.styles.max_height = max(1, min(_MOST_LINES_TOLD, most - others))
+        told.display = others < most
 
     @property
     def left_s(self) -> int | None:
@@ -316,6 +358,16 @@ class ApprovalModal(ModalScreen[None]):
         self._is_calm = now - self._last_key >= _CALM_S
         if event.key not in _QUIET_KEYS:
             self._last_key = now
+
+
+def _side_by_side(words: Sequence[str], width: int) -> str:
+    """As many of them in a line as fit."""
+    lines = [""]
+    for word in words:
+        if lines[-1] and cell_len(lines[-1] + word.rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(lines)
 
 
 def _indented(value: Any) -> str:

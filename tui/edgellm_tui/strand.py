@@ -272,6 +272,8 @@ class Strand:
                 self._card_for(call).set(state="RUNNING")
             case edgellm.ToolFinished(call, result):
                 self._card_for(call).finish(result)
+                # The time in which the tool ran, or was asked about, is not the model's.
+                self._times.clear()
             case _:
                 pass
 
