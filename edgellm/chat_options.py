@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgellm.agent import AgentLimits
 from edgellm.errors import ConfigError
+from edgellm.types import AdapterSet, ConstraintMode, Message, ReasoningPolicy
+from edgellm.value_rules import SWITCH, TEXT, Rule, check, instance, one_of, several, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from edgellm.context_policy import ContextPolicy
     from edgellm.engine.speculation import SpeculateMode
     from edgellm.sampling.spec import ChainLike
     from edgellm.toolbox.permission import Approve
-    from edgellm.types import AdapterSet, ConstraintMode, Message, Permission, ReasoningPolicy
+    from edgellm.types import Permission
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,43 @@ class ChatOptions:
     adapters: AdapterSet | None = None
 
 
+_MAPPING = instance("a dict", Mapping)
+_MESSAGES = several("Message objects", lambda value: isinstance(value, Message))
+
+# Not here: what is checked where it is read, with words of its own.
+_RULES: dict[str, Rule] = {
+    "system": TEXT.or_none(),
+    "trace": whole(),
+    "template": TEXT.or_none(),
+    "template_kwargs": _MAPPING,
+    "approve": Rule("a function", callable).or_none(),
+    "permissions": _MAPPING,
+    "settings": _MAPPING,
+    "strategy": one_of("auto", "guided", "free"),
+    "constraint": one_of(*get_args(ConstraintMode)),
+    "thinking": SWITCH.or_none(),
+    "effort": TEXT,
+    "reasoning_policy": one_of(*get_args(ReasoningPolicy)),
+    "check_exactness": SWITCH,
+    "limits": instance("an AgentLimits object", AgentLimits),
+    "history": _MESSAGES,
+    "speculate_from": several("texts", lambda value: isinstance(value, str)),
+    "adapters": instance("an AdapterSet (edgellm.adapter_set reads names)", AdapterSet).or_none(),
+}
+
+_LIMITS: dict[str, Rule] = {
+    "max_steps": whole(low=1),
+    "max_tokens": whole(sys.maxsize),
+    "max_calls_per_step": whole(),
+    "max_repeats": whole(),
+    "approval_timeout_s": instance("a number of seconds", int, float).or_none(),
+    "reasoning_budget": whole().or_none(),
+}
+
+
 def checked_options(options: Mapping[str, Any]) -> ChatOptions:
-    """ChatOptions from keywords. Raises ConfigError for a name that is none of its fields."""
+    """ChatOptions from keywords. Raises ConfigError for a name that is none of its fields, and for a value that it
+    cannot have."""
     known = [item.name for item in fields(ChatOptions)]
     for name in options:
         if name not in known:
@@ -83,4 +120,28 @@ def checked_options(options: Mapping[str, Any]) -> ChatOptions:
                 f"chat option {name!r} is unknown.",
                 hint=f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}.",
             )
-    return ChatOptions(**options)
+    check_values(options)
+    chosen = ChatOptions(**options)
+    check(_LIMITS, {name: getattr(chosen.limits, name) for name in _LIMITS}, where="limit ")
+    return chosen
+
+
+def check_values(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first of these fields of ChatOptions whose value is impossible."""
+    check(_RULES, options, where="chat option ")
+
+
+def check_message(text: object, max_tokens: object) -> None:
+    """Looks at what a turn is begun with (no text: it goes on from where it stands). Raises ConfigError."""
+    if text is not None:
+        if not isinstance(text, str):
+            raise ConfigError(f"the message is no text but {type(text).__name__}.", hint="Give a str.")
+        if not text.strip():
+            raise ConfigError("the message is empty.", hint="Say something.")
+    if max_tokens is not None:
+        check_budget(max_tokens)
+
+
+def check_budget(max_tokens: object) -> None:
+    """Raises ConfigError for what is no number of tokens."""
+    check({"max_tokens": whole(sys.maxsize)}, {"max_tokens": max_tokens}, where="")

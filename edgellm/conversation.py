@@ -309,7 +309,7 @@ class Conversation:
         session.rewind(position)
         if token is not None:
             is_end = session.engine.vocabulary.is_eog(token)
-            session.write_pending(token, SpanKind.GLUE if is_end else kind)
+            session.write_pending(int(token), SpanKind.GLUE if is_end else kind)
         del self.messages[index + 1 :]
         del self.starts[index + 1 :]
         self.messages[index] = self._read_answer(start)
@@ -417,8 +417,9 @@ class Conversation:
                 f"there is no message {index}: the chat has {len(self.messages)}.",
                 hint="Give an index into chat.messages.",
             )
+        # A plain int also of a bool or a number of numpy's: it is written into saved chats.
         if is_pinned:
-            self.pins.add(index)
+            self.pins.add(int(index))
         else:
             self.pins.discard(index)
 

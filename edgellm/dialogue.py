@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.beginning import beginning_of, take_up_beginning
+from edgellm.chat_options import check_message, check_values
 from edgellm.draft import Draft
 from edgellm.errors import ConfigError
 from edgellm.events import Notice, TurnFinished
@@ -175,8 +176,7 @@ class Chat:
                     yield Notice(f"The adapters of this chat were changed: {self._price(lost)}.")
             # Of this turn only: a cancel that came when the turn before was as good as over is for nothing.
             session.is_cancelled = False
-            if text is not None and not text.strip():
-                raise ConfigError("the message is empty.", hint="Say something.")
+            check_message(text, max_tokens)
             answer: ResponseFormat | None = None
             if schema is not None:
                 tool_choice, response_format = "none", schema
@@ -316,6 +316,7 @@ class Chat:
         Raises ConfigError for files that are missing or do not fit the model, and in an open turn.
         """
         self._check_closed("change the adapters")
+        check_values({"adapters": adapters})
         overlay = self.runtime.overlay(adapters)
         session = self.conversation.session
         self.runtime.in_turn(lambda: session.use_adapters(overlay))
@@ -330,6 +331,7 @@ class Chat:
         begins anew. Raises ConfigError, and then all is as before.
         """
         self._check_closed("change the guesses")
+        check_values({"speculate_from": texts})
         session = self.conversation.session
         known = session.speculation or self._last_speculation
         session.speculation = self.runtime.speculation(mode, texts, known=known)
@@ -357,7 +359,8 @@ class Chat:
         self.options = replace(self.options, context_policy=policy)
 
     def set_trace(self, rows: int) -> None:
-        """How many rows a point TokenDrawn events carry; 0 sends none."""
+        """How many rows a point TokenDrawn events carry; 0 sends none. Raises ConfigError for what is no count."""
+        check_values({"trace": rows})
         self.conversation.session.trace = rows
 
     def pin(self, message: int) -> None:

@@ -301,11 +301,14 @@ class Runtime:
 
         Raises ContextFull, SamplerError, ConfigError for an empty text.
         """
+        from edgellm.chat_options import check_budget, check_values
         from edgellm.completion import complete
 
         self._check_open()
-        if not text:
-            raise ConfigError("there is no text to continue.", hint="Give some.")
+        if not isinstance(text, str) or not text:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError("there is no text to continue.", hint="Give a str.")
+        check_budget(max_tokens)
+        check_values({"trace": trace, "adapters": adapters})
         overlay = self.overlay(adapters)
         chain = self.make_chain(sampler, seed)
         constraint = self.json_constraint(schema) if schema is not None else None
@@ -326,7 +329,8 @@ class Runtime:
         """Embeddings (len(texts), n_embd), float32, L2-normalized; pooled as the GGUF says, else the mean."""
         from edgellm.engine.embedder import Embedder
 
-        if isinstance(texts, str):
+        texts = texts if isinstance(texts, str) else list(texts)
+        if not all(isinstance(text, str) for text in texts) or isinstance(texts, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError("embed takes a list of texts.", hint="Write embed([text]).")
         self._check_open()
         if self._embedder is None:
