@@ -22,6 +22,8 @@ class Served:
     """Bytes after which each of the next answers is cut short (one popped for each GET)."""
     statuses: list[int] = field(default_factory=list)
     """Statuses of the next GETs; 0 is the normal answer."""
+    moved: dict[str, str] = field(default_factory=dict)
+    """Where GETs of a path are redirected to."""
     claims_length: int | None = None
     slow_s: float = 0.0
     gated: bool = False
@@ -60,6 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
         status = served.statuses.pop(0) if has_body and served.statuses else 0
         if status:
             self._plain(status)
+        elif has_body and path in served.moved:
+            self._plain(302, {"Location": served.moved[path]})
         elif served.hub and path.startswith(f"/{served.hub}/resolve/"):
             self._resolve(path.rpartition("/")[2])
         elif served.hub and "/resolve/" in path:

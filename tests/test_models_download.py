@@ -14,7 +14,7 @@ from model_server import Served, serving
 
 from edgellm.errors import DownloadError, ModelCorrupt
 from edgellm.models import files as disk
-from edgellm.models.download import download_url
+from edgellm.models.download import download_url, keeps_login
 from edgellm.models.files import Wanted, throttled
 
 DATA = bytes(range(256)) * 4000
@@ -143,6 +143,32 @@ def test_refusals_are_final(server: Served, tmp_path: Path, status: int, words: 
         fetch(server, tmp_path)
     assert words in caught.value.hint
     assert len(server.log) == 1
+
+
+@pytest.mark.parametrize(("host", "is_kept"), [("127.0.0.1", True), ("localhost", False)])
+def test_login_stays_with_its_host(server: Served, tmp_path: Path, host: str, is_kept: bool) -> None:
+    server.moved = {"/m.gguf": server.address.replace("127.0.0.1", host) + "/cdn/m.gguf"}
+    headers = {"Authorization": "Bearer secret"}
+    download_url(server.url("m.gguf"), tmp_path / "m.gguf", WHOLE, headers=headers, backoff_s=0.001)
+    assert [item[3] for item in server.log] == ["Bearer secret", "Bearer secret" if is_kept else ""]
+
+
+def test_login_is_not_sent_in_the_clear() -> None:
+    assert keeps_login("https://host/a", "http://host/b")
+    assert not keeps_login("http://host/a", "https://host/b")
+
+
+def test_redirect_to_itself_is_one_line(server: Served, tmp_path: Path) -> None:
+    server.moved = {"/m.gguf": "/m.gguf"}
+    with pytest.raises(DownloadError, match="infinite loop") as caught:
+        fetch(server, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_address_with_spaces_and_letters_of_any_language(server: Served, tmp_path: Path) -> None:
+    url = server.url("für dich/m.gguf?a=%20&b=ü")
+    assert download_url(url, tmp_path / "m.gguf", WHOLE, backoff_s=0.001).read_bytes() == DATA
+    assert server.log[0][1] == "/f%C3%BCr%20dich/m.gguf"
 
 
 def test_no_server_at_all(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,18 @@ def test_second_pull_asks_nobody(store: Store, server: Served, model_bytes: byte
     server.log.clear()
     assert store.pull(tiny) == first
     assert server.log == []
+
+
+def test_model_that_is_here_needs_no_store_to_write_to(
+    store: Store, server: Served, model_bytes: bytes
+) -> None:
+    tiny = entry(model_bytes, UrlSource(server.url("m.gguf")))
+    model = store.pull(tiny)
+    shutil.rmtree(store.root / "locks")
+    (store.root / "locks").write_text("in the way", encoding="utf-8")
+    assert store.pull(tiny) == model
+    with pytest.raises(DownloadError, match="cannot be written"):
+        store.pull(tiny, force=True)
 
 
 def test_forced_pull_and_changed_catalogue_fetch_again(

@@ -256,8 +256,25 @@ def _check_entry(entry: ModelEntry, where: str) -> None:
             )
         if isinstance(source, PypiSource) and any(wheel.startswith("-") for wheel in source.wheels):
             raise ConfigError(f"{where}: a wheel is a requirement, not an option.", hint="Write 'name==1.0'.")
-        if isinstance(source, UrlSource) and urlsplit(source.url).scheme not in ("http", "https"):
-            raise ConfigError(f"{where}: {source.url!r} is not an http(s) URL.", hint="Use kind = 'path'.")
+        if isinstance(source, UrlSource):
+            _check_url(source.url, where)
+
+
+def _check_url(url: str, where: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        parts, is_url = None, False
+    if not is_url or parts is None:
+        raise ConfigError(
+            f"{where}: {url!r} is not an http(s) URL.", hint="Of a file here, use kind = 'path'."
+        )
+    if parts.username is not None:
+        raise ConfigError(
+            f"{where}: the URL at {parts.hostname} holds a login, which is not sent.",
+            hint="Fetch the file with a program that logs in, and name it with kind = 'path'.",
+        )
 
 
 def _sources(file: Path, where: str, raw: Any) -> tuple[Source, ...]:

@@ -10,12 +10,14 @@ import errno
 import http.client
 import json
 import os
+import string
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import quote, urlsplit
 
 from edgellm.errors import DownloadError, ModelCorrupt
 from edgellm.models import files
@@ -73,6 +75,30 @@ def download_url(
         os.replace(transfer.part, target)
         transfer.state.unlink(missing_ok=True)
     return target
+
+
+def keeps_login(url: str, from_url: str) -> bool:
+    """Whether what was said to `from_url` in confidence may be said to `url`: the same host, not in the clear."""
+    new, old = urlsplit(url), urlsplit(from_url)
+    return new.netloc == old.netloc and new.scheme in (old.scheme, "https")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; a login stays with the host that it is for."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None and not keeps_login(newurl, req.full_url):
+            request.remove_header("Authorization")
+        return request
 
 
 class _Transfer:
@@ -147,9 +173,9 @@ class _Transfer:
             headers["Range"] = f"bytes={have}-"
             if validator:
                 headers["If-Range"] = validator
-        request = urllib.request.Request(self.url, headers=headers)
+        request = urllib.request.Request(quote(self.url, safe=string.punctuation), headers=headers)
         try:
-            response = urllib.request.urlopen(request, timeout=self._timeout_s)
+            response = urllib.request.build_opener(_Redirects).open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
             if error.code == 416 and have:
                 error.close()
@@ -202,7 +228,7 @@ class _Transfer:
             403: "That server does not let you have it; its licence may have to be accepted there first.",
             404: "The file has moved; correct the catalogue entry, or see `edgellm models list`.",
         }.get(error.code, "Check the address.")
-        raise DownloadError(f"{self.url} answers {error.code} {error.reason}.", hint=hint) from None
+        raise DownloadError(f"{self.url} answers {error.code} {_reason(error)}.", hint=hint) from None
 
     def _read_state(self) -> dict[str, Any]:
         try:
@@ -232,4 +258,5 @@ def _extent(response: Any, asked: int) -> tuple[int, int]:
 def _reason(error: Exception) -> str:
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
     text = inner.strerror if isinstance(inner, OSError) and inner.strerror else str(inner)
-    return (text or type(inner).__name__).rstrip(".")
+    # What the server said may have several lines.
+    return (" ".join(text.split()) or type(inner).__name__).rstrip(".")

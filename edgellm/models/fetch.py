@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from edgellm.errors import ConfigError, DownloadError, ModelCorrupt, ModelNotFound
 from edgellm.models.catalogue import ModelEntry
-from edgellm.models.download import BLOCK_BYTES, download_url
+from edgellm.models.download import BLOCK_BYTES, download_url, keeps_login
 from edgellm.models.files import (
     Progress,
     Wanted,
@@ -159,7 +159,7 @@ def _locate(
         ) from None
     etag = str(facts.etag or "")
     wanted = Wanted(int(facts.size or 0), etag if _SHA256.match(etag) else "")
-    if urlsplit(facts.location).netloc != urlsplit(endpoint).netloc:
+    if not keeps_login(facts.location, endpoint):
         # A signed link of another host: the hub's token is not that host's business.
         headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
     key = f"hf:{endpoint}/{source.repo}@{facts.commit_hash or source.revision}/{name}"

@@ -145,6 +145,10 @@ class Store:
         kills and against other processes pulling the same. Raises DownloadError, ModelCorrupt, ConfigError.
         """
         name = _checked(entry.name)
+        is_landing = (self._parts / name / "landing").exists()
+        if not force and not is_landing and (present := self._usable(entry)) is not None:
+            # Without the lock: the store may be somebody else's, and not to be written to.
+            return present
         with self._locked(name, progress):
             if not force:
                 self._finish_landing(name)
