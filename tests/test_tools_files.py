@@ -249,6 +249,13 @@ def test_what_cannot_be_written_is_said(root: Path, path: str, reason: str) -> N
         tools(root).write_file(path, "x", call=call())
 
 
+def test_a_file_marked_as_read_only_stays(root: Path) -> None:
+    os.chmod(root / "notes/todo.txt", 0o444)
+    with pytest.raises(ToolError, match="read-only"):
+        tools(root).write_file("notes/todo.txt", "x", call=call())
+    assert (root / "notes/todo.txt").read_text(encoding="utf-8") == "milk\nbread\neggs\n"
+
+
 def test_a_hard_link_is_replaced_not_written_through(root: Path) -> None:
     os.link(root.parent / "outside/secret.txt", root / "hard")
     tools(root).write_file("hard", "x", call=call())
@@ -337,6 +344,16 @@ def test_own_folder_is_known_by_identity_too(root: Path, monkeypatch: pytest.Mon
 def test_own_folders_cannot_be_the_root(root: Path, inner: str) -> None:
     with pytest.raises(ToolError, match="edgellm itself"):
         Files(root / inner).list_files(call=call())
+
+
+@pytest.mark.parametrize("variable", ["EDGELLM_STATE_DIR", "EDGELLM_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_chats_and_cache_stay_closed(root: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, str(root / "notes"))
+    path = "notes/edgellm/templates/x.ok" if variable == "XDG_CACHE_HOME" else "notes/todo.txt"
+    with pytest.raises(ToolError, match="edgellm itself"):
+        tools(root).read_file(path, call=call())
+    with pytest.raises(ToolError, match="edgellm itself"):
+        tools(root).write_file(path, "x", call=call())
 
 
 def test_a_configuration_folder_that_is_not_there_yet_is_not_made(

@@ -196,6 +196,9 @@ def _replace(folder: int, name: str, data: bytes, path: str) -> str:
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             check_regular(status, path)
+            # A rename asks the folder alone, and root may write everything: the mark is looked at here.
+            if not status.st_mode & 0o222 or not os.access(name, os.W_OK, dir_fd=folder):
+                raise edgellm.ToolError(f"{shown(path)} is read-only: not written.")
             mode, replaced = stat.S_IMODE(status.st_mode) & 0o777, f", replacing {status.st_size} bytes"
         descriptor = os.open(temporary, NEW_FILE_FLAGS, 0o666, dir_fd=folder)
         try:

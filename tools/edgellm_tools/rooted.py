@@ -2,7 +2,8 @@
 
 A path is taken apart and opened component by component, each relative to the descriptor of the one before
 and never through a symbolic link: there is no moment at which a swapped folder could lead elsewhere.
-edgellm's own folders (`.edgellm`, configuration, data) stay closed: what is written there may become code.
+edgellm's own folders (`.edgellm`, configuration, data, state, cache) stay closed: what is written there may become
+code, and what is read there are other chats.
 """
 
 from __future__ import annotations
@@ -152,12 +153,14 @@ def _own_paths() -> list[str]:
     import platformdirs
 
     folders = [
-        os.environ.get("EDGELLM_CONFIG_DIR"),
-        os.environ.get("EDGELLM_HOME"),
+        *map(
+            os.environ.get, ("EDGELLM_CONFIG_DIR", "EDGELLM_HOME", "EDGELLM_STATE_DIR", "EDGELLM_CACHE_DIR")
+        ),
         "~/.config/edgellm",
         platformdirs.user_config_dir("edgellm", appauthor=False),
         platformdirs.user_data_dir("edgellm", appauthor=False),
         platformdirs.user_state_dir("edgellm", appauthor=False),
+        platformdirs.user_cache_dir("edgellm", appauthor=False),
     ]
     return [os.path.realpath(os.path.expanduser(folder)) for folder in folders if folder]
 
