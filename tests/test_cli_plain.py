@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from cli_harness import cli, terminal
+from edgellm_tools.python import python
 
+from edgellm.cli import approval
 from edgellm.cli.plain import PlainTranscript
 from edgellm.cli.transcript import Transcript
 from edgellm.events import (
@@ -22,6 +24,7 @@ from edgellm.events import (
     ToolRunning,
     TurnFinished,
 )
+from edgellm.toolbox.toolset import Toolset
 from edgellm.types import Message, ToolCall, ToolResult
 from edgellm.usage import Usage
 
@@ -105,3 +108,15 @@ def test_a_dumb_terminal_is_talked_to_in_words(tiny_model: Callable[..., Path]) 
         tty.type("\x04")
         assert tty.code() == 0
         assert "\x1b" not in tty.text
+
+
+def test_a_question_shows_all_of_what_would_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(approval, "_is_somebody_there", lambda: True)
+    monkeypatch.setattr(approval, "_typed_line", lambda: "n\n")
+    code = "print(1)\n" * 2_000 + "delete_everything()"
+    call = ToolCall("1", python.name, {"code": code})
+    answer = approval.Approver(Toolset(python))(call, python.spec, "python asks.")
+    assert answer.decision == "deny"
+    assert "delete_everything()" in capsys.readouterr().err

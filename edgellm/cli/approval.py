@@ -74,7 +74,9 @@ class Approver:
         return self._ask(call, spec, reason, origin)
 
     def _ask(self, call: ToolCall, spec: ToolSpec, reason: str, origin: str) -> Approval:
-        arguments = one_line(json.dumps(call.arguments, ensure_ascii=False), 2000)
+        # All of them: nobody can allow what they were not shown.
+        told = json.dumps(call.arguments, ensure_ascii=False)
+        arguments = one_line(told, len(told))
         choices = "[y]es once, [s]ession, [a]lways, [n]o" if spec.is_grantable else "[y]es once, [n]o"
         try:
             # Before the question is seen: Ctrl-C may come at once.
