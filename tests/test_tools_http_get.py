@@ -157,6 +157,8 @@ class Site(BaseHTTPRequestHandler):
                 self.give("image/png", b"\x89PNG")
             case "/charset":
                 self.give("text/plain; charset=nonsense", "é".encode())
+            case "/punycode":
+                self.give("text/plain; charset=punycode", b"a" * 500_000 + b"-" + b"ab" * 250_000)
             case "/gzip":
                 self.give("text/plain", gzip.compress(b"packed"), {"Content-Encoding": "gzip"})
             case "/bomb":
@@ -248,6 +250,7 @@ def test_pages(site: Server) -> None:
     assert get(site, "/page").text == "# Café\na&b"
     assert get(site, "/json").text == '{"a": 1}'
     assert get(site, "/charset").text == "é"
+    assert get(site, "/punycode").text.endswith("-" + "ab" * 250_000)
     assert get(site, "/gzip").text == "packed"
     assert get(site, "/plain?a=b%20c&d=[1]").text == "a=b%20c&d=[1]"
 

@@ -297,6 +297,8 @@ def _page(url: str, response: http.client.HTTPResponse) -> Page:
         raise edgellm.ToolError(f"The page is {content_type[:60]}, not text.")
     data, is_cut = _body(response)
     charset = response.headers.get_content_charset("utf-8")
+    if "punycode" in charset:
+        charset = "utf-8"  # no page's, and Python takes minutes to read a megabyte of it
     try:
         text = data.decode(charset, "replace")
     except (LookupError, ValueError):
