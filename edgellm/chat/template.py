@@ -6,12 +6,12 @@ import json
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgellm.chat import guard
 from edgellm.chat.marked import Marked, joined, mark, plain, runs_of, segments_of
 from edgellm.errors import TemplateError
-from edgellm.types import Message, Segment, SpanKind, ToolCall, ToolSpec
+from edgellm.types import Message, Role, Segment, SpanKind, ToolCall, ToolSpec
 
 if TYPE_CHECKING:
     from edgellm.chat.sandbox import ChatEnvironment
@@ -26,6 +26,7 @@ BUILTIN: Mapping[str, str] = {"chatml": CHATML}
 
 _HINT = "Try another template with `--template chatml` (or `--template FILE`)."
 _KIND_OF = {"system": SpanKind.SYSTEM, "user": SpanKind.USER, "assistant": SpanKind.TEXT}
+_ROLES = frozenset(get_args(Role))
 _TEMPLATE_FILE = "<template>"
 
 
@@ -174,8 +175,8 @@ class ChatTemplate:
 
     def _message_value(self, message: Message, source: str) -> dict[str, Any]:
         value: dict[str, Any] = {
-            # Our own closed set of words, and templates build control tokens from them.
-            "role": mark(message.role, SpanKind.GLUE, is_template=True),
+            # Templates build control tokens from these words, and from no other.
+            "role": mark(message.role, SpanKind.GLUE, is_template=message.role in _ROLES),
             "content": mark(message.content, _KIND_OF.get(message.role, SpanKind.TOOL_RESULT), source=source),
         }
         if message.reasoning:
