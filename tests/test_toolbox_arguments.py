@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import json
+import math
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -245,3 +246,13 @@ def test_converting_twice_is_converting_once(schema: dict[str, Any], value: Any)
     once = coerce(value, schema, schema)
     assert coerce(once, schema, schema) == once
     json.dumps(once)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_numbers_beyond_float_are_told(value: float) -> None:
+    schema = {"type": "object", "properties": {"value": {"type": "number"}}}
+    for one in (tool_for(float), raw_tool({"name": "f", "parameters": schema}, lambda value: None)):
+        with pytest.raises(ToolError, match=r"'value' should be a number, got .*out of range"):
+            one.check({"value": value})
+    with pytest.raises(ToolError, match="out of range"):
+        tool_for(list[dict[str, float]]).check({"value": [{"a": 1.0}, {"a": value}]})

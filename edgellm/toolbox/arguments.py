@@ -107,7 +107,26 @@ def _check_names(name: str, schema: Schema, arguments: Any) -> tuple[list[str], 
     for key in cast("list[str]", schema.get("required", [])):
         if key not in given:
             problems.append(f"argument {key!r} is missing ({describe(properties.get(key, {}))})")
+    problems += [
+        _problem(key, properties.get(key, {}), value, detail="Number out of range")
+        for key, value in given.items()
+        if not _is_finite(value)
+    ]
     return problems, given
+
+
+def _is_finite(value: Any) -> bool:
+    """False where it is or holds a number that JSON cannot write: 1e999 is read as infinity."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            return False
+        if isinstance(one, dict):
+            waiting += cast("dict[str, Any]", one).values()
+        elif isinstance(one, list):
+            waiting += cast("list[Any]", one)
+    return True
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
