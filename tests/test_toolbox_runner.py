@@ -71,6 +71,11 @@ class OddError(Exception):
         raise RuntimeError("no words")
 
 
+class ExitingError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -80,6 +85,9 @@ class OddError(Exception):
         (SystemExit(3), "broken failed: SystemExit: 3"),
         (KeyboardInterrupt(), "broken failed: KeyboardInterrupt"),
         (OddError(), "broken failed: OddError"),
+        (ExitingError(), "broken failed: ExitingError"),
+        (ExceptionGroup("in tasks", [ToolError("The door is shut.")]), "The door is shut."),
+        (ExceptionGroup("in tasks", [ValueError("bad day")]), "broken failed: ValueError: bad day"),
         (RecursionError("deep"), "broken failed: RecursionError: deep"),
     ],
 )

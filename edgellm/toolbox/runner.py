@@ -209,12 +209,14 @@ class Running:
                     value, max_tokens=limit, files_dir=self._runner.files_dir, printed=output.text("stdout")
                 )
                 outcome = _Outcome(rendered, value)
-            except ToolError as error:
-                outcome = _failure(str(error) or f"{name} failed.", limit)
-            except (Cancelled, asyncio.CancelledError):
-                outcome = _failure(f"{name} was cancelled.")
-            except BaseException as error:  # SystemExit and KeyboardInterrupt of a tool are its own failures
-                outcome = _failure(f"{name} failed: {_words(error)}")
+            except BaseException as raised:  # SystemExit and KeyboardInterrupt of a tool are its own failures
+                error = _alone(raised)
+                if isinstance(error, ToolError):
+                    outcome = _failure(str(error) or f"{name} failed.", limit)
+                elif isinstance(error, (Cancelled, asyncio.CancelledError)):
+                    outcome = _failure(f"{name} was cancelled.")
+                else:
+                    outcome = _failure(f"{name} failed: {_words(error)}")
         return outcome, output.text("stdout") + output.text("stderr")
 
     async def _awaited(self, awaitable: Awaitable[Any]) -> Any:
@@ -247,10 +249,17 @@ def _failure(text: str, max_tokens: int = 1024) -> _Outcome:
     return _Outcome(Rendered(render(text, max_tokens=max_tokens).text, len(text), is_ok=False, whole=text))
 
 
+def _alone(error: BaseException) -> BaseException:
+    """What a group of one holds, as a TaskGroup raises it; else the error itself."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def _words(error: BaseException) -> str:
     try:
         text = " ".join(str(error).split())
-    except Exception:  # an exception whose own __str__ raises
+    except BaseException:  # an exception whose own __str__ raises
         text = ""
     if len(text) > _MOST_ERROR_CHARACTERS:
         text = text[:_MOST_ERROR_CHARACTERS] + "..."
