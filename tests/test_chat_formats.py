@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from format_laws import consumed
 
+import edgellm
 from edgellm.chat.formats import Generic, Hermes, choose_format
 from edgellm.chat.marked import segments_of
 from edgellm.errors import ConfigError, FormatError
@@ -167,3 +168,19 @@ def test_firefunction_can_be_asked_without_tools() -> None:
 def test_other_names_of_formats() -> None:
     assert choose_format("", (), "muse").id == "muse-glimmer"
     assert choose_format("", (), "hammer").id == "xlam"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"a\ud83d\ude00b", "a\U0001f600b"),
+        (r"\ud83d", "\ufffd"),
+        (r"\ud83dx\ude00", "\ufffdx\ufffd"),
+        (r"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (r"\ud83d\n", "\ufffd\n"),
+        (r"\ud83d\u0041", "\ufffdA"),
+    ],
+)
+def test_half_a_pair_in_a_python_string_is_one_unknown_character(written: str, read: str) -> None:
+    (call,) = edgellm.parse(f'[add(a="{written}")]', format="pythonic").calls
+    assert call.arguments == {"a": read}

@@ -153,9 +153,19 @@ class Literals:
     def _string(self, quote: str, give: Give) -> Reading:
         source = self._source
         high = 0
+
+        def give_text(piece: str) -> None:
+            nonlocal high
+            if piece:
+                # The first half of a pair without its second is no character.
+                give(_inner("\ufffd" * bool(high) + piece))
+                high = 0
+
         while True:
-            _, stop = yield from source.until((quote, "\\"), lambda piece: give(_inner(piece)))
+            _, stop = yield from source.until((quote, "\\"), give_text)
             if stop == quote:
+                if high:
+                    give("\ufffd")
                 return
             char = yield from source.take()
             if char in _HEX:
@@ -165,17 +175,19 @@ class Literals:
                 try:
                     code = int(digits, 16)
                 except ValueError:
-                    give(_inner("\\" + char + digits))
+                    give_text("\\" + char + digits)
                     continue
                 if 0xD800 <= code < 0xDC00:
+                    if high:
+                        give("\ufffd")
                     high = code
                     continue
                 if 0xDC00 <= code < 0xE000:
                     code = 0x10000 + ((high - 0xD800) << 10) + (code - 0xDC00) if high else 0xFFFD
-                give(_inner(chr(code) if code <= 0x10FFFF else "\ufffd"))
-                high = 0
+                    high = 0
+                give_text(chr(code) if code <= 0x10FFFF else "\ufffd")
             else:
-                give(_inner(_SIMPLE.get(char, "\\" + char)))
+                give_text(_SIMPLE.get(char, "\\" + char))
 
     def _items(self, close: str, give: Give, depth: int) -> Reading:
         source = self._source
