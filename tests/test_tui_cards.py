@@ -8,8 +8,12 @@ import edgellm_tui.app
 import pytest
 from edgellm_tui.app import EdgeApp
 from edgellm_tui.blocks import ReasoningBlock
+from edgellm_tui.look import Look, Palette
+from edgellm_tui.read_back import blocks_of
 from edgellm_tui.settings import settings_path
 from edgellm_tui.strand import Strand
+from rich.console import Console
+from rich.style import Style
 from textual.pilot import Pilot
 from tui_harness import run, said, say, screen_text, settled, shown, wait_until
 from tui_scripted import Call, Gate, words
@@ -180,3 +184,19 @@ def test_broken_settings_and_plugins_are_messages(monkeypatch: pytest.MonkeyPatc
         await wait_until(pilot, lambda: "  fine" in screen_text(app))
 
     run(play, [words("fine")], size=(120, 40))
+
+
+def test_a_card_that_is_read_back_says_only_what_is_known_of_its_call() -> None:
+    calls = tuple(edgellm.ToolCall(f"c{n}", "note", {"text": "\u4f60\u597d" * 30}) for n in range(3))
+    told = [
+        edgellm.Message("user", "Go."),
+        edgellm.Message("assistant", tool_calls=calls),
+        edgellm.Message("tool", "written", tool_call_id="c0"),
+        edgellm.Message("tool", "Not run: the user did not allow note.", tool_call_id="c1"),
+    ]
+    _, cards = blocks_of(told)
+    assert [card.state for card in cards.values()] == ["DONE", "DENIED", "STOPPED"]
+    look = Look(60, Palette(*[Style.null()] * 7, code_theme="ansi_dark"), Console(width=60))
+    for card in cards.values():
+        head = card.lines(look)[0]
+        assert head.text.rstrip().endswith(card.state) and head.cell_length <= 60

@@ -15,7 +15,7 @@ from edgellm_tui.meters import Share, context_bar, outlook_lines, shares_text, w
 from edgellm_tui.meters_page import MetersPage
 from edgellm_tui.pages import PAGES
 from edgellm_tui.rows import Rows
-from edgellm_tui.settings import Settings, load_settings
+from edgellm_tui.settings import Settings, load_settings, save_settings, settings_path, usable_settings
 from edgellm_tui.settings_page import SettingsPage, key_problem, parsed
 from edgellm_tui.status import Status, status_line
 from edgellm_tui.tokenizer_page import TokenizerPage, merge_text, piece_text
@@ -469,3 +469,19 @@ def test_the_machine_is_read_from_proc_and_sys(tmp_path: Path) -> None:
 
 def test_a_system_that_says_nothing_is_no_error(tmp_path: Path) -> None:
     assert read_machine(tmp_path, cores=1, load=0.0) == Machine(cores=1, load=0.0)
+
+
+def test_a_wrong_setting_leaves_the_others_as_they_are() -> None:
+    path = settings_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('theme = "nord"\ntrace_rows = "many"\nfoo = 1\n[keys]\n"app.log" = "f12"\n')
+    settings, wrong = usable_settings()
+    assert settings.theme == "nord" and settings.keys == {"app.log": "f12"} and settings.trace_rows == 20
+    assert ["trace_rows" in str(error) or "'foo'" in str(error) for error in wrong] == [True, True]
+    settings.model = "little"
+    save_settings(settings)
+    text = path.read_text()
+    assert 'theme = "nord"' in text and '"app.log" = "f12"' in text and "foo = 1" in text
+    path.write_text("theme = ")
+    settings, (error,) = usable_settings()
+    assert settings == Settings() and "cannot be read" in str(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +295,41 @@ def test_a_model_without_a_chat_is_told_and_keeps_what_is_sent() -> None:
         assert contents(app.talk.current.chat) == ["two", "Hello."]
 
     run(play, runtime=NoTemplate([words("One."), words("Hello.")]))
+
+
+def test_a_chat_that_another_app_has_open_is_not_written_over() -> None:
+    index = chat_index()
+    branch = SavedBranch(0, "main", (edgellm.Message("user", "hello"),), is_current=True)
+    record_branches(index, "abc", title="hello", model="scripted-1b", branches=[branch], tokens=1)
+    code = "import sys; from pathlib import Path; from edgellm_tui.held import hold; "
+    code += "print(hold(Path(sys.argv[1]), 'abc'), flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(index.folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None and other.stdout.readline() == "True\n"
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await opened(app, pilot, "hello")
+        assert "open in another edgellm" in " ".join(screen_text(app).split())
+        await said(pilot, "And now?")
+        app.talk.kept.save()
+        await settled(pilot)
+        found = {row.id: row.messages for row in chat_index().list()}
+        assert found.pop("abc") == 1 and list(found.values()) == [3]
+        # Once the other has left it, it can be gone on with.
+        other.communicate("\n")
+        page = {saved.id: saved for saved in chat_index().list()}["abc"]
+        await app.go_on_with(page)
+        await wait_until(pilot, lambda: app.talk.kept.id == "abc")
+
+    try:
+        run(play, [words("Beside it.")])
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_growing_answers_of_a_chat_with_a_longer_name_stay() -> None:

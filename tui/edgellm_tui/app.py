@@ -41,7 +41,7 @@ from edgellm_tui.palette import palette
 from edgellm_tui.panel import DistributionPanel
 from edgellm_tui.prompt import History, Prompt
 from edgellm_tui.questions import Questions
-from edgellm_tui.settings import Settings, load_settings
+from edgellm_tui.settings import Settings, usable_settings
 from edgellm_tui.slow_link import Pacer, paced_driver
 from edgellm_tui.status import Line, status_line
 from edgellm_tui.status_now import status_of
@@ -463,14 +463,9 @@ def run_app(model: str = "") -> int:
     """Opens the app on the terminal; gives the exit code."""
     # Decoding waits for the screen's thread no longer than this between two tokens; it sleeps most of the time.
     sys.setswitchinterval(_SWITCH_S)
-    problem: edgellm.EdgeError | None = None
-    try:
-        settings = load_settings()
-    except edgellm.EdgeError as error:
-        settings, problem = Settings(), error
+    settings, wrong = usable_settings()
     app = EdgeApp(model, settings=settings, history=History.of_user())
-    if problem is not None:
-        app.news.append(str(problem))
+    app.news += map(str, wrong)
     return app.run() or 0
 
 

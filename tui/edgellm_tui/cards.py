@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
+
 from edgellm_tui.blocks import Block
 from edgellm_tui.plain import one_line, visible
 
@@ -21,7 +23,8 @@ _LONG_LINES = 6
 
 
 class CardBlock(Block):
-    """One call. `state` is a word: WRITING, BROKEN, ASKS, RUNNING, OK, FAILED, DENIED, STOPPED."""
+    """One call. `state` is a word: WRITING, BROKEN, ASKS, RUNNING, OK, FAILED, DENIED, STOPPED; DONE of one that is
+    read back, of which nobody has kept how it ended."""
 
     kind = "card"
     can_fold = True
@@ -66,7 +69,8 @@ class CardBlock(Block):
             told += f"  {tokens} tok"
         room = max(12, look.width - len(told) - 6)
         head = one_line(f"{mark} tool {self.name or '...'}({self._arguments_line()})", room)
-        lines = look.wrap(f"  {head}{' ' * max(1, look.width - 3 - len(head) - len(told))}{told}", style)[:1]
+        gap = " " * max(1, look.width - 3 - cell_len(head) - len(told))
+        lines = look.wrap(f"  {head}{gap}{told}", style)[:1]
         if not self.is_folded:
             lines += self._body(look, self._arguments_text(), "args ", palette.muted)
         if self.note:

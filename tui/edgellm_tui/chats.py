@@ -27,7 +27,15 @@ _PINNED = "^"
 class ChatsPage(PageView):
     """All chats, the newest first."""
 
-    foot = " enter go on   / search   r rename   p pin   d delete   n new   esc back"
+    foot = (
+        ("enter", "go on"),
+        ("/", "search"),
+        ("r", "rename"),
+        ("p", "pin"),
+        ("d", "delete"),
+        ("n", "new"),
+        ("esc", "back"),
+    )
     DEFAULT_CSS = """
     ChatsPage Input, ChatsPage Input:focus { height: 1; border: none; padding: 0 1; background: $panel; }
     ChatsPage #preview { height: 7; border-top: solid $panel; color: $text-muted; }

@@ -146,7 +146,7 @@ def foot_line(
         for info in (each.changed(changed) for each in (*own, *others))
         if info.is_shown and info.keys
     }
-    first = [("esc", "chat")] if page is not None else []
+    first = list(page.foot) or [("esc", "chat")] if page is not None else []
     return fitted(
         [*first, *(pair for id, pair in words.items() if id not in ends)],
         [words[id] for id in ends if id in words],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from edgellm_tui.held import hold, let_go
 from edgellm_tui.plain import one_line
 from edgellm_tui.resume import branches_of
 from edgellm_tui.saved_chats import chat_index, record_branches, write_growing
@@ -38,6 +39,24 @@ class KeptChat:
         self.title = ""
         self.is_unsaved = False
         self.deleted: set[str] = set()
+        self._held = ""
+
+    def open(self, id: str, title: str) -> bool:
+        """This chat is the open one now. False: another app has it open, and what is said here is kept apart."""
+        self.close()
+        is_ours = hold(self.index.folder, id)
+        if not is_ours:
+            id = self.index.new_id()
+            hold(self.index.folder, id)
+        self.id = self._held = id
+        self.title = title
+        return is_ours
+
+    def close(self) -> None:
+        """No chat is open here any more: another app may go on with it."""
+        if self._held:
+            let_go(self.index.folder, self._held)
+            self._held = ""
 
     def _strands(self) -> list[Strand]:
         return [strand for strand in self._talk.strands.values() if strand.chat is not None]

@@ -80,7 +80,7 @@ def model_rows() -> list[ModelRow]:
 class ModelPage(PageView):
     """Chooses, fetches and deletes models."""
 
-    foot = " enter fetch and load   o open a file   d delete   esc stop, back"
+    foot = (("enter", "fetch and load"), ("o", "open a file"), ("d", "delete"), ("esc", "stop, back"))
     DEFAULT_CSS = """
     ModelPage #first { height: auto; padding: 1 1 0 1; }
     ModelPage #told { height: 5; border-top: solid $panel; color: $text-muted; }

@@ -63,9 +63,5 @@ class Pager:
         """Writes the line of keys, for a terminal of `width` cells (0: as wide as it is)."""
         app, page = self._app, self.front
         everywhere = [KeyInfo("app.palette", app.COMMAND_PALETTE_BINDING, "palette"), *keys_of(type(app))]
-        line = (
-            page.foot
-            if page is not None and page.foot
-            else foot_line(page, everywhere, app.settings.keys, width or app.size.width)
-        )
+        line = foot_line(page, everywhere, app.settings.keys, width or app.size.width)
         app.query_one("#keys", Line).set(line)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.containers import Vertical
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgellm_tui.app import EdgeApp
 
 
@@ -16,8 +18,8 @@ class PageView(Vertical):
     """A page. `show` is called when it comes to the front, `frame` with each frame while it is there."""
 
     DEFAULT_CSS = "PageView { height: 1fr; }"
-    # What the line of keys at the bottom says while the page is shown.
-    foot = ""
+    # What the line of keys at the bottom says first while the page is shown, (key, word): where its bindings do not.
+    foot: ClassVar[Sequence[tuple[str, str]]] = ()
 
     @property
     def edge(self) -> EdgeApp:

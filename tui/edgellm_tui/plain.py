@@ -6,6 +6,8 @@ import re
 import time
 import unicodedata
 
+from rich.cells import cell_len, set_cell_size
+
 # C0 but tab and line feed, DEL, C1; bidirectional controls; zero-width characters; surrogates; tags.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -26,9 +28,11 @@ def _named(match: re.Match[str]) -> str:
 
 
 def one_line(text: str, width: int = 0) -> str:
-    """The same on one line, cut to `width` characters (0: not cut)."""
+    """The same on one line, cut to `width` cells (0: not cut)."""
     flat = " ".join(visible(text).split())
-    return flat if not width or len(flat) <= width else flat[: max(0, width - 3)] + "..."
+    if not width or cell_len(flat) <= width:
+        return flat
+    return set_cell_size(flat, max(0, width - 3)).rstrip() + "..."
 
 
 def has_text(text: str) -> bool:

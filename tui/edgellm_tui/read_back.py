@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from edgellm import Message
 
 
+# What the model reads of a call that nobody has allowed begins so.
+_NOT_RUN = "Not run: "
+
+
 def blocks_of(
     messages: Sequence[Message], *, gone: Collection[int] = (), is_open: bool = False
 ) -> tuple[list[Block], dict[str, CardBlock]]:
@@ -41,11 +45,13 @@ def blocks_of(
                 blocks.append(AnswerBlock(message.content, is_over=not is_growing))
             for call in message.tool_calls:
                 card = cards[call.id] = CardBlock()
-                card.set(name=call.name, arguments=call.arguments, id=call.id, state="OK")
+                card.set(name=call.name, arguments=call.arguments, id=call.id, state="STOPPED")
                 blocks.append(card)
         elif message.role == "tool":
             if message.tool_call_id in cards and message.tool_call_id not in shortened:
-                cards[message.tool_call_id].set(result=message.content)
+                is_denied = message.content.startswith(_NOT_RUN)
+                told = {"note" if is_denied else "result": message.content}
+                cards[message.tool_call_id].set(state="DENIED" if is_denied else "DONE", **told)
             if is_gone:
                 shortened.add(message.tool_call_id)
         for block in blocks[start:]:

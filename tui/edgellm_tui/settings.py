@@ -68,18 +68,41 @@ def settings_path() -> Path:
 
 def load_settings() -> Settings:
     """The settings; defaults where there is no file. Raises ConfigError for a broken one, naming the key."""
+    return checked(_written(), str(settings_path()))
+
+
+def usable_settings() -> tuple[Settings, list[ConfigError]]:
+    """The settings as far as they can be read, defaults for the rest; and what is wrong with the file."""
+    try:
+        found = _written()
+    except ConfigError as error:
+        return Settings(), [error]
+    good: dict[str, Any] = {}
+    wrong: list[ConfigError] = []
+    for key, value in found.items():
+        try:
+            checked({key: value}, str(settings_path()))
+        except ConfigError as error:
+            wrong.append(error)
+        else:
+            good[key] = value
+    return checked(good), wrong
+
+
+def _written() -> dict[str, Any]:
+    """What the file holds; nothing where there is none. Raises ConfigError."""
+    # Any: TOML values.
     import tomllib
 
     path = settings_path()
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Settings()
+        return {}
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}.", hint="Correct that place, or remove the file."
         ) from None
-    return checked(found, str(path))
 
 
 def checked(found: Mapping[str, Any], where: str = "the settings") -> Settings:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 
 Load = "Callable[[str], Runtime]"
+_OPEN_ELSEWHERE = (
+    "This chat is open in another edgellm as well. What is said here is kept as a chat of its own."
+)
 
 
 class Talk:
@@ -271,9 +274,12 @@ class Talk:
                 if each.note:
                     strand.note(each.note)
                 strands.append(strand)
-            self.kept.id, self.kept.title = id, title
             self._next_number = 1 + max(strand.number_on_disk for strand in strands)
             current = next((at for at, each in enumerate(found) if each.branch and each.branch.is_current), 0)
+            if not self.kept.open(id, title):
+                strands[current].note(_OPEN_ELSEWHERE)
+                for strand in strands:
+                    strand.is_written = False
             self.show(strands[current])
 
         def not_opened(error: Exception) -> None:
@@ -425,5 +431,6 @@ class Talk:
             if self.runtime is not None:
                 self.runtime.close()
                 self.runtime = None
+            self.kept.close()
 
         self.worker.submit(job)
