@@ -24,6 +24,7 @@ from edgellm.events import (
     ToolCallReady,
     ToolCallStarted,
 )
+from edgellm.raw_output import stream_parser
 from edgellm.types import ToolCall, ToolSpec
 
 PLAIN = Hermes()
@@ -285,6 +286,22 @@ def test_json_text_accepts_what_json_writes(value: Any, ensure_ascii: bool, inde
         taken += scanner.take()
     assert scanner.is_done
     assert json.loads(taken) == value
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("hermes", '<tool_call>{"name": "f", "arguments": {"a": [1e999]}}</tool_call>'),
+        ("pythonic", "[f(a=1e999)]"),
+        ("qwen3-coder", "<tool_call><function=f><parameter=a>[-1e999]</parameter></function></tool_call>"),
+    ],
+)
+def test_numbers_that_json_cannot_write_again_are_in_no_call(format: str, text: str) -> None:
+    parser = stream_parser(format=format, tools=[{"name": "f", "parameters": {"type": "object"}}])
+    parser.feed(text)
+    parser.finish()
+    for call in parser.calls:
+        json.dumps(call.arguments, allow_nan=False)
 
 
 @given(st.text('{}[]",:\\ au0d8-1.e\n', max_size=24))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_harness import cli
@@ -67,6 +68,31 @@ def test_names_in_a_model_file_cannot_write_to_the_terminal(tiny_model: Callable
     outcome = cli("inspect", tiny_model("llama", name="evil\x1b]0;owned\x07"), "--metadata")
     assert "\x1b" not in outcome.out
     assert "evil\\x1b" in outcome.out
+
+
+def test_inspect_gives_valid_json_of_odd_metadata_and_all_of_it_when_asked(
+    tiny_model: Callable[..., Path],
+) -> None:
+    odd = tiny_model("llama", metadata={"llama.rope.freq_base": float("nan"), "a.list": [1.0, float("inf")]})
+    record = strict_json(cli("inspect", odd, "--json").out)
+    assert record["rope"]["base"] is None
+    assert "metadata" not in record
+    metadata = strict_json(cli("inspect", odd, "--json", "--metadata").out)["metadata"]
+    assert metadata["general.architecture"] == "llama"
+    assert metadata["a.list"] == [1.0, None]
+
+
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_template_is_printed_alone(model: Path) -> None:
+    outcome = cli("inspect", model, "--template", "--json")
+    assert outcome.code == 2
+    assert "printed alone" in outcome.err
 
 
 # -- tokenize -----------------------------------------------------------------------------------------------

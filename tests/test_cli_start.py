@@ -62,6 +62,11 @@ def test_help_of_each_command_has_an_example(command: str) -> None:
     assert cli("help", *command.split()[:1]).code == 0
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "edgellm", "--version"], capture_output=True, check=False)
+    assert done.stdout == b"edgellm 0.1.0\n"
+
+
 def test_version() -> None:
     assert cli("--version").out == "edgellm 0.1.0\n"
 

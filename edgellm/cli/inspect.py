@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgellm.cli.arguments import UsageError, add_model
 from edgellm.cli.render import escape, megabytes, one_line, styled
@@ -58,12 +59,17 @@ def run(args: Namespace) -> int:
     name = args.file if args.file is not None else args.model or ""
     if args.file == "":
         raise UsageError("The model is empty. Write edgellm inspect MODEL.")
+    if args.template and (args.json or args.metadata):
+        raise UsageError("--template is printed alone. Leave --json and --metadata out.")
     info = inspect(name)
     if args.template:
         return _print_template(info)
     writing = _writing(info)
     if args.json:
-        print(json.dumps(_record(info, writing), default=str))
+        record = _record(info, writing)
+        if args.metadata:
+            record["metadata"] = dict(info.metadata)
+        print(json.dumps(_finite(record), allow_nan=False, default=str))
         return 0
     for key, value in _facts(info):
         print(f"{styled(f'{key:<14}', 'dim', sys.stdout)}{one_line(value, 1000)}")
@@ -160,6 +166,18 @@ def _record(info: GGUFInfo, writing: _Writing) -> dict[str, Any]:
         "example": writing.example,
         "trouble": writing.trouble,
     }
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for the numbers that JSON has not: a damaged file may hold them."""
+    # Any: JSON values.
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in cast("list[Any]", value)]
+    return value
 
 
 def _writing(info: GGUFInfo) -> _Writing:

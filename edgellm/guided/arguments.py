@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.chat.formats.json_text import loads
 from edgellm.engine.scoring import score_continuations
 from edgellm.errors import ConstraintError, TemplateError
 from edgellm.guided.copy_bias import CopyBias
@@ -197,8 +198,8 @@ class ArgumentWriter:
             session.extend([(token, SpanKind.TOOL_CALL) for token in new])
         text = vocabulary.text_of(written).decode("utf-8", "replace").strip()
         try:
-            return json.loads(text[:-1])
-        except json.JSONDecodeError:
+            return loads(text[:-1])
+        except ValueError:
             return NOTHING
 
     def _value_constraint(self, schema: Mapping[str, Any]) -> Constraint:

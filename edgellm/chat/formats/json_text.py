@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -213,6 +214,14 @@ class JsonText:
 def loads(text: str) -> Any:
     """Clean JSON text as a Python value. Raises ValueError, also for what only Python's reader refuses."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_float)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        # Valid JSON, but what Python makes of it cannot be written as JSON again.
+        raise ValueError(f"{text} is too large for a number")
+    return value
