@@ -227,6 +227,19 @@ def test_registered_classes_are_found_by_name_and_collisions_are_errors() -> Non
 
     with pytest.raises(SamplerError, match=r"has the name of one from llama\.cpp"):
         register(TopK, registry=registry)
+    with pytest.raises(SamplerError, match=r"has the name of one from llama\.cpp"):
+        ChainSpec.of([TopK(), "dist"])
+
+
+@pytest.mark.parametrize("name", ["a b", "1x", "a|b", "naïve"])
+def test_a_name_that_no_chain_could_write_is_refused(name: str) -> None:
+    with pytest.raises(SamplerError, match="is not a name for a sampler stage"):
+        sampler(name=name)(type("Stage", (), {"apply": lambda self, candidates: None}))
+
+
+def test_what_is_no_chain_is_refused() -> None:
+    with pytest.raises(SamplerError, match="int is no sampler chain"):
+        ChainSpec.of(5)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_finder_is_asked_once_for_names_nobody_knows() -> None:

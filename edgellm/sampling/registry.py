@@ -172,6 +172,13 @@ class StageInfo:
         return f"{self.name}({inner})"
 
 
+def _taken(info: StageInfo, known: StageInfo) -> SamplerError:
+    return SamplerError(
+        f"sampler stage '{info.name}' of {info.source} has the name of one from {known.source}.",
+        hint="Give it another name: @edgellm.sampler(name=...).",
+    )
+
+
 class StageRegistry:
     """Stages by name. `finder`, if set, is called once, at the first name nobody has registered."""
 
@@ -185,10 +192,14 @@ class StageRegistry:
         if known is None:
             self._stages[info.name] = info
         elif known.make is not info.make:
-            raise SamplerError(
-                f"sampler stage '{info.name}' of {info.source} has the name of one from {known.source}.",
-                hint="Give it another name: @edgellm.sampler(name=...).",
-            )
+            raise _taken(info, known)
+
+    def check_unregistered(self, info: StageInfo) -> None:
+        """Raises SamplerError for a class that has the name of one of llama.cpp's stages: a saved chat would be opened
+        with that one."""
+        known = self._stages.get(info.name)
+        if known is not None and known.make is None and info.make is not None:
+            raise _taken(info, known)
 
     def unregister(self, name: str) -> None:
         """Take a stage out again (tests do)."""

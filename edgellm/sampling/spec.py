@@ -132,6 +132,10 @@ class ChainSpec:
             return chain
         if isinstance(chain, str):
             return cls.parse(chain, registry)
+        if not isinstance(chain, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise SamplerError(
+                f"{type(chain).__name__} is no sampler chain.", hint="Write one line, or a list of stages."
+            )
         stages: list[StageSpec] = []
         for item in chain:
             if isinstance(item, StageSpec):
@@ -140,6 +144,7 @@ class ChainSpec:
                 stages += [_checked(one.info, one.args) for one in parse_stages(item, registry)]
             else:
                 info, given = info_of(item)
+                registry.check_unregistered(info)
                 stages.append(_checked(info, given))
         return cls(tuple(stages))
 

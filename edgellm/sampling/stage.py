@@ -100,9 +100,15 @@ def sampler(
                 f"sampler '{decorated.__name__}' has no method apply(candidates).",
                 hint="docs/writing-a-sampler.md shows a complete one.",
             )
+        named = name or _snake_case(decorated.__name__)
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", named):
+            raise SamplerError(
+                f"{named!r} is not a name for a sampler stage ({decorated.__name__}).",
+                hint="Give one with @edgellm.sampler(name=...): a letter, then letters, digits and _.",
+            )
         _record_arguments(decorated)
         info = StageInfo(
-            name=name or _snake_case(decorated.__name__),
+            name=named,
             doc=_first_paragraph(decorated),
             params=_params_of(decorated),
             chooses=chooses or bool(getattr(decorated, "chooses", False)),
