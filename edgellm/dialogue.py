@@ -500,7 +500,7 @@ class Chat:
         self.conversation.restore(state)
         self.name = str(state.get("name", ""))
         if self._agent.results is not None:
-            self._agent.results.restore(state.get("results") or {})
+            self._agent.results.restore(state.get("results"))
         self._resumed = resumed
         self._news = [str(resumed)] if resumed.verdict == "rebuilt" else []
         self._news += take_up_beginning(

@@ -14,11 +14,11 @@ import pytest
 import edgellm
 from edgellm.engine.engine import Engine
 from edgellm.engine.saving import restore_session, save_sessions
-from edgellm.engine.session_file import SavedSessions, read_record, read_sessions
+from edgellm.engine.session_file import Probe, SavedSessions, read_record, read_sessions
 from edgellm.errors import ConfigError, SessionError
 from edgellm.native.model import Model
 from edgellm.sampling.chain import Chain
-from edgellm.types import LoadOptions, Resumed, SpanKind
+from edgellm.types import AdapterSet, LoadOptions, Resumed, SpanKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,6 +117,29 @@ def test_memory_of_another_tape_is_found_out(engine: Engine, tmp_path: Path) -> 
     other, resumed = restore(engine, wrong)
     assert resumed.verdict == "rebuilt"
     np.testing.assert_allclose(other.logits(), session.logits(), atol=0.05)
+
+
+def test_a_file_that_no_chat_was_saved_to_is_refused(engine: Engine, tmp_path: Path) -> None:
+    """Its digest is right: whoever makes up a file makes that too."""
+    session = new_session(engine, 8)
+    save_sessions(tmp_path / "a", [(session, {})])
+    saved = read_sessions(tmp_path / "a")
+    record, probe = saved.main.record, saved.main.record.probe
+    assert probe is not None
+    size = engine.vocabulary.size
+    for wrong in (
+        {"tokens": [*record.tokens[:-1], size]},
+        {"tokens": [-1, *record.tokens[1:]]},
+        {"kinds": ["forged", *record.kinds[1:]]},
+        {"adapter_runs": [(-1, AdapterSet()), (9, AdapterSet())]},
+        {"probe": Probe(probe.token, [size, *probe.ids[1:]], probe.logits)},
+        {"probe": Probe(probe.token, probe.ids, probe.logits[1:])},
+        {"probe": Probe(probe.token, [], [])},
+        {"probe": Probe(size, probe.ids, probe.logits)},
+    ):
+        forged = replace(saved.main, record=msgspec.structs.replace(record, **wrong))
+        with pytest.raises(SessionError, match="no chat of this model"):
+            restore_session(engine, Chain("greedy", n_vocab=size), saved.record, forged)
 
 
 @pytest.mark.parametrize(

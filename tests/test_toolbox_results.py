@@ -114,3 +114,10 @@ def test_what_is_kept_is_bounded_and_says_so() -> None:
     again.restore({**store.state(), "odd": 3})
     again.cut(ToolCall("4", "x", {}), "e", 1)
     assert set(again.state()) == {"r2", "r3", "r1"}
+
+
+def test_what_was_never_saved_is_not_taken_up() -> None:
+    store = ResultStore()
+    for state in ([1], 3, None, {"r1": 3}):
+        store.restore(state)
+    assert len(store) == 0

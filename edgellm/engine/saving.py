@@ -128,6 +128,11 @@ def restore_session(
             hint=f"Load that model; this one is {engine.model.path.name}.",
         )
     branch = saved.record
+    if not _is_sound(branch, engine.vocabulary.size):
+        raise SessionError(
+            "the saved chat holds what no chat of this model does.",
+            hint="Use another copy; this one is not safe.",
+        )
     overlay = _overlay(engine, branch, adapters)
     saved_with = set_of(branch.adapters) if branch.adapters is not None else overlay.chosen
     tape = Tape(branch.tokens, [SpanKind(kind) for kind in branch.kinds], branch.sets(saved_with))
@@ -142,6 +147,18 @@ def restore_session(
     except BaseException:
         session.close()
         raise
+
+
+def _is_sound(branch: BranchRecord, n_vocab: int) -> bool:
+    """Whether a session may have been so: the checksum tells that a file is whole, not who wrote it."""
+    probe = branch.probe
+    tokens = [*branch.tokens, *(() if probe is None else (probe.token, *probe.ids))]
+    return (
+        all(0 <= token < n_vocab for token in tokens)
+        and {kind.value for kind in SpanKind}.issuperset(branch.kinds)
+        and all(count >= 0 for count, _ in branch.adapter_runs)
+        and (probe is None or 0 < len(probe.ids) == len(probe.logits))
+    )
 
 
 def _overlay(engine: Engine, branch: BranchRecord, wanted: AdapterSet | None) -> Overlay:

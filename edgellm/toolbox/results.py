@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from edgellm.errors import ToolError
 from edgellm.toolbox.tool import ToolOptions, raw_tool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from edgellm.toolbox.tool import Tool
     from edgellm.types import ToolCall
 
@@ -106,8 +105,9 @@ class ResultStore:
         """What is kept, as JSON values."""
         return dict(self._texts)
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up what was saved; what is not text is left out."""
-        for name, text in state.items():
-            if isinstance(cast("object", text), str):
-                self._texts[name] = text
+    def restore(self, state: object) -> None:
+        """Takes up what was saved; what is not text by its name is left out."""
+        if isinstance(state, Mapping):
+            for name, text in cast("Mapping[str, Any]", state).items():
+                if isinstance(text, str):
+                    self._texts[name] = text
