@@ -184,7 +184,8 @@ def add_chatting(parser: argparse.ArgumentParser) -> None:
         "--speculate",
         metavar="MODE",
         choices=SPECULATE,
-        help="guess what follows and compute it along: auto (while it pays), ngram, draft or off (default)",
+        help="guess what follows and compute it along: auto (while it pays; default with a draft model), ngram, "
+        "draft or off (default)",
     )
     group.add_argument(
         "--speculate-from",

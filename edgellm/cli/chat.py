@@ -25,7 +25,7 @@ examples:
   edgellm chat
   edgellm chat -m qwen3-0.6b --system "Be brief." --sampler "min_p(0.05) | temperature(0.8)"
   edgellm chat --tools my_tools.py --tool calculator
-  edgellm chat --tool files --set files.root=./notes --allow read_file
+  edgellm chat --tool files --set files.root=./notes --allow write_file
   edgellm chat --prompt "What is 23 * 17 + 4?"
   edgellm chat --load trip.chat
 

@@ -21,7 +21,7 @@ examples:
   edgellm tools list
   edgellm tools show calculator
   edgellm tools call calculator '{"expression": "23 * 17 + 4"}'
-  edgellm tools call read_file '{"path": "todo.txt"}' --set files.root=./notes --allow read_file
+  edgellm tools call read_file '{"path": "todo.txt"}' --set files.root=./notes
   edgellm tools list --tools my_tools.py
 """
 _WAIT_S = 0.1
