@@ -398,3 +398,14 @@ def test_a_message_that_is_edited_replaces_none_of_another_branch() -> None:
         assert [message.content for message in app.talk.current.chat.messages][-2:] == ["two", "Fine."]
 
     run(play, [words("1"), words("2"), words("Fine.")])
+
+
+def test_two_apps_keep_the_prompts_of_both(tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    first, second = History(path), History(path)
+    first.add("one")
+    second.add("two \udcff")
+    first.add("three")
+    assert [History(path).before(""), first.before("")] == ["three", "three"]
+    assert path.read_text().split("\0") == ["one", "two ?", "three"]
+    assert [each.name for each in tmp_path.iterdir()] == ["prompts"]

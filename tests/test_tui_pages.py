@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +393,8 @@ def test_the_status_line_has_a_bar_where_there_is_room_and_says_what_is_wrong() 
     shares = [Share("S", "system", 20), Share("U", "user", 40)]
     status = Status("little", "READY", 60, 100, 0.0, "", shares, ["throttled", "full"])
     assert status_line(status, 80).endswith(" READY  ctx 60/100 60%  ! throttled +1 ")
+    quick = replace(status, tok_s=41.5, worries=())
+    assert [status_line(quick, width).split()[-1] for width in (80, 30)] == ["tok/s", "60%"]
     assert status_line(status, 50).split() == ["edgellm", "little", "READY", "ctx", "60/100", "60%", "!"]
     assert status_line(status, 36).split() == ["little", "READY", "ctx", "60/100", "60%", "!"]
     wide = status_line(status, 110)

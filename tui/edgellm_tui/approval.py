@@ -126,7 +126,6 @@ class ApprovalModal(ModalScreen[None]):
             yield Static(id="answers", markup=False)
 
     def on_mount(self) -> None:
-        self.query_one("#ask").border_title = "PAUSED: the model asks to run a tool"
         self.set_interval(1.0, self._tick)
         self._draw()
 
@@ -136,7 +135,10 @@ class ApprovalModal(ModalScreen[None]):
 
     def on_resize(self) -> None:
         """Lays all of it out for the new size."""
-        self.set_class(self.size.height < _TIGHT_LINES, "-tight")
+        is_tight = self.size.height < _TIGHT_LINES
+        self.set_class(is_tight, "-tight")
+        title = "PAUSED: may this tool run?" if is_tight else "PAUSED: the model asks to run a tool"
+        self.query_one("#ask").border_title = title
         self._draw()
 
     # -- drawing ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,11 +164,8 @@ class History:
         self._at: int | None = None
         self._draft = ""
         if path is not None and path.is_file():
-            try:
-                lines = path.read_text(encoding="utf-8").split("\0")
-            except (OSError, ValueError):
-                lines = []
-            self._lines = [line for line in lines if line][-_MOST_HISTORY:]
+            with suppress(OSError):
+                self._lines = _kept_lines(path)
 
     @classmethod
     def of_user(cls) -> History:
@@ -184,7 +182,11 @@ class History:
             return
         try:
             private_dir(self._path.parent)
-            self._path.write_text("\0".join(self._lines), encoding="utf-8")
+            # Another app may have kept some since.
+            kept = _kept_lines(self._path) if self._path.is_file() else []
+            beside = self._path.with_suffix(f".{os.getpid()}")
+            beside.write_text("\0".join([*kept, text][-_MOST_HISTORY:]), encoding="utf-8", errors="replace")
+            beside.replace(self._path)
         except OSError:
             self._path = None
 
@@ -211,6 +213,10 @@ class History:
         """Any other key makes what is shown a new prompt."""
         if key not in ("up", "down"):
             self._at = None
+
+
+def _kept_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text("utf-8", "replace").split("\0") if line][-_MOST_HISTORY:]
 
 
 def _common_start(texts: Sequence[str]) -> str:

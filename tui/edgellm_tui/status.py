@@ -56,8 +56,9 @@ def status_line(status: Status, width: int) -> str:
             size = width // _BAR_PART
             right += f"  [{context_bar(status.shares, status.n_ctx, size)}]"
         right += f"  ctx {status.used}/{status.n_ctx} {100 * status.used // status.n_ctx}%"
-    if status.tok_s:
-        right += f"  {status.tok_s:.1f} tok/s"
+    speed = f"  {status.tok_s:.1f} tok/s" if status.tok_s else ""
+    if cell_len(right) + len(speed) + 3 <= width:
+        right += speed
     where = f"{status.page + '  ' if status.page else ''}{status.model}"
     left = f" edgellm  {where}"
     if status.worries:
