@@ -227,6 +227,14 @@ def test_folder_that_cannot_be_written(server: Served, tmp_path: Path) -> None:
         download_url(server.url("m.gguf"), tmp_path / "file" / "m.gguf", WHOLE)
 
 
+def test_text_that_is_written_through_a_link_leaves_the_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("kept")
+    for text in ("one", "two"):
+        disk.write_text(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "kept").read_text(encoding="utf-8") == text
+
+
 def test_progress_is_throttled_but_ends_are_told() -> None:
     seen: list[int] = []
     tell = throttled(lambda done, _total, _what: seen.append(done), seconds=60)

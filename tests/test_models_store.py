@@ -175,8 +175,9 @@ def test_verify_finds_a_flipped_bit(store: Store, server: Served, model_bytes: b
     data = bytearray(model_bytes)
     data[-100] ^= 1
     model.path.write_bytes(data)
-    with pytest.raises(ModelCorrupt, match="has the hash"):
+    with pytest.raises(ModelCorrupt, match="has the hash") as caught:
         store.verify("tiny")
+    assert "edgellm models pull tiny" in caught.value.hint
 
 
 def test_cut_file_is_seen_at_once_and_pulled_again(store: Store, server: Served, model_bytes: bytes) -> None:
@@ -425,8 +426,9 @@ def test_hub_download_resumes(store: Store, hub: Served, model_bytes: bytes) -> 
 def test_hub_file_that_differs_from_its_hash(store: Store, hub: Served, model_bytes: bytes) -> None:
     hub.claims_length = None
     wrong = ModelEntry("tiny", "", "MIT", (HfSource("acme/tiny-GGUF", "m.gguf"),), "m.gguf", sha256="0" * 64)
-    with pytest.raises(ModelCorrupt, match="has the hash"):
+    with pytest.raises(ModelCorrupt, match="has the hash") as caught:
         store.pull(wrong)
+    assert "the catalogue needs its new size and hash" in caught.value.hint
 
 
 @pytest.mark.parametrize(

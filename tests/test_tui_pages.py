@@ -474,6 +474,15 @@ def test_a_system_that_says_nothing_is_no_error(tmp_path: Path) -> None:
     assert read_machine(tmp_path, cores=1, load=0.0) == Machine(cores=1, load=0.0)
 
 
+def test_settings_behind_a_link_are_written_where_they_lie(tmp_path: Path) -> None:
+    path = settings_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(tmp_path / "mine.toml")
+    save_settings(Settings(theme="nord"))
+    assert path.is_symlink()
+    assert (tmp_path / "mine.toml").read_text(encoding="utf-8") == 'theme = "nord"\n'
+
+
 def test_a_wrong_setting_leaves_the_others_as_they_are() -> None:
     path = settings_path()
     path.parent.mkdir(parents=True, exist_ok=True)

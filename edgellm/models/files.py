@@ -58,7 +58,8 @@ def write_block(file: IO[bytes], block: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside and renames: the old file or the new one, never half of it."""
+    """Writes beside and renames: the old file or the new one, never half of it. A link stays one."""
+    path = Path(os.path.realpath(path))
     beside = path.with_name(path.name + ".new")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
@@ -114,7 +115,7 @@ def check_file(path: Path, wanted: Wanted, progress: Progress = silent, *, label
     """Hash of the file; raises ModelCorrupt where its size or hash is not the wanted one."""
     size = path.stat().st_size
     name = label or path.name
-    again = "Fetch it again: `edgellm models remove NAME`, then `edgellm models pull NAME`."
+    again = "Pull it again; if it is so then too, it has changed there: the catalogue needs its new size and hash."
     if wanted.size_bytes and size != wanted.size_bytes:
         raise ModelCorrupt(f"{name} has {size:,} bytes instead of {wanted.size_bytes:,}.", hint=again)
     actual = sha256_of(path, progress)

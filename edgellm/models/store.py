@@ -168,7 +168,10 @@ class Store:
         model = self._present(name)
         for file in model.files:
             path = model.path.with_name(file.name)
-            check_file(path, Wanted(file.size_bytes, file.sha256), progress, label=str(path))
+            try:
+                check_file(path, Wanted(file.size_bytes, file.sha256), progress, label=str(path))
+            except ModelCorrupt as error:
+                raise ModelCorrupt(error.message, hint=_again(name)) from None
         return model
 
     def remove(self, name: str) -> int:
@@ -232,8 +235,8 @@ class Store:
                 failures.append((source.kind, error))
         if len(failures) == 1:
             raise failures[0][1]
-        told = "; ".join(f"{kind}: {error.message}" for kind, error in failures)
-        raise DownloadError(f"{entry.name}: none of its sources worked. {told}", hint=failures[0][1].hint)
+        told = "; ".join(f"{kind}: {error.message.rstrip('.')}" for kind, error in failures)
+        raise DownloadError(f"{entry.name}: none of its sources worked. {told}.", hint=failures[0][1].hint)
 
     def _land(
         self, entry: ModelEntry, source: str, files: tuple[Path, ...], progress: Progress

@@ -127,9 +127,9 @@ def checked(found: Mapping[str, Any], where: str = "the settings") -> Settings:
 
 def save_settings(settings: Settings) -> Path:
     """Writes what differs from the defaults; comments and order of the file stay. Raises ConfigError."""
-    import os
-
     import tomlkit
+
+    from edgellm.atomic import replacing
 
     path = settings_path()
     defaults = Settings()
@@ -143,9 +143,8 @@ def save_settings(settings: Settings) -> Path:
             elif item.name in document:
                 del document[item.name]
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        beside = path.with_suffix(".new")
-        beside.write_text(tomlkit.dumps(document), encoding="utf-8")
-        os.replace(beside, path)
+        with replacing(path) as file:
+            file.write(tomlkit.dumps(document).encode())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be written: {error}.", hint="Check its permissions.") from None
     return path
