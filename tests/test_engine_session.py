@@ -310,6 +310,16 @@ def test_a_stage_that_raises_leaves_tape_and_memory_and_can_be_retried(engine: E
     assert len(session.tape) == len(tokens) + 1
 
 
+def test_a_session_that_cannot_be_closed_now_stays_whole(engine: Engine) -> None:
+    session = engine.session(chain(engine))
+    session.extend(entries([5, 6, 7]))
+    with engine.in_use(), pytest.raises(ConfigError, match="in use"):
+        session.close()
+    assert session.step().position == 3
+    session.close()
+    session.close()
+
+
 def test_same_seed_gives_the_same_tokens_also_after_rewind(engine: Engine) -> None:
     session = engine.session(chain(engine, "temperature(1.5) | dist(seed=3)"))
     session.extend(entries([5, 6, 7]))

@@ -415,6 +415,31 @@ def test_wishes_that_reach_into_the_prompt_or_repeat_without_effect_are_dropped(
     assert chain.accept(7) is None
 
 
+def test_a_stage_that_always_takes_back_is_heard_32_times_at_one_place() -> None:
+    chain = make([Undo(7, ban=[1]), "greedy"])
+    for ban in range(100, 132):
+        chain.python_stages[0].ban = [ban]  # type: ignore[attr-defined]
+        assert chain.accept(7) is not None
+        chain.rewind([])
+    chain.python_stages[0].ban = [200]  # type: ignore[attr-defined]
+    twin = chain.fork()
+    assert chain.accept(7) is None
+    assert draw(chain, peaked(131, 6), 0).token == 6
+    twin.python_stages[0].ban = [201]  # type: ignore[attr-defined]
+    assert twin.accept(7) is None
+
+
+@pytest.mark.parametrize("wish", [Rewind("x"), Rewind(True), Rewind(1, ban=5), Rewind(1, ban=("x",))])  # type: ignore[arg-type]
+def test_an_impossible_wish_names_its_stage(wish: Rewind, monkeypatch: pytest.MonkeyPatch) -> None:
+    def accept(_self: Undo, _token: int) -> Rewind:
+        return wish
+
+    monkeypatch.setattr(Undo, "accept", accept)
+    chain = make([Undo(7), "greedy"])
+    with pytest.raises(SamplerError, match="'undo'"):
+        chain.accept(7)
+
+
 def test_a_ban_that_would_leave_nothing_is_void() -> None:
     from edgellm.sampling.constraint import Constraint
 

@@ -91,11 +91,12 @@ class Engine:
 
     def release(self, session: Session) -> None:
         """Forgets a session and frees its sequence, once another thread's step is over."""
-        if session in self._sessions:
-            self._sessions.remove(session)
         if session.seq is not None:
+            # First what may be refused, from within a step: the session stays whole then.
             with self.in_use(wait_s=_CLOSE_WAIT_S):
                 self.give_back(session.memory)
+        if session in self._sessions:
+            self._sessions.remove(session)
 
     def give_back(self, memory: Memory) -> None:
         """Frees the sequence of a memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgellm.sampling.stage import StageVocabulary
 
 _NAN = float("nan")
+_MOST_REWINDS = 32  # to one place
 
 
 @dataclass(slots=True)
@@ -155,6 +157,8 @@ class Chain:
         self._length = 0
         self._drawn: list[int] = []
         self._bans: dict[int, frozenset[int]] = {}
+        # How often there was a rewind to a place that has a ban.
+        self._rewinds: dict[int, int] = {}
 
     # -- drawing
 
@@ -317,8 +321,9 @@ class Chain:
         """Tell all stages of one token that was drawn or forced and is on the tape.
 
         A stage may answer with the wish to take tokens back: cut the tape to the request's `position`, then
-        call `rewind` with the tape that is left. Wishes that reach beyond the last `replay`, or that repeat a
-        ban without effect, are dropped.
+        call `rewind` with the tape that is left. Wishes that reach beyond the last `replay`, that repeat a
+        ban without effect, or that come for the 33rd time at one place are dropped. Raises SamplerError for an
+        impossible one.
         """
         self._length += 1
         if not self._told:
@@ -332,16 +337,20 @@ class Chain:
         return request
 
     def _granted(self, stage: str, wish: Rewind) -> RewindRequest | None:
-        if wish.tokens < 1:
-            raise SamplerError(f"sampler stage '{stage}' asks to rewind {wish.tokens} tokens.")
+        if not _is_count(wish.tokens) or wish.tokens < 1:
+            raise SamplerError(f"sampler stage '{stage}' asks to rewind {wish.tokens!r} tokens.")
+        if not isinstance(wish.ban, Collection) or not all(map(_is_count, wish.ban)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise SamplerError(f"sampler stage '{stage}' bans {wish.ban!r}, which are no token ids.")
         if wish.tokens > len(self._drawn):
             return None
         position = self._length - wish.tokens
         ban = wish.ban or (self._drawn[-wish.tokens],)
         known = self._bans.get(position, frozenset())
-        if known.issuperset(ban):
+        count = self._rewinds.get(position, 0)
+        if known.issuperset(ban) or count >= _MOST_REWINDS:
             return None
         self._bans[position] = known.union(ban)
+        self._rewinds[position] = count + 1
         return RewindRequest(stage, wish.tokens, position, ban, wish.reason)
 
     def replay(self, tokens: Sequence[int]) -> None:
@@ -369,9 +378,10 @@ class Chain:
         """
         drawn = self._drawn[: max(0, len(self._drawn) - (self._length - len(tokens)))]
         bans = {position: ids for position, ids in self._bans.items() if position <= len(tokens)}
+        rewinds = {position: self._rewinds[position] for position in bans}
         self.reset()
         self.replay(tokens)
-        self._drawn, self._bans = drawn, bans
+        self._drawn, self._bans, self._rewinds = drawn, bans, rewinds
 
     @property
     def python_stages(self) -> tuple[object, ...]:
@@ -415,13 +425,17 @@ class Chain:
                 part.tell(token)
         twin._length = self._length
         twin._drawn = list(self._drawn)
-        twin._bans = dict(self._bans)
+        twin._bans, twin._rewinds = dict(self._bans), dict(self._rewinds)
         return twin
 
     def close(self) -> None:
         """Free native memory. May be called twice."""
         for part in self._parts:
             part.close()
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _check_logits(maximum: float) -> None:
