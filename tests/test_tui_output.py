@@ -7,10 +7,12 @@ import importlib.util
 import io
 import os
 import re
+import threading
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -21,7 +23,9 @@ from edgellm_tui.pages import PAGES
 from edgellm_tui.rows import Rows
 from edgellm_tui.settings import Settings
 from edgellm_tui.slow_link import PacedFile, Pacer, paced_driver
+from edgellm_tui.typed_bytes import take_any_bytes
 from textual.driver import Driver
+from textual.drivers import linux_driver
 from textual.drivers.headless_driver import HeadlessDriver
 from textual.pilot import Pilot
 from textual.widget import Widget
@@ -309,3 +313,23 @@ def test_the_tour_shows_pictures_that_are_there_and_every_page_key() -> None:
     for info in PAGES.values():
         key = info.key.upper() if info.key[1:].isdigit() else info.key
         assert f"| {key} |" in tour, info
+
+
+def test_bytes_that_are_no_text_do_not_end_the_app() -> None:
+    take_any_bytes(linux_driver.LinuxDriver)
+    came, typed = os.pipe()
+    os.write(typed, b"caf\xe9 \xff!")
+    os.close(typed)
+    keys: list[str] = []
+    driver: Any = object.__new__(linux_driver.LinuxDriver)
+    driver.fileno, driver._debug, driver.exit_event = came, False, threading.Event()
+
+    def take(event: Any) -> None:
+        keys.append(event.character)
+        if event.character == "!":
+            driver.exit_event.set()
+
+    driver.process_message = take
+    driver.run_input_thread()
+    os.close(came)
+    assert keys == [*"caf\ufffd \ufffd!"]

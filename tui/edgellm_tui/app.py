@@ -47,6 +47,7 @@ from edgellm_tui.status import Line, status_line
 from edgellm_tui.status_now import status_of
 from edgellm_tui.strand import told
 from edgellm_tui.talk import Talk
+from edgellm_tui.typed_bytes import take_any_bytes
 from edgellm_tui.worker import Called, Ended, EngineWorker, Heard, Question
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class EdgeApp(App[int]):
         speed = self.settings.slow_link_bps
         self.pacer = Pacer(speed) if speed > 0 else None
         kind = self.get_driver_class()
+        take_any_bytes(kind)
         super().__init__(driver_class=paced_driver(kind, self.pacer) if self.pacer is not None else kind)
         self.glyphs = glyphs.fitting(self.settings.glyphs)
         glyphs.draw_scroll_bars(self.glyphs)
