@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -636,3 +638,13 @@ def test_what_has_become_of_the_memory_is_said_once() -> None:
         assert notes() == [str(rebuilt)]
 
     run(play, runtime=runtime)
+
+
+def test_a_terminated_app_saves_and_leaves() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "one")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await wait_until(pilot, lambda: app.return_code == 0, "the end")
+
+    run(play, [words("1")])
+    assert list(chat_index().folder.glob("*.chat"))

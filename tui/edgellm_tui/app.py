@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
@@ -186,6 +188,11 @@ class EdgeApp(App[int]):
         self.worker.start()
         self.open_model(self.choice.wanted)
         self._show_status()
+        with suppress(NotImplementedError, RuntimeError, ValueError):
+            # Otherwise the process would end there and then, with the terminal as the app had set it.
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGTERM, lambda: self.run_worker(self.action_quit())
+            )
 
     def open_model(self, model: str) -> None:
         """Loads a model in the background and begins a chat on it."""
