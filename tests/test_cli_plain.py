@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,3 +121,20 @@ def test_a_question_shows_all_of_what_would_run(
     answer = approval.Approver(Toolset(python))(call, python.spec, "python asks.")
     assert answer.decision == "deny"
     assert "delete_everything()" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_what_was_typed_before_a_question_does_not_answer_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    monkeypatch.setattr(approval, "_is_somebody_there", lambda: True)
+    with os.fdopen(slave, encoding="utf-8") as typed, os.fdopen(master, "wb", buffering=0) as keys:
+        monkeypatch.setattr(sys, "stdin", typed)
+
+        def read() -> str:
+            keys.write(b"n\n")
+            return typed.readline()
+
+        monkeypatch.setattr(approval, "_typed_line", read)
+        keys.write(b"y\n")
+        answer = approval.Approver(Toolset(python))(ToolCall("1", "python", {"code": ""}), python.spec, "")
+    assert answer.decision == "deny"

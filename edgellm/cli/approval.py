@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import select
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from edgellm import grants
@@ -81,6 +81,7 @@ class Approver:
         try:
             # Before the question is seen: Ctrl-C may come at once.
             with self.asking():
+                _forget_typed()
                 say("")
                 print(styled(f"{spec.name} {arguments}", "bold", sys.stderr), file=sys.stderr)
                 print(f"{one_line(reason)} Allow it? {choices}: ", end="", file=sys.stderr, flush=True)
@@ -100,6 +101,15 @@ class Approver:
 
     def _origin(self, name: str) -> str:
         return grants.grant_origin(self._toolset.get(name).origin) if name in self._toolset else ""
+
+
+def _forget_typed() -> None:
+    """What was typed before a question is seen is no answer to it."""
+    if sys.platform != "win32":
+        import termios
+
+        with suppress(termios.error, OSError):
+            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
 def _typed_line() -> str:
