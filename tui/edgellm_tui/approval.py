@@ -112,7 +112,7 @@ class ApprovalModal(ModalScreen[None]):
         lines.append(("once", "a", "allow once"))
         if self.question.spec.is_grantable:
             lines.append(("session", "A", "allow this tool for this session"))
-            lines.append(("always", "t", "allow this tool for always, while its file is the same"))
+            lines.append(("always", "t", "allow this tool of this file for always"))
         lines.append(("edit", "e", "edit the arguments"))
         lines.append(("raw", "v", "show the tokens as they were written"))
         return lines
