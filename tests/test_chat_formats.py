@@ -184,3 +184,21 @@ def test_other_names_of_formats() -> None:
 def test_half_a_pair_in_a_python_string_is_one_unknown_character(written: str, read: str) -> None:
     (call,) = edgellm.parse(f'[add(a="{written}")]', format="pythonic").calls
     assert call.arguments == {"a": read}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r'["\ud83d\ude00"]', ["\U0001f600"]),
+        (r'["\ud83d"]', ["\ufffd"]),
+        (r"['\ud83d', '\ud83d\ude00']", ["\ufffd", "\U0001f600"]),
+    ],
+)
+def test_half_a_pair_in_a_tagged_value_is_one_unknown_character(written: str, read: list[str]) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "string"}}}}
+    (call,) = edgellm.parse(
+        f"<tool_call>\n<function=add>\n<parameter=a>\n{written}\n</parameter>\n</function>\n</tool_call>",
+        format="qwen3-coder",
+        tools=[{"name": "add", "parameters": schema}],
+    ).calls
+    assert call.arguments == {"a": read}

@@ -122,9 +122,18 @@ def _number(text: str, kind: str) -> Any:
 
 def _json(text: str) -> Any:
     try:
-        return loads(text)
+        return _in_characters(text, loads(text))
     except ValueError:
         return _MISSING
+
+
+def _in_characters(text: str, value: Any) -> Any:
+    """The value of a text; halves of surrogate pairs, which escapes can spell, joined or replaced."""
+    if "\\" not in text:
+        return value
+    spelled = json.dumps(value, ensure_ascii=False)
+    clean = spelled.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value if clean == spelled else loads(clean)
 
 
 def _literal(text: str) -> Any:
@@ -134,6 +143,7 @@ def _literal(text: str) -> Any:
     try:
         value = ast.literal_eval(text)
         json.dumps(value)
+        value = _in_characters(text, value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return _MISSING
     return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
