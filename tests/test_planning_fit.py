@@ -99,7 +99,11 @@ def test_what_the_user_asked_for_is_never_changed(model: Path) -> None:
     # The sum, and the way out.
     assert "weights +" in caught.value.message
     assert "8,192 tokens, f16" in caught.value.message
-    assert "smaller n_ctx" in caught.value.hint
+    assert "smaller n_ctx or a smaller KV type" in caught.value.hint
+    quantized = replace(asked, kv_type_k="q8_0", kv_type_v="q8_0")
+    with pytest.raises(OutOfMemory) as caught:
+        fit_options(inspect_gguf(model), quantized, machine=machine(1))
+    assert "smaller n_ctx" in caught.value.hint and "KV type" not in caught.value.hint
 
 
 def test_where_nothing_fits_the_smallest_sum_is_shown(model: Path) -> None:

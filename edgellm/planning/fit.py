@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgellm.planning.demand import Demand, Machine
     from edgellm.types import LoadOptions
 
+_WIDE_TYPES = ("f32", "f16", "bf16")
 _SMALLEST_CTX = 1024
 _SMALL_UBATCH = 128
 _AMPLE = 0.6  # where this share of the room is enough, by an estimate that is high, nobody needs to rehearse
@@ -227,7 +228,9 @@ class Fitting:
         beside += f" + {gigabytes(adapters)} adapters" if adapters else ""
         smaller = "Take a smaller quantization"
         if self.asked.n_ctx > _SMALLEST_CTX:
-            smaller = "Ask for a smaller n_ctx or a smaller KV type (kv_type_k='q8_0')"
+            smaller = "Ask for a smaller n_ctx"
+            if options.kv_type_k in _WIDE_TYPES:
+                smaller += " or a smaller KV type (kv_type_k='q8_0')"
         if draft:
             smaller = f"Leave the draft model out, {smaller[0].lower()}{smaller[1:]}"
         return OutOfMemory(
