@@ -248,3 +248,11 @@ def test_context_reads_dotted_settings() -> None:
     assert context.setting("flat") == 1
     assert context.setting("flat.deeper", "no") == "no"
     assert context.setting("files.other") is None
+
+
+def test_an_async_generator_is_refused() -> None:
+    async def numbers() -> Any:
+        yield 1
+
+    with pytest.raises(ToolError, match="async generator"):
+        tool(numbers)

@@ -60,6 +60,11 @@ def where(function: Callable[..., Any]) -> str:
 
 def check_declaration(function: Callable[..., Any], name: str, *, is_method: bool) -> None:
     """Looks at parameter kinds and missing hints, without resolving a hint. Raises ToolError."""
+    if inspect.isasyncgenfunction(inspect.unwrap(function)):
+        raise ToolError(
+            f"Tool {name!r} ({where(function)}) is an async generator: it has no result.",
+            hint="Return a list instead of yielding.",
+        )
     for parameter in _plain_parameters(function, name, is_method=is_method):
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             stars = "*" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else "**"
