@@ -234,13 +234,16 @@ class Agent:
                 yield PrefillProgress(done, total)
                 yield NEXT_TOKEN
         except Cancelled:
+            self.conversation.give_up()
             if step > 0:
                 self.conversation.postpone(tail)
             turn.finish_reason = "cancelled"
             return True
         except BaseException:
-            if step > 0 and not is_on_tape:
-                self.conversation.postpone(tail)
+            if not is_on_tape:
+                self.conversation.give_up()
+                if step > 0:
+                    self.conversation.postpone(tail)
             raise
         if not is_on_tape:
             self.conversation.commit(plan)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgellm.chat.formats.wire import WireFormat
     from edgellm.chat.template import ChatTemplate
     from edgellm.engine.session import Session
+    from edgellm.engine.tape import Tape
     from edgellm.types import ReasoningPolicy, Segment, ToolSpec
 
 
@@ -95,6 +96,8 @@ class Conversation:
         self.reasoning_policy: ReasoningPolicy = "keep"
         self._is_begun = False
         self._answer_start = 0
+        # Tape and starts before a plan cut them, until it is on the tape.
+        self._before: tuple[Tape, list[int]] | None = None
 
     # -- rendering ------------------------------------------------------------------------------------
 
@@ -163,8 +166,25 @@ class Conversation:
             if token != known:
                 break
             shared += 1
-        self.session.rewind(shared)
+        self._cut(shared)
         return entries[shared:]
+
+    def _cut(self, length: int) -> None:
+        """Cuts the tape for a plan."""
+        if self._is_begun and self._before is None and length < len(self.session.tape):
+            self._before = self.session.tape.copy(), list(self.starts)
+        self.session.rewind(length)
+
+    def give_up(self) -> None:
+        """The newest plan does not come onto the tape: what was cut away for it is put back, uncomputed."""
+        before, self._before = self._before, None
+        session = self.session
+        length = len(session.tape)
+        if before is not None and not session.is_closed and before[0].tokens[:length] == session.tape.tokens:
+            session.tape.take(before[0], length)
+            session.hold_logits(None)
+            session.drawing.tell_anew()
+            self.starts = before[1]
 
     def first_prompt(
         self,
@@ -205,7 +225,7 @@ class Conversation:
             return ()
         segments, has_other_end = self._behind_answer(messages)
         if has_other_end:
-            session.rewind(len(session.tape) - 1)
+            self._cut(len(session.tape) - 1)
         return segments
 
     def _behind_answer(self, messages: Sequence[Message]) -> tuple[tuple[Segment, ...], bool]:
@@ -274,6 +294,7 @@ class Conversation:
 
     def commit(self, plan: Plan) -> None:
         """The plan's tokens are on the tape now."""
+        self._before = None
         start = len(self.session.tape) - len(plan.entries)
         if not self._is_begun:
             start = 0
@@ -404,6 +425,7 @@ class Conversation:
     ) -> None:
         """Other messages stand on the tape now: each with its index before (None: it is new) and its start."""
         pins = {new for new, (_, old) in enumerate(messages) if old in self.pins}
+        self._before = None
         self.messages = [message for message, _ in messages]
         self.starts = list(starts)
         self.pins = pins
@@ -450,6 +472,7 @@ class Conversation:
             kinds = self.session.tape.kinds
             start = kinds.index(SpanKind.USER) if SpanKind.USER in kinds else 0
             self._is_begun = False
+            self.starts = [0] * len(self.starts)
         self.session.rewind(start)
         if start > 0:
             # Messages that were appended together leave the tape together; those to keep are appended again.

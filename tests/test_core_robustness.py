@@ -25,6 +25,7 @@ from edgellm.native.library import log_text
 from edgellm.native.model import Model
 from edgellm.sampling.chain import Chain
 from edgellm.sampling.stage import Rewind
+from edgellm.scripted import Scripted
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
@@ -684,6 +685,19 @@ def test_fork_of_a_session_with_held_back_tokens_has_none_of_them(engine: Engine
 # -- messages --------------------------------------------------------------------------------------------------
 
 
+def test_message_that_is_too_long_does_not_open_the_answer_before_it(runtime: edgellm.Runtime) -> None:
+    """The model had ended it by another token than the template does, which was taken off for the message."""
+    end = runtime.vocabulary.special_tokens["<|endoftext|>"]
+    chat = runtime.chat(sampler=[Scripted(["Hi."], end)], template="chatml")
+    chat.ask("Hello.")
+    tape = chat.tape
+    with pytest.raises(edgellm.ContextFull):
+        chat.ask("x" * 20 * runtime.n_ctx)
+    assert chat.tape == tape
+    assert not chat.is_answer_open
+    chat.close()
+
+
 def test_rewind_between_the_results_of_parallel_calls_keeps_the_one_that_stays(
     runtime: edgellm.Runtime,
 ) -> None:
@@ -765,7 +779,6 @@ def test_completion_that_is_never_started_leaves_nothing_behind(runtime: edgellm
 AFTER_CLOSE = """
     import gc, sys, asyncio
     import edgellm
-    from edgellm.scripted import Scripted
 
     @edgellm.tool(permission="auto")
     def add(a: int, b: int) -> int:
@@ -933,7 +946,6 @@ def test_chats_may_be_closed_forked_and_saved_beside_async_turns(
 ASYNC_EXIT = """
     import asyncio, sys
     import edgellm
-    from edgellm.scripted import Scripted
 
     runtime = edgellm.load(sys.argv[1], n_ctx=1024, threads=1)
     end = runtime.vocabulary.special_tokens["<|im_end|>"]

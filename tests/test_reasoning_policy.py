@@ -64,6 +64,44 @@ def test_render_computes_from_the_first_difference(runtime: edgellm.Runtime) -> 
     chat.close()
 
 
+@pytest.mark.parametrize("is_too_long", [True, False], ids=["too long", "reader left"])
+def test_render_of_a_turn_that_does_not_begin_leaves_the_tape(
+    runtime: edgellm.Runtime, is_too_long: bool
+) -> None:
+    """The tape was cut before the old reasoning: the messages behind it were not there, and an answer seemed open."""
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+    chat = runtime.chat(sampler=[Scripted([THOUGHT, "Six."], end)], template=DROPS, reasoning_policy="render")
+    list(chat.send("2 + 2?"))
+    tape, spans, starts = chat.tape, chat.spans, chat.conversation.starts
+    if is_too_long:
+        with pytest.raises(edgellm.ContextFull):
+            list(chat.send("3 + 3? " * runtime.n_ctx))
+    else:
+        turn = chat.send("3 + 3? " * 50)
+        next(turn)
+        turn.close()
+    assert (chat.tape, chat.spans, chat.conversation.starts) == (tape, spans, starts)
+    assert not chat.is_answer_open
+    assert chat.ask("3 + 3?") == "Six."
+    assert "<think>" not in text_of(chat)
+    assert_sound(chat)
+    chat.close()
+
+
+def test_rewind_under_render_leaves_no_message_where_nothing_is(runtime: edgellm.Runtime) -> None:
+    """Messages to keep are rendered with the next one: they had places beyond the tape's end, behind later ones."""
+    end = runtime.vocabulary.special_tokens["<|im_end|>"]
+    script = Scripted([THOUGHT, "Six.", "Nine."], end)
+    chat = runtime.chat(sampler=[script], template=DROPS, reasoning_policy="render")
+    list(chat.send("2 + 2?"))
+    list(chat.send("3 + 3?"))
+    chat.rewind(2)
+    assert all(start <= len(chat.tape) for start in chat.conversation.starts)
+    list(chat.send("4 + 5?"))
+    assert chat.conversation.starts == sorted(chat.conversation.starts)
+    chat.close()
+
+
 @pytest.mark.parametrize("has_fork", [False, True], ids=["alone", "memory is shared"])
 def test_excise_cuts_the_reasoning_out(runtime: edgellm.Runtime, has_fork: bool) -> None:
     end = runtime.vocabulary.special_tokens["<|im_end|>"]
