@@ -215,6 +215,40 @@ def test_a_file_is_opened_by_its_path(little: Path, tmp_path: Path) -> None:
     run(play, runtime=runtime, waits_for_chat=False)
 
 
+def test_what_only_looks_like_a_model_of_this_folder_does_not_empty_the_page(little: Path) -> None:
+    Path("gone.gguf").symlink_to("nowhere")
+    Path("folder.gguf").mkdir()
+    shutil.copyfile(little, "real.gguf")
+    rows = model_page.model_rows()
+    assert [Path(row.load).name for row in rows if row.is_file] == ["real.gguf"]
+    assert "little" in [row.load for row in rows]
+
+
+def test_only_a_model_that_was_loaded_is_the_one_to_begin_with(little: Path) -> None:
+    edgellm.pull("little")
+
+    class Breaks(Shelf):
+        def load(self, model: str) -> ScriptedRuntime:
+            if Path(model).name == "broken.gguf":
+                raise edgellm.ModelCorrupt("it ends too early", hint="Fetch it again.")
+            return super().load(model)
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        shutil.copyfile(little, "broken.gguf")
+        await pilot.press("f5")
+        await choose(app, pilot, str(Path("broken.gguf").absolute()))
+        await pilot.press("enter")
+        await shown(pilot, "it ends too early")
+        assert load_settings().model == ""
+        await pilot.press("f5")
+        await choose(app, pilot, "little")
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: app.talk.is_ready)
+        assert load_settings().model == "little"
+
+    run(play, runtime=Breaks())
+
+
 def test_what_is_here_is_planned_as_load_would_once_the_cursor_rests(
     little: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from edgellm import EdgeError
 from edgellm_tui.model_page import ModelPage
 from edgellm_tui.saved_chats import model_of
+from edgellm_tui.settings import save_settings
 from edgellm_tui.strand import told
 
 if TYPE_CHECKING:
@@ -25,6 +28,20 @@ class ModelChoice:
         """Loads a model in the background and begins a chat on it."""
         self.wanted = model
         self._app.talk.open_model(model, self._ready, self._missing)
+
+    def choose(self, model: str) -> None:
+        """The same for the user's own choice: once it is loaded, the app begins with it the next time as well."""
+        self.wanted = model
+        self._app.talk.open_model(model, partial(self._chosen, model), self._missing)
+
+    def _chosen(self, model: str) -> None:
+        settings = self._app.settings
+        settings.model = model
+        try:
+            save_settings(settings)
+        except EdgeError as error:
+            self._app.news.append(told(error))
+        self._ready()
 
     def _ready(self) -> None:
         talk = self._app.talk

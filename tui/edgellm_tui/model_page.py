@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,12 @@ from edgellm_tui.fetching import Fetching
 from edgellm_tui.model_fit import available_bytes, fits, megabytes, plan_of, plan_words
 from edgellm_tui.pages import PageView
 from edgellm_tui.plain import one_line
-from edgellm_tui.settings import save_settings
 from edgellm_tui.status import Line
 from edgellm_tui.worker import Called
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from textual.app import ComposeResult
 
     from edgellm import Plan
@@ -70,11 +72,17 @@ def model_rows() -> list[ModelRow]:
         rows.append(
             ModelRow(name, model.size_bytes, True, model.licence, description="no longer in the catalogue")
         )
-    for path in sorted(Path.cwd().glob("*.gguf")):
-        rows.append(
-            ModelRow(str(path), path.stat().st_size, True, description="a file of this folder", is_file=True)
-        )
+    for path, size in _files_here():
+        rows.append(ModelRow(str(path), size, True, description="a file of this folder", is_file=True))
     return sorted(rows, key=lambda row: (not row.is_here, not row.is_default))
+
+
+def _files_here() -> Iterator[tuple[Path, int]]:
+    """The .gguf files of the working folder with their sizes; links to nothing and folders are left out."""
+    for path in sorted(Path.cwd().glob("*.gguf")):
+        with suppress(OSError):
+            if path.is_file():
+                yield path, path.stat().st_size
 
 
 class ModelPage(PageView):
@@ -257,13 +265,8 @@ class ModelPage(PageView):
 
     def _load(self, model: str) -> None:
         app = self.edge
-        app.settings.model = model
-        try:
-            save_settings(app.settings)
-        except edgellm.EdgeError as error:
-            app.report(error)
         self.query_one("#first", Line).set("")
-        app.open_model(model)
+        app.choice.choose(model)
         app.run_worker(app.action_page("chat"))
 
     # -- fetching -----------------------------------------------------------------------------------------
