@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,30 @@ def test_what_is_sent_during_an_answer_waits_for_its_end() -> None:
         await settled(pilot)
         chat: Any = app.talk.current.chat
         assert [text for text, _ in chat.sent] == ["one", "two"]
+
+    run(play, runtime=ScriptedRuntime([[*words("first"), gate], words("second")]))
+
+
+def test_a_message_that_cannot_be_sent_does_not_hold_up_those_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gate = Gate()
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await say(pilot, "one")
+        await wait_until(pilot, gate.reached.is_set)
+        note = Path("note.txt")
+        note.write_text("x", encoding="utf-8")
+        await say(pilot, "two @note.txt")
+        await say(pilot, "three")
+        note.unlink()
+        gate.open()
+        await shown(pilot, "second")
+        await settled(pilot)
+        chat: Any = app.talk.current.chat
+        assert [text for text, _ in chat.sent] == ["one", "three"]
+        assert "note.txt cannot be read" in screen_text(app)
 
     run(play, runtime=ScriptedRuntime([[*words("first"), gate], words("second")]))
 

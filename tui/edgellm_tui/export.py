@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import edgellm
 from edgellm import ConfigError, SpanKind
 from edgellm_tui.plain import visible
-from edgellm_tui.token_text import MARKS_LEGEND, mark, probability
+from edgellm_tui.token_text import MARKS_LEGEND, mark, probability, token_text
 from edgellm_tui.trace_file import as_trace
 
 if TYPE_CHECKING:
@@ -139,7 +139,9 @@ def as_json(title: str, model: str, chat: Any, transcript: Transcript, steps: Ma
         step = steps.get(position)
         if step is not None and step.token == token:
             record |= {"p": _rounded(probability(step)), "is_forced": step.is_forced}
-            record["top"] = [[text, _rounded(p)] for text, p in _top(step, piece)]
+            record["top"] = [
+                [other.decode("utf-8", "backslashreplace"), _rounded(p)] for other, p in _top(step, piece)
+            ]
         tokens.append(record)
     whole = {
         "edgellm": edgellm.__version__,
@@ -206,7 +208,7 @@ def _spans(tokens: Iterable[tuple[int, int]], steps: Mapping[int, Step], piece: 
         if step is None or p is None:
             yield shown
             continue
-        rivals = ", ".join(f"{other!r} {share:.3f}" for other, share in _top(step, piece))
+        rivals = ", ".join(f"'{token_text(other)}' {share:.3f}" for other, share in _top(step, piece))
         told = html.escape(visible(f"p {p:.3f}; {rivals}" if rivals else f"p {p:.3f}"), quote=True)
         shade = f' class="p{" -=*".index(doubt)}"' if doubt != " " else ""
         behind = f"<sup>{doubt}</sup>" if doubt != " " else ""
@@ -234,13 +236,13 @@ def _tape(chat: Any) -> Iterator[tuple[int, int, SpanKind]]:
             yield position, tape[position], span.kind
 
 
-def _top(step: Step, piece: Any) -> list[tuple[str, float]]:
+def _top(step: Step, piece: Any) -> list[tuple[bytes, float]]:
     """The most probable rows before any stage."""
     if step.distribution is None:
         return []
     raw = step.distribution.raw
     rows = zip(raw.ids[:_TOP_ROWS], raw.probs[:_TOP_ROWS], strict=True)
-    return [(piece(int(token)).decode("utf-8", "backslashreplace"), float(p)) for token, p in rows]
+    return [(piece(int(token)), float(p)) for token, p in rows]
 
 
 def _rounded(p: float | None) -> float | None:

@@ -42,9 +42,9 @@ class Outbox:
         app.conversation.scroll_end(animate=False)
 
     def send_next(self) -> None:
-        """Sends the first of those that wait, where that is possible now."""
+        """Sends the first of those that wait, where that is possible now; one that cannot be sent gives way."""
         app = self._app
-        if self._waiting and app.talk.is_ready and not app.worker.is_busy:
+        while self._waiting and app.talk.is_ready and not app.worker.is_busy:
             text = self._waiting.pop(0)
             app.hint(f"{len(self._waiting)} waiting to be sent" if self._waiting else "")
             self.say(text)
