@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from edgellm_tui import glyphs
 from edgellm_tui.app import EdgeApp
 from edgellm_tui.distribution import bar_rows, candidates, draw_rows, packed, stage_rows, summary
-from edgellm_tui.drawn import bar, plain, sparkline
+from edgellm_tui.drawn import bar, plain, sparkline, titled
 from edgellm_tui.kept import is_thin, thinned
+from edgellm_tui.plain import fitted
+from edgellm_tui.rows import rule
 from edgellm_tui.settings import Settings
 from edgellm_tui.token_text import mark, quoted, share, token_text
 from edgellm_tui.whatif import without
@@ -115,6 +118,29 @@ def test_the_drawn_token_is_among_the_rows_however_improbable() -> None:
 def test_rows_that_were_not_kept_are_not_called_cut() -> None:
     step = drawn_step("top_k(40) | temperature(0.7) | dist", rows=4)
     assert all(not each.cut_by for each in candidates(step, 4))
+
+
+def test_what_a_grammar_forbids_is_cut_by_it_however_many_rows_it_leaves() -> None:
+    made = Chain("temperature(0.7) | dist", n_vocab=400, seed=1)
+    logits = random_logits(400, 1)
+    best = np.argsort(-logits)
+    allowed = np.sort(best[[0, *range(2, 300)]]).astype(np.int32)
+    constraint: Any = SimpleNamespace(allowed_ids=lambda: allowed)
+    draw = made.sample(logits, StepContext(7), trace=20, constraint=constraint)
+    made.close()
+    step = edgellm.Step(draw.token, b" x", 7, distribution=draw.distribution, is_constrained=True)
+    found = candidates(step, 5)
+    assert [each.cut_by for each in found] == ["", "constraint", "", "", ""]
+    assert "cut: grammar" in "\n".join(plain(row) for row in bar_rows(step, piece_of, 80, 5, glyphs.BOX))
+    table = [plain(row) for row in stage_rows(step, piece_of, 90, 5)]
+    assert [line.count("cut") for line in table[3:]] == [0, 1, 0, 0, 0] and ".." not in "".join(table)
+
+
+def test_what_is_too_long_for_its_line_ends_in_dots() -> None:
+    assert fitted("a chain", 7) == "a chain" and fitted("a chain", 6) == "a ch.."
+    row = plain(titled("top_k > top_p > temp", 16, glyphs.BOX))
+    assert row == "── top_k > top.." == rule("top_k > top_p > temp", 16, glyphs.BOX)
+    assert fitted("京京京", 5) == "京 .."
 
 
 def test_a_step_kept_in_short_shows_the_same_ends() -> None:

@@ -213,6 +213,16 @@ def test_a_tool_is_called_by_hand_and_what_is_wrong_is_said() -> None:
     run(play)
 
 
+def test_lines_of_a_list_that_do_not_fit_end_in_dots() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
+        await pilot.press("f8")
+        await shown(pilot, "] calculator")
+        (line,) = [line for line in screen_text(app).splitlines() if "] calculator" in line]
+        assert line.endswith("..") and len(line) <= 50
+
+    run(play, size=(50, 24))
+
+
 def test_a_tool_is_offered_in_new_chats_or_not() -> None:
     async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
         await pilot.press("f8")

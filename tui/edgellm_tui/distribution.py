@@ -14,11 +14,13 @@ from edgellm_tui.token_text import bits, quoted, share
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edgellm import Rows, Step
+    from edgellm import Distribution, Rows, Step
     from edgellm_tui.glyphs import Glyphs
 
 # Of steps that are kept in short, the last rows go by this name: which stage cut what is not known any more.
 FINAL = "final"
+# Stages that may take out what is probable, and leave the logits of the rest as they are.
+_REMOVES = ("constraint", "ban", "typical", "xtc")
 _SHORT = {
     "temperature": "temp",
     "temperature_ext": "temp",
@@ -32,13 +34,14 @@ _SHORT = {
 class Candidate:
     """A token that could have come. `after[i]` is its probability after stage i, None where it is not among the rows.
 
-    `cut_by` names the stage that took it out, "" where none did or where that cannot be told.
+    `cut_by` names the stage that took it out, "" where none did or where that cannot be told; `cut_at` is its index.
     """
 
     token: int
     raw: float
     after: tuple[float | None, ...]
     cut_by: str
+    cut_at: int | None
     is_drawn: bool
 
     @property
@@ -62,16 +65,28 @@ def candidates(step: Step, count: int) -> list[Candidate]:
     found: list[Candidate] = []
     for token, p in chosen:
         after = tuple(table.get(token) for table in tables)
-        found.append(Candidate(token, p, after, _cut_by(token, seen.stages, tables), token == step.token))
+        cut_at = _cut_at(token, seen, tables)
+        cut_by = seen.stages[cut_at].stage if cut_at is not None else ""
+        found.append(Candidate(token, p, after, cut_by, cut_at, token == step.token))
     return found
 
 
-def _cut_by(token: int, stages: Sequence[Rows], tables: Sequence[dict[int, float]]) -> str:
-    for rows, table in zip(stages, tables, strict=True):
+def _cut_at(token: int, seen: Distribution, tables: Sequence[dict[int, float]]) -> int | None:
+    before = seen.raw
+    for index, (rows, table) in enumerate(zip(seen.stages, tables, strict=True)):
         # Rows that were not kept may be there all the same.
-        if token not in table and rows.n_left == len(table):
-            return rows.stage
-    return ""
+        if token not in table and (rows.n_left == len(table) or _is_passed_over(token, before, rows)):
+            return index
+        before = rows
+    return None
+
+
+def _is_passed_over(token: int, before: Rows, rows: Rows) -> bool:
+    """Less probable rows were kept, behind a stage that changes none of those it leaves."""
+    if rows.stage not in _REMOVES or not len(rows.ids):
+        return False
+    at = before.ids.tolist().index(token) if token in before.ids else None
+    return at is not None and bool(before.logits[at] > rows.logits[-1])
 
 
 def short(stage: str) -> str:
@@ -177,11 +192,11 @@ def stage_rows(
         line = f"{'>' if is_pointed else ' '}{rank:>2} {quoted(text_of(each.token), name_width)}"
         line = f"{line:<{lead}}{share(each.raw):>{cell}}"
         is_cut = False
-        for index, rows in stages:
+        for index, _ in stages:
             p = each.after[index]
             if p is not None:
                 line += f"{share(p):>{cell}}"
-            elif not is_cut and rows.n_left == len(rows.ids):
+            elif not is_cut and each.cut_at is not None and each.cut_at <= index:
                 line += f"{'cut':>{cell}}"
                 is_cut = True
             else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region, Size
@@ -14,6 +13,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from edgellm_tui.look import Palette, palette_of
+from edgellm_tui.rows import rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +46,7 @@ def plain(row: Row) -> str:
 
 def titled(title: str, width: int, glyphs: Glyphs, role: str = "muted") -> Row:
     """A line across with a title in it."""
-    head = f"{glyphs.rule * 2} {title} "
-    return [(set_cell_size(head + glyphs.rule * max(0, width - cell_len(head)), width), role)]
+    return [(rule(title, width, glyphs), role)]
 
 
 def bar(share: float, width: int, glyphs: Glyphs) -> str:

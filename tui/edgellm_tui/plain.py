@@ -35,6 +35,13 @@ def one_line(text: str, width: int = 0) -> str:
     return set_cell_size(flat, max(0, width - 3)).rstrip() + "..."
 
 
+def fitted(text: str, width: int) -> str:
+    """A text as it is, cut to `width` cells with two dots where it is longer."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(set_cell_size(text, max(0, width - 2)) + "..", width)
+
+
 def has_text(text: str) -> bool:
     """Whether there is anything to see in it."""
     return any(not letter.isspace() and unicodedata.category(letter) != "Cf" for letter in text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
@@ -18,6 +18,8 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input, Label, Static
 
+from edgellm_tui.plain import fitted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 
 def rule(title: str, width: int, glyphs: Glyphs) -> str:
     """A line across with words in it: `── title ───────`."""
-    start = f"{glyphs.rule * 2} {title} "
-    return set_cell_size(start + glyphs.rule * max(0, width - cell_len(start)), width)
+    head = fitted(f"{glyphs.rule * 2} {title}", width)
+    return set_cell_size(f"{head} {glyphs.rule * width}", width)
 
 
 class Rule(Widget):
@@ -143,7 +145,11 @@ class Rows(ScrollView, can_focus=True):
         if index >= len(self.lines):
             return Strip.blank(width, self.rich_style)
         is_chosen = index == self.chosen
-        text = self.lines[index]
+        text, room = self.lines[index], max(0, self.scrollable_content_region.width - 2)
+        if text.cell_len > room:
+            text = text.copy()
+            text.truncate(max(0, room - 2))
+            text.append("..")
         segments = [Segment(f"{self.mark if is_chosen else ' '} "), *text.render(self.app.console)]
         strip = Strip([part for part in segments if part.text != "\n"])
         style = self.rich_style
