@@ -259,6 +259,7 @@ def test_tools_and_help(chat: Callable[..., Outcome]) -> None:
         ("/pin 1", "/pin lists them"),
         ("/pin x", "/pin 1"),
         ("/unpin", "/unpin N"),
+        ("/new Hello", "/new takes nothing behind it. /help lists"),
         ("/when-full evit", "Did you mean 'evict'?"),
     ],
 )

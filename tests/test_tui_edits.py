@@ -253,6 +253,20 @@ def test_exports_hold_all_that_was_said(kind: str, tmp_path: Path, monkeypatch: 
         assert " &lt;icy&gt;<sup>=</sup></span>" in text and "<sup>*</sup>" in text and "<icy>" not in text
 
 
+def test_rivals_that_are_a_part_of_a_character_are_named_by_their_bytes() -> None:
+    runtime = ScriptedRuntime([[Draw(" icy", 0.3, (("odd", 0.4),))]])
+    chat = runtime.chat(trace=5)
+    list(chat.send("How is it?"))
+    real = runtime.vocabulary.piece
+
+    def piece(token: int) -> bytes:
+        return b"\xe6\x8b" if real(token) == b"odd" else real(token)
+
+    runtime.vocabulary.piece = piece  # type: ignore[method-assign]
+    page = exported("html", "t", "m", chat, Transcript(), chat.steps)
+    assert "&#x27;&lt;e6 8b&gt;&#x27; 0.400" in page and "\\x" not in page
+
+
 def test_worked_examples_for_the_model_are_no_part_of_the_page() -> None:
     runtime = ScriptedRuntime([words("Cold.")])
     chat = runtime.chat(trace=5)
@@ -307,6 +321,8 @@ def test_help_lists_every_command() -> None:
         assert all(f"/{name}" in text for name in COMMANDS)
         await said(pilot, "/retyr")
         assert "There is no command /retyr. Did you mean /retry?" in screen_text(app)
+        await said(pilot, "/pin 3")
+        assert "/pin takes nothing behind it." in screen_text(app)
 
     run(play, size=(200, 50))
 

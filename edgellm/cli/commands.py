@@ -33,6 +33,10 @@ def obey(talk: Talk, line: str) -> None:
             hint=(f"Did you mean /{near}? " if near else "/help lists them. ")
             + "A message that begins with / needs a space before it.",
         )
+    if rest.strip() and not found[1] and found is not COMMANDS["help"]:
+        raise ConfigError(
+            f"/{one_line(name, 40)} takes nothing behind it.", hint="/help lists what each command takes."
+        )
     found[0](talk, rest.strip())
 
 

@@ -32,6 +32,10 @@ def obey(app: EdgeApp, line: str) -> None:
             hint=(f"Did you mean /{near[0]}? " if near else "/help lists them. ")
             + "A message that begins with / needs a space before it.",
         )
+    if rest.strip() and not found[1] and found is not COMMANDS["help"]:
+        raise ConfigError(
+            f"/{one_line(name, 40)} takes nothing behind it.", hint="/help lists what each command takes."
+        )
     found[0](app, rest.strip())
 
 
@@ -124,7 +128,9 @@ def _rename(app: EdgeApp, rest: str) -> None:
 
 
 def _fork(app: EdgeApp, _rest: str) -> None:
-    if app.talk.current.chat is None or app.worker.is_busy:
+    if app.talk.current.chat is None:
+        raise ConfigError("There is no chat yet.", hint="Wait for the model.")
+    if app.worker.is_busy:
         raise ConfigError("An answer is being written.", hint="Esc stops it.")
 
     def then(strand: object) -> None:
