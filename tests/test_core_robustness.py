@@ -779,6 +779,7 @@ def test_completion_that_is_never_started_leaves_nothing_behind(runtime: edgellm
 AFTER_CLOSE = """
     import gc, sys, asyncio
     import edgellm
+    from edgellm.scripted import Scripted
 
     @edgellm.tool(permission="auto")
     def add(a: int, b: int) -> int:
@@ -946,6 +947,7 @@ def test_chats_may_be_closed_forked_and_saved_beside_async_turns(
 ASYNC_EXIT = """
     import asyncio, sys
     import edgellm
+    from edgellm.scripted import Scripted
 
     runtime = edgellm.load(sys.argv[1], n_ctx=1024, threads=1)
     end = runtime.vocabulary.special_tokens["<|im_end|>"]
