@@ -98,6 +98,24 @@ def test_an_adapter_is_loaded_scaled_and_taken_off_by_keys() -> None:
     run(play, TURNS, size=SMALL)
 
 
+def test_all_of_what_is_wrong_with_a_file_can_be_read_and_another_can_be_typed() -> None:
+    Path("bad.gguf").write_bytes(b"GGUF?")
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await open_page(app, pilot)
+        await pilot.press("a")
+        await fill(pilot, str(Path("bad.gguf").absolute()))
+        page = app.page
+        assert isinstance(page, AdaptersPage)
+        with pytest.raises(edgellm.ConfigError) as problem:
+            edgellm.adapter_set(str(Path("bad.gguf").absolute()))
+        text = "".join(screen_text(app).split())
+        assert "".join(problem.value.message.split()) in text
+        assert page.field.query_one(Input).size.width >= 20
+
+    run(play)
+
+
 def test_loading_a_file_again_sets_its_scale() -> None:
     async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
         await open_page(app, pilot)

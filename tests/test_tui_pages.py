@@ -493,6 +493,17 @@ def test_settings_behind_a_link_are_written_where_they_lie(tmp_path: Path) -> No
     assert (tmp_path / "mine.toml").read_text(encoding="utf-8") == 'theme = "nord"\n'
 
 
+def test_a_chat_begins_without_the_setting_that_cannot_be_used_and_says_which() -> None:
+    async def play(app: EdgeApp, pilot: Pilot[int]) -> None:
+        await shown(pilot, "The setting sampler cannot be used")
+        await shown(pilot, "column 8")
+        await said(pilot, "hello")
+        assert "  hi there" in screen_text(app)
+
+    settings = Settings(glyphs="box", sampler="mine", presets={"mine": "top_k(("})
+    run(play, [words("hi there")], settings=settings)
+
+
 def test_a_wrong_setting_leaves_the_others_as_they_are() -> None:
     path = settings_path()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -97,15 +97,21 @@ class AdaptersPage(ListPage):
         self.refill()
 
     def _failed(self, error: Exception) -> None:
-        self.say(one_line(f"{error.message} {error.hint}" if isinstance(error, EdgeError) else str(error)))
-        self.refill()
+        self._tell(f"{error.message} {error.hint}" if isinstance(error, EdgeError) else str(error))
 
     def _change(self, action: Callable[[], None]) -> str | None:
         problem = self.tried(action)
-        if problem is not None:
-            self.say(problem)
-        self.refill()
+        if problem is None or self.field.is_open:  # the field says it itself
+            self.refill()
+        else:
+            self._tell(problem)
         return problem
+
+    def _tell(self, problem: str) -> None:
+        """What is wrong: as far as it fits in a line, and whole in place of the details."""
+        self.say(one_line(problem, max(10, self.size.width - 2)))
+        self.refill()
+        self.pane.set(visible(problem))
 
     def action_add(self) -> None:
         """Asks for a file."""
@@ -119,7 +125,7 @@ class AdaptersPage(ListPage):
         if not names:
             return None
         problem = self._change(lambda: self.edge.adapters.add(names, self._told, self._failed))
-        return one_line(problem, 100) if problem is not None else None
+        return problem
 
     def on_rows_picked(self) -> None:
         """Enter asks for a scale; without an adapter, for a file."""

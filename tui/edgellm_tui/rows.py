@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import set_cell_size
+from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
@@ -18,7 +18,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input, Label, Static
 
-from edgellm_tui.plain import fitted
+from edgellm_tui.plain import fitted, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from textual.events import Click
 
     from edgellm_tui.glyphs import Glyphs
+
+_TYPING_CELLS = 20
 
 
 def rule(title: str, width: int, glyphs: Glyphs) -> str:
@@ -179,6 +181,10 @@ class Field(Horizontal):
     DEFAULT_CSS = """
     Field { height: 1; display: none; }
     Field.-open { display: block; }
+    Field.-long { layout: vertical; height: auto; }
+    Field.-long Label { width: 1fr; height: auto; }
+    Field.-long Input { padding: 0 1; }
+    Field.-long Input:focus { padding: 0 1; }
     Field Label { padding: 0 1; }
     Field Input { width: 1fr; height: 1; border: none; padding: 0; }
     Field Input:focus { border: none; }
@@ -206,6 +212,7 @@ class Field(Horizontal):
         self._then = then
         self._back = self.screen.focused
         self.add_class("-open")
+        self.remove_class("-long")
         self.query_one(Label).update(f"> {label}:")
         entry = self.query_one(Input)
         entry.value = value
@@ -217,7 +224,9 @@ class Field(Horizontal):
         event.stop()
         problem = self._then(event.value) if self._then is not None else None
         if problem:
-            self.query_one(Label).update(f"> {problem}  Again:")
+            text = f"> {one_line(problem)}  Again:"
+            self.set_class(cell_len(text) + _TYPING_CELLS > self.size.width, "-long")
+            self.query_one(Label).update(text)
         else:
             self.put_away()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ Load = "Callable[[str], Runtime]"
 _OPEN_ELSEWHERE = (
     "This chat is open in another edgellm as well. What is said here is kept as a chat of its own."
 )
+
+# Settings whose words only the engine can judge, and what a chat takes where one means nothing.
+_MAY_BE_WRONG = {"sampler": None, "context_policy": "stop", "speculate": "off"}
 
 
 class Talk:
@@ -178,9 +182,25 @@ class Talk:
         """Begins a chat; the one so far is saved and closed."""
 
         def job() -> list[Opened]:
-            return [Opened(self.runtime.chat(**self.chat_options()), None)]
+            chat, note = self._begun()
+            return [Opened(chat, None, note)]
 
         self._open(job, self.kept.index.new_id(), "")
+
+    def _begun(self) -> tuple[Any, str]:
+        """A chat with what the settings say; without the one of them that cannot be used, and the words for it."""
+        # Any: a Chat, or what plays one in tests.
+        options = self.chat_options()
+        try:
+            return self.runtime.chat(**options), ""
+        except edgellm.EdgeError as error:
+            for name, usual in _MAY_BE_WRONG.items():
+                if options[name] == usual:
+                    continue
+                with suppress(edgellm.EdgeError):
+                    chat = self.runtime.chat(**{**options, name: usual})
+                    return chat, f"The setting {name} cannot be used, so this chat does without (F9): {error}"
+            raise
 
     def open_saved(
         self, saved: edgellm.IndexedChat, failed: Callable[[Exception], None] | None = None
