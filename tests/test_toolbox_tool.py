@@ -106,7 +106,7 @@ def test_methods_work_on_their_instance() -> None:
     assert one.increase(3) == 5
     assert run(one.look) == "5"
     assert (one.double(4), one.triple(4), one.kind()) == (8, 12, "Counter")
-    assert run(Counter(0).kind) == "Counter"
+    assert run(tool(Counter(0).kind)) == "Counter"
     assert Counter.increase.is_unbound
     assert not one.increase.is_unbound
 

@@ -251,9 +251,18 @@ def tool(
     return _make(function, options)
 
 
+def as_tool(value: object) -> Tool[..., Any] | None:
+    """The tool that a member of an object is; None where it is none."""
+    if isinstance(value, MethodType) and isinstance(value.__func__, Tool):
+        # Below @classmethod: from Python 3.13 on that one binds what it holds as if it were a plain function.
+        value = cast("Tool[..., Any]", value.__func__).__get__(value.__self__)
+    return cast("Tool[..., Any]", value) if isinstance(value, Tool) else None
+
+
 def _make(function: Callable[..., Any], options: ToolOptions) -> Tool[..., Any]:
-    if isinstance(function, Tool):
-        return cast("Tool[..., Any]", function).with_options(options)
+    found = as_tool(function)
+    if found is not None:
+        return found.with_options(options)
     if isinstance(function, staticmethod):
         return Tool(cast("Callable[..., Any]", function.__func__), options, is_method=False)
     if isinstance(function, MethodType):

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from edgellm.errors import ToolError
 from edgellm.toolbox.arguments import unknown_name
-from edgellm.toolbox.tool import Tool, raw_tool, tool
+from edgellm.toolbox.tool import Tool, as_tool, raw_tool, tool
 from edgellm.types import ToolSpec
 
 
@@ -134,14 +134,14 @@ def _of_instance(instance: Any) -> Iterator[Tool[..., Any]]:
         for name, value in vars(owner).items():
             if isinstance(value, (Tool, staticmethod, classmethod)):
                 names[name] = None
-    found = [value for name in names if isinstance(value := getattr(instance, name), Tool)]
+    found = [value for name in names if (value := as_tool(getattr(instance, name))) is not None]
     if not found:
         raise ToolError(
             f"{_shown(instance)} has no method with @edgellm.tool.",
             hint="Decorate its methods, or give a function.",
         )
     for one in found:
-        yield _bound(cast("Tool[..., Any]", one))
+        yield _bound(one)
 
 
 def _shown(source: Any) -> str:
