@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SUFFIX = ".part"
 _OWNED = ".owned"
 _NEW_S = 1.0
+_IS_POSIX = os.name == "posix"  # elsewhere a file that is open can be neither renamed nor removed
 
 
 @contextmanager
@@ -42,9 +43,9 @@ def replacing(path: Path, *, is_synced: bool = True) -> Generator[IO[bytes]]:
             file.flush()
             if is_synced:
                 os.fsync(file.fileno())
-            if os.name == "posix":
+            if _IS_POSIX:
                 os.replace(temporary, path)
-        if os.name != "posix":  # an open file cannot be renamed there
+        if not _IS_POSIX:
             os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -118,6 +119,8 @@ def _abandoned(found: Iterable[Path]) -> Iterator[Path]:
             # One that was made this very moment may not be locked yet.
             is_old = time.time() - os.fstat(file.fileno()).st_mtime > _NEW_S
             if is_old and _lock(file.fileno()):
+                if not _IS_POSIX:  # not by us either
+                    file.close()
                 yield leftover
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from edgellm.atomic import replacing
+from edgellm import atomic
+from edgellm.atomic import replacing, temporary_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -45,3 +48,35 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
             file.write(b"new")
         assert caught.value.errno == number
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_where_open_files_cannot_be_renamed_or_removed_none_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_open(path: str | Path) -> bool:
+        names = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+        return any(os.path.exists(name) and os.path.samefile(name, path) for name in names)
+
+    def refusing(act: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(path: str | Path, *others: Any, **named: Any) -> None:
+            if "dir_fd" not in named and is_open(path):
+                raise PermissionError(errno.EACCES, "open")
+            act(path, *others, **named)
+
+        return wrapped
+
+    monkeypatch.setattr(atomic, "_IS_POSIX", False)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(os, "replace", refusing(os.replace))
+    monkeypatch.setattr(os, "unlink", refusing(os.unlink))
+    dead, folder = tmp_path / ".a.chat.xyz.part", tmp_path / ".xyz"
+    folder.mkdir()
+    for left in (dead, tmp_path / ".xyz.owned"):
+        left.write_bytes(b"")
+        os.utime(left, (0, 0))
+    with replacing(tmp_path / "a.chat") as file:
+        file.write(b"new")
+        assert not dead.exists()
+    with temporary_folder(tmp_path):
+        assert not folder.exists()
+    assert os.listdir(tmp_path) == ["a.chat"] and (tmp_path / "a.chat").read_bytes() == b"new"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -497,3 +498,19 @@ def test_licence_is_asked_for_when_resolving_with_pull(
     with pytest.raises(DownloadError, match="accepted first"):
         resolve("tiny", catalogue, store, pull=True)
     assert resolve("tiny", catalogue, store, pull=True, accept=True).path.is_file()
+
+
+def test_models_land_where_only_files_open_for_writing_can_be_forced_to_the_disk(
+    store: Store, server: Served, model_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    sync = os.fsync
+
+    def as_on_windows(handle: int) -> None:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", as_on_windows)
+    model = store.pull(entry(model_bytes, UrlSource(server.url("m.gguf"))))
+    assert model.path.read_bytes() == model_bytes

@@ -342,14 +342,14 @@ def _link(file: Path, target: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Forces a file or a folder to the disk, so that a rename is not remembered without what it names."""
-    if path.is_dir() and sys.platform == "win32":
-        return
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        # Windows forces out only what is open for writing.
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError:
-        # Some network file systems refuse fsync on folders; the hash in the marker still tells.
+        # Windows and some network file systems refuse folders; the hash in the marker still tells.
         if not path.is_dir():
             raise
-    finally:
-        os.close(handle)

@@ -78,9 +78,11 @@ def _importance(llama: Any, file: str) -> tuple[Any, list[Any]] | None:
 def _leave_with_parent(target: Path, is_dry: bool) -> None:
     """Waits for the end of stdin: whoever asked is gone, and nothing half may stay."""
     sys.stdin.read()
-    if not is_dry:
-        target.unlink(missing_ok=True)
-    os._exit(1)
+    try:
+        if not is_dry:
+            target.unlink(missing_ok=True)
+    finally:  # Windows removes nothing that is open
+        os._exit(1)
 
 
 def _print(level: int, text: bytes, _user_data: object) -> None:
