@@ -101,3 +101,21 @@ def test_the_default_models_template_is_known(
     source = bytes(field.parts[field.data[0]]).decode("utf-8")
     forbid_children(monkeypatch)
     assert ChatTemplate(source).render([Message("user", "Hi")])[-1].text.endswith("<|im_start|>assistant\n")
+
+
+def test_where_memory_cannot_be_limited_the_other_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    limited: list[int] = []
+
+    def refuse_memory(which: int, limits: tuple[int, int]) -> None:
+        if which == resource.RLIMIT_AS:
+            raise ValueError("current limit exceeds maximum limit")
+        limited.append(which)
+
+    monkeypatch.setattr(resource, "setrlimit", refuse_memory)
+    monkeypatch.setattr("sys.platform", "darwin")
+    guard._limit(5, 1 << 29)
+    assert resource.RLIMIT_CPU in limited
+    monkeypatch.setattr("sys.platform", "linux")
+    with pytest.raises(ValueError, match="exceeds"):
+        guard._limit(5, 1 << 29)
