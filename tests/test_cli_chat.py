@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 from cli_harness import Outcome, cli, terminal
 
 import edgellm
+from edgellm.cli.chat import _history
 from edgellm.types import Resumed
 
 
@@ -396,3 +401,44 @@ def test_free_tokens_are_in_the_figures_where_there_are_any(chat: Callable[..., 
     options = ("--no-tools", "--speculate", "ngram", "--sampler", "logit_bias(bias={65: 99}) | greedy")
     outcome = chat("Hello", "/stats", options=options)
     assert re.search(r"last turn .* decoded 6 .*, [1-5] of them came free, reused", outcome.out)
+
+
+@pytest.mark.parametrize("is_libedit", [True, False])
+def test_history_is_kept_with_either_library_that_reads_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_libedit: bool
+) -> None:
+    """libedit refuses to read an empty file, and may lack a way to append."""
+    lines: list[str] = []
+    bound: list[str] = []
+
+    def read(path: Path) -> None:
+        kept = path.read_text(encoding="utf-8").splitlines()
+        if is_libedit and not kept:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        lines[:] = kept
+
+    def append(count: int, path: Path) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines[len(lines) - count :])
+
+    module = types.ModuleType("readline", "with libedit readline" if is_libedit else "with GNU readline")
+    functions: dict[str, Any] = {
+        "read_history_file": read,
+        "get_current_history_length": lambda: len(lines),
+        "write_history_file": lambda path: path.write_text("".join(f"{line}\n" for line in lines), "utf-8"),
+        "clear_history": lines.clear,
+        "set_completer": lambda _completer: None,
+        "set_completer_delims": lambda _marks: None,
+        "parse_and_bind": bound.append,
+    }
+    if not is_libedit:
+        functions["append_history_file"] = append
+    vars(module).update(functions)
+    monkeypatch.setitem(sys.modules, "readline", module)
+    monkeypatch.setenv("EDGELLM_STATE_DIR", str(tmp_path))
+    for line in ("one", "two"):
+        with _history(True, []):
+            lines.append(line)
+        lines.clear()
+    assert (tmp_path / "history").read_text(encoding="utf-8") == "one\ntwo\n"
+    assert set(bound) == {"bind ^I rl_complete" if is_libedit else "tab: complete"}

@@ -180,9 +180,11 @@ def _piped_line() -> str:
 
 
 def _guarded(prompt: str) -> str:
-    # readline must know which bytes take no room on the line.
+    # readline must know which bytes take no room on the line; without it they would be printed.
     if not prompt or not has_colour(sys.stdout):
         return prompt
+    if "readline" not in sys.modules:
+        return styled(prompt, "bold", sys.stdout)
     return "".join(
         f"\x01{part}\x02" if part.startswith("\x1b") else part
         for part in styled(prompt, "bold", sys.stdout)
@@ -204,12 +206,15 @@ def _history(is_interactive: bool, words: list[str]) -> Any:
         return
     from edgellm.folders import private_dir, state_dir
 
+    # macOS and some builds of Python have it in place of GNU's: it refuses an empty file, and appends no head to one.
+    is_libedit = "libedit" in (readline.__doc__ or "")
     path = state_dir() / "history"
     before = 0
     try:
         private_dir(path.parent)
         path.touch(mode=0o600)
-        readline.read_history_file(path)
+        if path.stat().st_size:
+            readline.read_history_file(path)
         before = readline.get_current_history_length()
     except OSError as error:
         warn(f"warning: {path} cannot be used ({error.strerror}): this chat's lines are not kept.")
@@ -222,7 +227,7 @@ def _history(is_interactive: bool, words: list[str]) -> Any:
 
     readline.set_completer_delims(" ")
     readline.set_completer(complete)
-    readline.parse_and_bind("tab: complete")
+    readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
     try:
         yield
     finally:
@@ -230,4 +235,7 @@ def _history(is_interactive: bool, words: list[str]) -> Any:
         if path is not None:
             new = readline.get_current_history_length() - before
             with contextlib.suppress(OSError):
-                readline.append_history_file(max(0, new), path)
+                if is_libedit:
+                    readline.write_history_file(path)
+                else:
+                    readline.append_history_file(max(0, new), path)
