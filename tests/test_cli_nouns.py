@@ -12,6 +12,8 @@ import pytest
 from cli_harness import cli
 
 import edgellm
+from edgellm import examination
+from edgellm.machine import MemoryInfo
 
 CALL = '<think>hm</think>Hi\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "zwei é"}}\n</tool_call>'
 
@@ -239,6 +241,13 @@ def test_doctor_is_well_here() -> None:
     assert report["memory"]["total_bytes"] > 0
     assert report["usable_cores"] >= 1
     assert "tool calculator" in report["plugins"]
+
+
+def test_doctor_says_of_memory_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, words in ((MemoryInfo(8_000_000_000), "8.0 GB"), (MemoryInfo(), "unknown")):
+        monkeypatch.setattr(examination, "memory", lambda found=found: found)
+        (line,) = (line for line in cli("doctor").out.splitlines() if line.startswith("memory"))
+        assert line.split(maxsplit=1)[1] == words
 
 
 def test_doctor_names_a_broken_plugin_and_a_broken_catalogue(tmp_path: Path) -> None:

@@ -523,3 +523,10 @@ def test_wrong_file_is_named_with_a_remedy(
 def test_scale_that_is_no_number_is_refused(runtime: edgellm.Runtime, files: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match="the scale of"):
         runtime.chat(adapters=lora(files["one"], float("nan")))
+
+
+@pytest.mark.parametrize("name", ["C:\\adapters\\x.gguf", "C:/adapters/x.gguf", "C:\\x.gguf:0.5"])
+def test_a_drive_letter_is_no_file_with_a_scale(name: str) -> None:
+    with pytest.raises(edgellm.EdgeError) as caught:
+        edgellm.adapter_set(name)
+    assert "x.gguf" in str(caught.value) and "scale" not in str(caught.value)

@@ -200,7 +200,13 @@ def test_copies_go_to_the_terminal_a_program_or_a_file(
     told = copy_text("ö", heard.append, {"TERM": "xterm", "DISPLAY": ":0"})
     assert told == "copied 1 characters to the terminal and xclip"
     assert (tmp_path / "clip").read_text() == "ö" and heard == ["ä", "ö"]
+    # Windows' own program takes UTF-16 alone for what it is, whatever the console's code page.
+    program.rename(tmp_path / "clip.exe")
+    assert copy_text("ö", heard.append, {"TERM": "linux"}) == "copied 1 characters to clip.exe"
+    assert (tmp_path / "clip").read_text("utf-16-le") == "ö"
+    (tmp_path / "clip.exe").unlink()
     program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
     told = copy_text("ü", heard.append, {"TERM": "linux", "DISPLAY": ":0"})
     path = edgellm.state_dir() / "copied.txt"
     assert told.endswith(str(path)) and path.read_text() == "ü" and len(heard) == 2

@@ -71,7 +71,9 @@ def _print(report: DoctorReport) -> None:
         if name not in ("edgellm", "llama-cpp-python")
     )
     memory = report.memory
-    in_use = f"{megabytes(memory.total_bytes)}, {megabytes(memory.available_bytes)} available"
+    in_use = megabytes(memory.total_bytes) if memory.total_bytes else "unknown"
+    if memory.available_bytes:
+        in_use += f", {megabytes(memory.available_bytes)} available"
     if memory.limit_bytes:
         in_use += f", this process may use {megabytes(memory.limit_bytes)} (cgroup)"
     facts = (

@@ -43,6 +43,8 @@ def _scaled(name: str) -> tuple[str, float]:
     try:
         return path, float(number)
     except ValueError:
+        if "/" in number or "\\" in number:  # the colon is one of the path's, behind a drive's letter, say
+            return name, 1.0
         raise ConfigError(
             f"the scale {number!r} of {path} is no number.", hint="Write, for example, FILE:0.5."
         ) from None

@@ -46,7 +46,8 @@ def copy_text(text: str, terminal: Callable[[str], None], environ: Mapping[str, 
         try:
             subprocess.run(
                 command,
-                input=text.encode(),
+                # What Windows' program takes other bytes for depends on the console's code page.
+                input=text.encode("utf-16-le" if command[0] == "clip.exe" else "utf-8"),
                 timeout=_WAIT_S,
                 check=True,
                 stdout=subprocess.DEVNULL,
