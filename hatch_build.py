@@ -17,7 +17,8 @@ from packaging.tags import platform_tags
 
 FOLDER = Path(__file__).parent / "edgellm" / "native"
 SOURCE = FOLDER / "scan.c"
-NAME = "_scan.dll" if os.name == "nt" else "_scan.so"
+IS_WINDOWS = os.name == "nt"
+NAME = "_scan.dll" if IS_WINDOWS else "_scan.so"
 # Sums keep their order and nothing is fused: fast maths would make what a compiler likes of the exponential.
 FLAGS = (
     "-O3",
@@ -26,14 +27,16 @@ FLAGS = (
     "-fno-trapping-math",
     "-fvisibility=hidden",
     "-shared",
-    "-fPIC",
+    *(() if IS_WINDOWS else ("-fPIC",)),
 )
-TUNINGS = (("-march=native",), ("-mcpu=native",), ())
+LIBRARIES = () if IS_WINDOWS else ("-lm",)
+# GCC for Windows puts vectors of 32 bytes on a stack that it aligns to 16: the program ends where they are touched.
+TUNINGS = ((),) if IS_WINDOWS else (("-march=native",), ("-mcpu=native",), ())
 
 
 def compilers() -> list[list[str]]:
     """Commands to try: what CC says, else what Python was built with and the usual names."""
-    given = shlex.split(os.environ.get("CC", ""))
+    given = shlex.split(os.environ.get("CC", ""), posix=not IS_WINDOWS)
     if given:
         return [given]
     built_with = shlex.split(sysconfig.get_config_var("CC") or "")[:1]
@@ -44,8 +47,8 @@ def compile_scan(made: Path) -> str:
     """Compiles into `made`, for the processor at hand unless EDGELLM_PORTABLE is set; gives "", or why it could not."""
     reason = "there is no C compiler"
     for compiler in compilers():
-        for tuning in TUNINGS[2:] if os.environ.get("EDGELLM_PORTABLE") else TUNINGS:
-            command = [*compiler, *FLAGS, *tuning, "-o", str(made), str(SOURCE), "-lm"]
+        for tuning in TUNINGS[-1:] if os.environ.get("EDGELLM_PORTABLE") else TUNINGS:
+            command = [*compiler, *FLAGS, *tuning, "-o", str(made), str(SOURCE), *LIBRARIES]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
             except OSError as error:
