@@ -639,3 +639,19 @@ def test_texts_are_guessed_from_beside_a_draft_model(
     assert found[:2] == [11, 12]
     if mode == "draft":
         assert speculation.guess(list(range(20, 100)), 100) == [80, 81, 82, 83]
+
+
+def test_guesses_behind_a_sliding_window_are_no_fault_of_the_memory(tiny_model: Callable[..., Path]) -> None:
+    """The window that llama.cpp tells of ends with them: what the tape needs was looked for in front of it."""
+    with edgellm.load(tiny_model("gemma3"), n_ctx=512, threads=1) as runtime:
+        session = _session(runtime, "greedy")
+        told = _steps(session, 12)
+        session.rewind(len(session.tape) - 12)
+        session.speculation = Speculation("ngram", Oracle(told, len(session.tape), wrong_every=3))
+        seen = 0
+        for token in told:
+            assert session.step().token == token
+            seen += session.memory.ahead > 0
+            assert session.check_memory()
+        assert seen
+        session.close()

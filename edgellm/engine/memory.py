@@ -105,7 +105,7 @@ class Memory:
             return True
         context = self.engine.context
         _, high = context.position_range(self.seq)
-        return high == self.length + self.ahead - 1 and context.has_window(self.seq, self.length)
+        return high == self.length + self.ahead - 1 and context.has_window(self.seq, self.length + self.ahead)
 
     # -- changes ---------------------------------------------------------------------------------------
 
