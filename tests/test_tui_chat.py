@@ -120,6 +120,20 @@ def test_a_message_that_cannot_be_sent_does_not_hold_up_those_behind_it(
     run(play, runtime=ScriptedRuntime([[*words("first"), gate], words("second")]))
 
 
+def test_what_could_not_be_saved_is_not_called_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELLM_STATE_DIR", "/proc/none")
+
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        await said(pilot, "hi")
+        for _ in range(2):
+            await say(pilot, "/save")
+            await pilot.pause(0.1)
+            assert "cannot be used" in screen_text(app) and app.talk.kept.is_unsaved
+            assert " saved\n" not in screen_text(app)
+
+    run(play, [words("hello")])
+
+
 def test_pause_in_the_typing_has_the_draft_computed_and_sending_ends_it() -> None:
     runtime = ScriptedRuntime([words("Fine.")])
     runtime.drafts_last = True

@@ -259,8 +259,7 @@ def _stats(app: EdgeApp, _rest: str) -> None:
 def _save(app: EdgeApp, rest: str) -> None:
     strand = app.talk.current
     if not rest:
-        app.talk.kept.save()
-        app.hint("saved")
+        app.talk.kept.save(lambda: app.hint("saved"))
         return
     path = typed_place("save", rest)
 

@@ -96,9 +96,11 @@ class KeptChat:
 
         return job
 
-    def save(self) -> None:
-        """Writes all branches with their KV memory, where anything has been said since the last time."""
+    def save(self, then: Callable[[], None] | None = None) -> None:
+        """Writes all branches with their KV memory, where anything has been said since the last time; then `then`."""
         if not self.is_unsaved or not (self.title or self._talk.current.title):
+            if then is not None:
+                then()
             return
         self.is_unsaved = False
         self.record()
@@ -118,8 +120,14 @@ class KeptChat:
                 text = room_words([chat.title for chat in made], limit_mb)
                 logging.getLogger("edgellm_tui").warning("%s", text)
                 self._talk.current.note(text)
+            if then is not None:
+                then()
 
-        self._talk.worker.submit(job, done, self._failed)
+        def failed(error: Exception) -> None:
+            self.is_unsaved = self.is_unsaved or self.id == id
+            self._failed(error)
+
+        self._talk.worker.submit(job, done, failed)
 
     def rename(self, title: str, id: str = "", then: Callable[[], None] | None = None) -> None:
         """Gives a chat another title, the open one where no id is given; then `then` is called."""
