@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tiny_models import Shape
 
 import edgellm
 from edgellm.scripted import Scripted
@@ -174,6 +175,26 @@ def test_the_oldest_turns_go_and_the_tape_is_what_a_render_of_the_rest_gives(
     assert "Be brief." in runtime.vocabulary.text_of(chat.tape).decode()
     assert sum(leg.removed_tokens for leg in chat.usage.legs) > N_CTX
     chat.close()
+
+
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_quantized_keys_that_llama_cpp_cannot_shift_are_computed_again(
+    tiny_model: Callable[..., Path], head_dim: int
+) -> None:
+    model = tiny_model("llama", shape=Shape(n_head=2, n_head_kv=1, head_dim=head_dim))
+    with edgellm.load(
+        model, n_ctx=N_CTX, threads=1, kv_type_k="q8_0", kv_type_v="q8_0", flash_attention="on"
+    ) as runtime:
+        chat = scripted(
+            runtime, [f"Answer {turn}. " + "so " * 15 for turn in range(9)], context_policy="evict"
+        )
+        happened = [event for turn in range(9) for event in evictions(list(chat.send(f"Question {turn}?")))]
+        assert happened
+        for event in happened:
+            # Only keys whose head size is a multiple of 64 can be moved.
+            assert event.is_approximate is (head_dim == 64) is not (event.recomputed_tokens > 0)
+        assert_sound(chat)
+        chat.close()
 
 
 def test_an_answer_that_runs_into_the_end_goes_on(runtime: edgellm.Runtime) -> None:

@@ -34,6 +34,7 @@ _ROPE = {"model": -1, "none": 0, "linear": 1, "yarn": 2}
 _PARTIAL_ONLY = 1
 _STATE_HEAD = 4
 _MAX_LOGIT_VIEWS = 1024
+_FLOAT_TYPES = (0, 1, 30)  # GGML_TYPE_F32, F16, BF16 (ggml.h)
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -130,6 +131,9 @@ class Context:
         if not self.pointer:
             raise context_error(log.reason, log.text, options)
         self._memory = llama.llama_get_memory(self.pointer)
+        # llama.cpp shifts quantized keys through the rotation that it keeps them in, and ends the process where their
+        # head size has none: it is made for multiples of 64.
+        self._has_loose_keys = params.type_k not in _FLOAT_TYPES and "attn_rot_k = 0" in log.text
         self.n_ctx: int = llama.llama_n_ctx(self.pointer)
         self.n_batch: int = llama.llama_n_batch(self.pointer)
         self.n_seq_max: int = llama.llama_n_seq_max(self.pointer)
@@ -243,9 +247,9 @@ class Context:
 
     @property
     def can_shift(self) -> bool:
-        """Whether positions in the memory can be moved (llama_memory_can_shift)."""
+        """Whether positions in the memory can be moved (llama_memory_can_shift, and it does not crash)."""
         self._live()
-        return bool(self._llama.llama_memory_can_shift(self._memory))
+        return not self._has_loose_keys and bool(self._llama.llama_memory_can_shift(self._memory))
 
     def shift(self, seq: int, start: int, delta: int) -> None:
         """Moves the positions of sequence `seq` from `start` on by `delta` (llama_memory_seq_add)."""
