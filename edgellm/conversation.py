@@ -296,13 +296,13 @@ class Conversation:
         """The plan's tokens are on the tape now."""
         self._before = None
         start = len(self.session.tape) - len(plan.entries)
+        # An open answer goes on where nothing is said.
+        is_same = not plan.messages and self.is_answer_open
         if not self._is_begun:
             start = 0
             self._is_begun = True
         self.messages += plan.messages
         self.starts += [start] * len(plan.messages)
-        # An open answer goes on where nothing is said.
-        is_same = not plan.messages and self.is_answer_open
         self._answer_start = self.starts[-1] if is_same else len(self.session.tape)
         self._postponed.clear()
 

@@ -730,6 +730,19 @@ def test_history_comes_before_the_first_message_also_after_a_rewind(runtime: edg
     assert_sound(chat)
 
 
+def test_send_none_behind_an_answer_that_is_rendered_anew_leaves_it(runtime: edgellm.Runtime) -> None:
+    """The new answer took its place among the messages, though both stood on the tape."""
+    history = [edgellm.Message("user", "Who are you?"), edgellm.Message("assistant", "A test.")]
+    chat = make_chat(runtime, "More.", "Hi.", "Again.", history=history, reasoning_policy="render")
+    list(chat.send(None))
+    assert [message.content for message in chat.messages] == ["Who are you?", "A test.", "More."]
+    chat.ask("Hello.")
+    chat.rewind(3)
+    list(chat.send(None))
+    assert [message.content for message in chat.messages] == ["Who are you?", "A test.", "More.", "Again."]
+    assert all(message.content in tape_text(chat) for message in chat.messages)
+
+
 # -- closed --------------------------------------------------------------------------------------------------------
 
 
