@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
+import re
 import sys
 import time
 from collections import Counter
@@ -29,6 +31,7 @@ from edgellm.agent import AgentLimits
 from edgellm.sampling.schema_relax import loosen
 from edgellm.toolbox.tool import ToolOptions, raw_tool
 
+_EXPONENT = re.compile(r"\d+(?:\.\d+)?[eE]\+?\d+")
 SAMPLER = "temperature(1.5) | dist"
 REQUEST = "Please use the tool with values of your own."
 
@@ -37,6 +40,7 @@ ROWS = {
     "relaxed": "... of them with a keyword that the grammar cannot enforce",
     "emitted": "calls emitted",
     "cut_off": "calls cut off by a limit, not emitted",
+    "too_large": "calls with a number beyond a float, which a grammar cannot forbid: not emitted",
     "no_call": "answers that ended without a call",
     "invalid": "emitted calls that do not parse or violate an enforced keyword",
     "only_relaxed": "emitted calls that violate only a keyword that is not enforced",
@@ -126,8 +130,11 @@ def judge(offer: Offer, events: Sequence[edgellm.Event]) -> list[str]:
     calls = [event.call for event in events if isinstance(event, edgellm.ToolCallReady)]
     if not calls:
         finished = events[-1]
-        is_cut = isinstance(finished, edgellm.TurnFinished) and finished.finish_reason == "length"
-        return [*verdicts, "cut_off" if is_cut else "no_call"]
+        assert isinstance(finished, edgellm.TurnFinished)
+        if finished.finish_reason == "length":
+            return [*verdicts, "cut_off"]
+        is_too_large = any(math.isinf(float(number)) for number in _EXPONENT.findall(finished.text))
+        return [*verdicts, "too_large" if is_too_large else "no_call"]
     for call in calls:
         verdicts.append("emitted")
         if not _is_parsed(call, offer.description["function"]["name"]):
