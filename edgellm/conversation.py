@@ -474,6 +474,7 @@ class Conversation:
             self._is_begun = False
             self.starts = [0] * len(self.starts)
         self.session.rewind(start)
+        self._answer_start = start
         if start > 0:
             # Messages that were appended together leave the tape together; those to keep are appended again.
             first = count

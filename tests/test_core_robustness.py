@@ -743,6 +743,19 @@ def test_send_none_behind_an_answer_that_is_rendered_anew_leaves_it(runtime: edg
     assert all(message.content in tape_text(chat) for message in chat.messages)
 
 
+def test_room_is_made_in_front_of_a_question_that_a_rewind_left_last(runtime: edgellm.Runtime) -> None:
+    """It was taken to end where the last answer had begun, behind the end of the tape: an IndexError each time."""
+    tenth = runtime.n_ctx // 10
+    chat = make_chat(runtime, "One.", "Two.", "Three.", "Four.", tools=[], context_policy="evict")
+    for letter in "abc":
+        chat.ask(letter * 2 * tenth)
+    chat.rewind(3)
+    chat.ask("d" * 5 * tenth)
+    assert [message.content[0] for message in chat.messages] == ["b", "d", "F"]
+    assert_sound(chat)
+    chat.close()
+
+
 # -- closed --------------------------------------------------------------------------------------------------------
 
 
