@@ -80,6 +80,10 @@ class Fitting:
         conversation = self.conversation
         while wanted := self.upkeep.excess(len(plan.entries), answer):
             before = (len(conversation.session.tape), len(plan.entries))
+            # What the plan cut off the tape is there again while messages go: their places are those on the whole tape.
+            conversation.give_up()
+            if conversation.reasoning_policy == "render":
+                plan = replace(plan, removed_tokens=0)
             yield from self._kept_first(self.upkeep.make_room(wanted, self.first))
             plan = self._again(plan, tail)
             if sum(before) <= len(conversation.session.tape) + len(plan.entries):

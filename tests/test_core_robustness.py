@@ -756,6 +756,30 @@ def test_room_is_made_in_front_of_a_question_that_a_rewind_left_last(runtime: ed
     chat.close()
 
 
+@pytest.mark.parametrize("is_too_long", [True, False], ids=["too long", "reader left"])
+def test_finished_answer_is_not_open_where_room_was_made_for_a_turn_that_did_not_begin(
+    runtime: edgellm.Runtime, is_too_long: bool
+) -> None:
+    """The end that the model wrote was cut off for the new turn's, and gone once older turns were taken out."""
+    tenth = runtime.n_ctx // 10
+    end = runtime.vocabulary.special_tokens["<|endoftext|>"]
+    chat = runtime.chat(sampler=[Scripted(["One.", "Two."], end)], template="chatml", context_policy="evict")
+    chat.ask("a" * 3 * tenth)
+    chat.ask("b" * tenth)
+    assert not chat.is_answer_open
+    turn = chat.send("c" * (9 if is_too_long else 5) * tenth)
+    if is_too_long:
+        chat.pin(2)
+        with pytest.raises(edgellm.ContextFull):
+            list(turn)
+    else:
+        next(event for event in turn if isinstance(event, edgellm.ContextEvicted))
+        turn.close()
+    assert [message.content[0] for message in chat.messages] == ["b", "T"]
+    assert not chat.is_answer_open
+    chat.close()
+
+
 # -- closed --------------------------------------------------------------------------------------------------------
 
 
