@@ -121,8 +121,6 @@ class Conversation:
             entries = self._reuse(self._with_bos(encode(segments)))
             if self._is_begun:
                 removed = before - len(self.session.tape)
-                # A later rewind renders anew too: where the messages stand now is not told by the template.
-                self.starts = [min(start, len(self.session.tape)) for start in self.starts]
         head = 0 if self._is_begun or len(self.session.tape) else self._head_of(entries)
         return Plan(tuple(entries), messages, _prefix_of(segments), removed, is_shifted, head)
 
@@ -174,6 +172,8 @@ class Conversation:
         if self._is_begun and self._before is None and length < len(self.session.tape):
             self._before = self.session.tape.copy(), list(self.starts)
         self.session.rewind(length)
+        # Where messages stand once they are rendered anew is not told by the template: a later rewind does so too.
+        self.starts = [min(start, length) for start in self.starts]
 
     def give_up(self) -> None:
         """The newest plan does not come onto the tape: what was cut away for it is put back, uncomputed."""

@@ -144,6 +144,22 @@ def look_up(word: str) -> str:
     return f"{word}: a plant"
 
 
+def test_answer_that_was_reasoning_alone_does_not_begin_behind_the_next_message(
+    runtime: edgellm.Runtime,
+) -> None:
+    """Nothing of it was left, and the end in front of it, unlike the template's, was taken off too."""
+    end = runtime.vocabulary.special_tokens["<|endoftext|>"]
+    script = Scripted(["Four.", "<think>Hm, hm.</think>", "Six."], end)
+    chat = runtime.chat(sampler=[script], template=DROPS, reasoning_policy="excise")
+    list(chat.send("2 + 2?"))
+    list(chat.send(None, max_tokens=12))
+    assert chat.messages[-1].reasoning and not chat.messages[-1].content
+    list(chat.send("3 + 3?"))
+    assert chat.conversation.starts == sorted(chat.conversation.starts)
+    assert_sound(chat)
+    chat.close()
+
+
 def test_tape_is_compared_with_a_full_render(runtime: edgellm.Runtime) -> None:
     end = runtime.vocabulary.special_tokens["<|im_end|>"]
     call = '<tool_call>\n{"name": "look_up", "arguments": {"word": "tree"}}\n</tool_call>'
