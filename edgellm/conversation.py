@@ -333,6 +333,7 @@ class Conversation:
             session.write_pending(int(token), SpanKind.GLUE if is_end else kind)
         del self.messages[index + 1 :]
         del self.starts[index + 1 :]
+        self.pins = {pin for pin in self.pins if pin <= index}
         self.messages[index] = self._read_answer(start)
 
     def _read_answer(self, start: int) -> Message:

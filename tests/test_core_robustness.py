@@ -780,6 +780,18 @@ def test_finished_answer_is_not_open_where_room_was_made_for_a_turn_that_did_not
     chat.close()
 
 
+def test_pins_of_messages_that_a_fork_cut_off_are_none_of_later_ones(runtime: edgellm.Runtime) -> None:
+    chat = make_chat(runtime, "One.", "Two.", tools=[])
+    chat.ask("Hello.")
+    chat.ask("Hello again.")
+    chat.pin(0)
+    chat.pin(2)
+    fork = chat.fork(at=chat.conversation.starts[1] + 1)
+    assert (chat.pinned, fork.pinned) == ((0, 2), (0,))
+    fork.close()
+    chat.close()
+
+
 # -- closed --------------------------------------------------------------------------------------------------------
 
 
