@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from format_laws import consumed, cuts, read
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from edgellm.chat.formats import FORMATS, WireFormat
+from edgellm.chat.formats.code_calls import BraceCalls
 from edgellm.chat.formats.tagged_families import DEEPSEEK_DSML_32, HUNYUAN_OPEN
 from edgellm.chat.parser import OutputParser
 from edgellm.events import ToolCallReady, ToolCallStarted
@@ -74,6 +75,9 @@ def names_of(parser: Any) -> list[tuple[str, dict[str, Any]]]:
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(arguments=ARGUMENTS)
 def test_a_written_call_reads_back(wire_format: WireFormat, arguments: dict[str, Any]) -> None:
+    if isinstance(wire_format, BraceCalls):
+        # It has no way to write its own quotes within a text.
+        assume(wire_format.style.delimiter not in str(arguments))
     raw = wire_format.render_call(ToolCall("call_0", "get_weather", arguments))
     parser, _ = read(wire_format, [raw], tools=TOOLS)
     assert names_of(parser) == [("get_weather", arguments)]
