@@ -52,6 +52,7 @@ _HOME_OF = {
     "edgellm.native.quantizer": ("QuantizePlan",),
     "edgellm.weights.compare": ("Comparison", "Measured"),
     "edgellm.weights.optimize": ("Optimization",),
+    "edgellm.atomic": ("replacing",),
     "edgellm.folders": ("private_dir", "state_dir"),
     "edgellm.grants": ("Grants", "grant_origin"),
     "edgellm.trust": ("config_dir",),
@@ -171,6 +172,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from edgellm.agent import AgentLimits, ToolChoice
+    from edgellm.atomic import replacing
     from edgellm.chat_index import ChatIndex, IndexedChat
     from edgellm.chat_options import ChatOptions
     from edgellm.context_policy import (

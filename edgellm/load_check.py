@@ -13,7 +13,8 @@ from edgellm.value_rules import LARGEST, SWITCH, Rule, check, is_whole, one_of, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KV_TYPES = ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+WIDE_KV_TYPES = ("f32", "f16")
+KV_TYPES = (*WIDE_KV_TYPES, "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 MAX_CTX = 2**31 - 1  # llama.cpp's positions have 32 bits
 MAX_THREADS = 1024
 _MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ

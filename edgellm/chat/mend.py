@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from edgellm.chat.formats.json_text import whole_characters
 from edgellm.chat.formats.wire import WireFormat
 from edgellm.errors import FormatError
 from edgellm.types import ToolSpec
@@ -240,8 +241,7 @@ class _Loose:
                 parts.append(_ESCAPES.get(escape, escape))
                 at += 2
             elif char == quote and self._ends_string(at + 1):
-                text = "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                return text, at + 1, True
+                return whole_characters("".join(parts)), at + 1, True
             else:
                 parts.append(char)
                 at += 1

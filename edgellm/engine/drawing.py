@@ -89,16 +89,10 @@ class Drawing:
 
     def draw(self, logits: NDArray[np.float32]) -> Step:
         """The token after the tape, from its logits (n_vocab,): not yet on the tape. Raises SamplerError."""
-        position = len(self.tape.tokens)
-        if not self._is_told:
-            self.tell(position)
-        constraint = self.constraint
-        if constraint is None:
-            # Nearly every token of an answer; as few calls as can be.
-            drawn = self.chain.sample_quickly(logits, position, self.branch, trace=self.trace)
-            if drawn is not None:
-                return self._step(drawn.token, draw=drawn)
+        position = len(self.tape)
+        self.tell(position)
         context = StepContext(position, self.branch, self.tape.tokens)
+        constraint = self.constraint
         mask = None if self.is_checked else constraint
         draw = self.chain.sample(logits, context, trace=self.trace, constraint=mask)
         if constraint is not None and not constraint.consume(draw.token) and self.is_checked:
@@ -127,13 +121,13 @@ class Drawing:
     def _step(
         self, token: int, *, draw: Draw | None = None, is_forced: bool = False, is_constrained: bool = False
     ) -> Step:
-        piece, is_eog, is_control = self.vocabulary.facts(token)
+        vocabulary = self.vocabulary
         return Step(
-            token,
-            piece,
-            len(self.tape.tokens),
-            is_eog,
-            is_control,
+            token=token,
+            piece=vocabulary.piece(token),
+            position=len(self.tape),
+            is_eog=vocabulary.is_eog(token),
+            is_control=vocabulary.is_control(token),
             is_forced=is_forced,
             is_constrained=is_constrained,
             logprob=draw.logprob if draw is not None else None,

@@ -273,9 +273,7 @@ class Engine:
                 with self._abort_lock:
                     self._running = (session, *self._served)
                     context.clear_abort()
-                    is_cancelled = session.is_cancelled or (
-                        bool(self._served) and any(each.is_cancelled for each in self._served)
-                    )
+                    is_cancelled = session.is_cancelled or any(each.is_cancelled for each in self._served)
                 started = perf_counter()
                 is_done = not is_cancelled and context.decode_one(token, position, seq)
                 taken_s = perf_counter() - started
@@ -283,14 +281,15 @@ class Engine:
                 session.memory.restore()
                 raise
             finally:
-                # Without the lock: who still finds it here asks too late, and the next decode clears that away.
-                self._running = ()
+                with self._abort_lock:
+                    self._running = ()
             if not is_done:
                 session.memory.restore()
                 return False
             self.governor.decoded(taken_s)
             try:
-                session.finish_alone(context.logits(0))
+                session.decoded(position + 1, logits=context.logits(0))
+                session.finish_step()
             except BaseException:
                 session.keep_logits()
                 raise

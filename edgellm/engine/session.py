@@ -365,17 +365,6 @@ class Session:
             self.keep_logits()
             self.fail_step(error)
 
-    def finish_alone(self, logits: NDArray[np.float32]) -> None:
-        """Called by the engine where the step `is_simple`: `decoded` and `finish_step` in one."""
-        self._logits = logits
-        self.guesses.end()
-        self.memory.decoded(self.memory.length + 1)
-        try:
-            self._commit(self.drawing.draw(logits))
-        except EdgeError as error:
-            self.keep_logits()
-            self.fail_step(error)
-
     def keep_logits(self) -> None:
         """The step can be tried again: its logits must survive other sessions' decodes."""
         if self._logits is not None and not self._logits.flags.owndata:
@@ -405,7 +394,7 @@ class Session:
                 drawing.tell(length)
             drawing.release()
         except BaseException:
-            if len(self.tape.tokens) > step.position:
+            if len(self.tape) > step.position:
                 self.cut_tape(step.position)
                 self._logits = logits
             drawing.undo()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.errors import ConfigError, DecodeError, SessionError
-from edgellm.load_check import KV_TYPES
+from edgellm.load_check import KV_TYPES, WIDE_KV_TYPES
 from edgellm.native.context_error import context_error
 from edgellm.native.devices import devices
 from edgellm.native.library import captured_log, lib
@@ -34,7 +34,6 @@ _ROPE = {"model": -1, "none": 0, "linear": 1, "yarn": 2}
 _PARTIAL_ONLY = 1
 _STATE_HEAD = 4
 _MAX_LOGIT_VIEWS = 1024
-_FLOAT_TYPES = (0, 1, 30)  # GGML_TYPE_F32, F16, BF16 (ggml.h)
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -133,7 +132,7 @@ class Context:
         self._memory = llama.llama_get_memory(self.pointer)
         # llama.cpp shifts quantized keys through the rotation that it keeps them in, and ends the process where their
         # head size has none: it is made for multiples of 64.
-        self._has_loose_keys = params.type_k not in _FLOAT_TYPES and "attn_rot_k = 0" in log.text
+        self._has_loose_keys = options.kv_type_k not in WIDE_KV_TYPES and "attn_rot_k = 0" in log.text
         self.n_ctx: int = llama.llama_n_ctx(self.pointer)
         self.n_batch: int = llama.llama_n_batch(self.pointer)
         self.n_seq_max: int = llama.llama_n_seq_max(self.pointer)
@@ -358,15 +357,12 @@ class _Batch:
         # Writing through a pointer is quicker than through a numpy view.
         self._first_token, self._first_pos = self.value.token, self.value.pos
         self._first_logits = self.value.logits
-        # The sequence of the one row that is filled in, while there is only one; its logits are wanted then.
-        self._lone_seq = -1
 
     def fill(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
         n = len(rows)
         if n > self.capacity:
             raise ValueError(f"batch of {n} rows is larger than n_batch {self.capacity}")
         self.value.n_tokens = n
-        self._lone_seq = -1
         for i, (token, position, seq, wants_logits) in enumerate(rows):
             self._token[i] = token
             self._pos[i] = position
@@ -374,13 +370,11 @@ class _Batch:
             self._logits[i] = wants_logits
 
     def one(self, token: int, position: int, seq: int) -> None:
+        self.value.n_tokens = 1
         self._first_token[0] = token
         self._first_pos[0] = position
-        if seq != self._lone_seq:
-            self.value.n_tokens = 1
-            self._seq[0][0] = seq
-            self._first_logits[0] = 1
-            self._lone_seq = seq
+        self._seq[0][0] = seq
+        self._first_logits[0] = 1
 
     def free(self) -> None:
         self._llama.llama_batch_free(self.value)

@@ -38,7 +38,6 @@ class Vocabulary:
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
         self._controls: dict[int, bool] = {}
-        self._facts: dict[int, tuple[bytes, bool, bool]] = {}
 
     @property
     def pointer(self) -> Any:
@@ -106,13 +105,6 @@ class Vocabulary:
         known = self._controls.get(token)
         if known is None:
             known = self._controls[token] = bool(self._llama.llama_vocab_is_control(self.pointer, token))
-        return known
-
-    def facts(self, token: int) -> tuple[bytes, bool, bool]:
-        """`piece`, `is_eog` and `is_control` of a token: one look-up for what a decode loop asks of each."""
-        known = self._facts.get(token)
-        if known is None:
-            known = self._facts[token] = self.piece(token), self.is_eog(token), self.is_control(token)
         return known
 
     @cached_property

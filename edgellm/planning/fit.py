@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgellm.errors import ConfigError, OutOfMemory
+from edgellm.load_check import WIDE_KV_TYPES
 from edgellm.native.context import DEFAULT_CTX_LIMIT, cache_type, settled
 from edgellm.planning.adapter_sizes import AdapterSizes
 from edgellm.planning.placement import gpu_notes
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from edgellm.planning.demand import Demand, Machine
     from edgellm.types import LoadOptions
 
-_WIDE_TYPES = ("f32", "f16", "bf16")
 _SMALLEST_CTX = 1024
 _SMALL_UBATCH = 128
 _AMPLE = 0.6  # where this share of the room is enough, by an estimate that is high, nobody needs to rehearse
@@ -229,7 +229,7 @@ class Fitting:
         smaller = "Take a smaller quantization"
         if self.asked.n_ctx > _SMALLEST_CTX:
             smaller = "Ask for a smaller n_ctx"
-            if options.kv_type_k in _WIDE_TYPES:
+            if options.kv_type_k in WIDE_KV_TYPES:
                 smaller += " or a smaller KV type (kv_type_k='q8_0')"
         if draft:
             smaller = f"Leave the draft model out, {smaller[0].lower()}{smaller[1:]}"

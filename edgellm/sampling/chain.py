@@ -178,10 +178,8 @@ class Chain:
         """
         if len(logits) != self.n_vocab:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
-        if constraint is None:
-            drawn = self.sample_quickly(
-                logits, context.position, context.branch, trace=trace, label=context.label
-            )
+        if self._quick is not None and constraint is None and context.position not in self._bans:
+            drawn = self._sample_quickly(self._quick, logits, context, trace)
             if drawn is not None:
                 return drawn
         buffer = self._buffer
@@ -229,16 +227,16 @@ class Chain:
             constraint is not None,
         )
 
-    def sample_quickly(
-        self, logits: NDArray[np.float32], position: int, branch: int, *, trace: int = 0, label: str = ""
+    def _sample_quickly(
+        self, quick: NativeDraw, logits: NDArray[np.float32], context: StepContext, trace: int
     ) -> Draw | None:
-        """What `sample` draws without a constraint, in one call of compiled code; None where it has to be done stage by
-        stage."""
-        quick = self._quick
-        if quick is None or position in self._bans or len(logits) != self.n_vocab:
-            return None
+        """The same where nothing but llama.cpp's stages is in the way; None where it has to be done step by step."""
         is_greedy = self._chooses_by == "greedy"
-        u = 0.0 if is_greedy else self._uniforms.at(self.seed, branch, position, label)
+        u = (
+            0.0
+            if is_greedy
+            else self._uniforms.at(self.seed, context.branch, context.position, context.label)
+        )
         token = quick.draw(logits, u, trace)
         if token < 0:
             return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 from textual.widgets import TextArea
 
-from edgellm import ConfigError, private_dir, state_dir
+from edgellm import ConfigError, private_dir, replacing, state_dir
 from edgellm_tui.plain import visible
 
 if TYPE_CHECKING:
@@ -184,9 +184,8 @@ class History:
             private_dir(self._path.parent)
             # Another app may have kept some since.
             kept = _kept_lines(self._path) if self._path.is_file() else []
-            beside = self._path.with_suffix(f".{os.getpid()}")
-            beside.write_text("\0".join([*kept, text][-_MOST_HISTORY:]), encoding="utf-8", errors="replace")
-            beside.replace(self._path)
+            with replacing(self._path, is_synced=False) as file:
+                file.write("\0".join([*kept, text][-_MOST_HISTORY:]).encode("utf-8", "replace"))
         except OSError:
             self._path = None
 

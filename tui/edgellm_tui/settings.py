@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, cast
 
-from edgellm import ConfigError, config_dir
+from edgellm import ConfigError, config_dir, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,8 +128,6 @@ def checked(found: Mapping[str, Any], where: str = "the settings") -> Settings:
 def save_settings(settings: Settings) -> Path:
     """Writes what differs from the defaults; comments and order of the file stay. Raises ConfigError."""
     import tomlkit
-
-    from edgellm.atomic import replacing
 
     path = settings_path()
     defaults = Settings()

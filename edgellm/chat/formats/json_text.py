@@ -219,6 +219,11 @@ def loads(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def whole_characters(text: str) -> str:
+    """The text with halves of surrogate pairs, which escapes can spell, joined or replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from edgellm.chat.formats.json_text import loads
+from edgellm.chat.formats.json_text import loads, whole_characters
 from edgellm.types import ToolSpec
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -128,11 +128,11 @@ def _json(text: str) -> Any:
 
 
 def _in_characters(text: str, value: Any) -> Any:
-    """The value of a text; halves of surrogate pairs, which escapes can spell, joined or replaced."""
+    """The value of a text, its texts of whole characters."""
     if "\\" not in text:
         return value
     spelled = json.dumps(value, ensure_ascii=False)
-    clean = spelled.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    clean = whole_characters(spelled)
     return value if clean == spelled else loads(clean)
 
 
