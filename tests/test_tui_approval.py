@@ -79,6 +79,25 @@ def test_on_a_linux_console_the_question_is_drawn_in_ascii() -> None:
     )
 
 
+@pytest.mark.parametrize("theme", ["ansi-dark", "ansi-light", "textual-dark"])
+def test_a_frame_in_the_midst_of_taking_the_field_away_draws_none(theme: str) -> None:
+    async def play(app: EdgeApp, pilot: Pilot[Any]) -> None:
+        modal = await asked(app, pilot)
+        await pilot.press("e")
+        await pilot.pause()
+        area = modal.query_one("#edit", TextArea)
+        where = area.size.region
+        drawn = "".join(strip.text for strip in area.render_lines(where))
+        assert "bob" in drawn
+        await pilot.press("escape")
+        await pilot.pause()
+        assert [strip.text for strip in area.render_lines(where)] == [" " * where.width] * where.height
+        await pilot.press("r")
+        await settled(pilot)
+
+    run(play, runtime=scripted(), settings=Settings(theme=theme))
+
+
 @pytest.mark.parametrize("no_color", [False, True])
 @pytest.mark.parametrize(("size", "name"), [(SMALL, "80x24"), (LARGE, "200x50")])
 def test_the_question_is_drawn_whole(size: tuple[int, int], name: str, no_color: bool) -> None:

@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static, TextArea
 
 import edgellm
+from edgellm_tui.area import Area
 from edgellm_tui.doubt import marked_lines
 from edgellm_tui.plain import one_line, visible
 from edgellm_tui.token_text import MARKS_LEGEND, mark, probability
@@ -287,7 +288,7 @@ class ApprovalModal(ModalScreen[None]):
             return
         self._writes = "edit"
         text = json.dumps(self._call.arguments, ensure_ascii=False, indent=1)
-        area = TextArea(text, id="edit", show_line_numbers=False)
+        area = Area(text, id="edit", show_line_numbers=False)
         area.cursor_blink = False
         await self.query_one("#ask").mount(area, before="#error")
         area.focus()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.message import Message
-from textual.widgets import TextArea
 
 from edgellm import ConfigError, private_dir, replacing, state_dir
+from edgellm_tui.area import Area
 from edgellm_tui.plain import visible
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ PROMPT_KEYS = {
 }
 
 
-class Prompt(TextArea):
+class Prompt(Area):
     """Enter sends, ctrl+j begins a new line, up on the first line brings earlier prompts, tab completes / and @."""
 
     DEFAULT_CSS = """

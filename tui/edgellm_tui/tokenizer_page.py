@@ -11,6 +11,7 @@ from textual.binding import Binding
 from textual.widgets import TextArea
 
 import edgellm
+from edgellm_tui.area import Area
 from edgellm_tui.halves import HalvesPage
 from edgellm_tui.plain import visible
 from edgellm_tui.rows import Pane, Rows, Rule
@@ -106,7 +107,7 @@ class TokenizerPage(HalvesPage):
     def compose(self) -> ComposeResult:
         """Text, tokens, merges."""
         yield Rule(self.edge.glyphs, id="text-head")
-        area = TextArea("", soft_wrap=True, compact=True, tab_behavior="focus", placeholder="type a text")
+        area = Area("", soft_wrap=True, compact=True, tab_behavior="focus", placeholder="type a text")
         area.cursor_blink = False
         area.highlight_cursor_line = False
         yield area
