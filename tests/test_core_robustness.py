@@ -288,7 +288,7 @@ def test_interrupt_between_two_calls_leaves_tape_and_memory_equal(
         session = chat.conversation.session
         when, _, what = place.partition(" ")
         # A lone answer takes the short way: both count.
-        names = ("decode", "decode_one") if what == "decode" else (what or when,)
+        names = ("decode", "decode_one", "decode_and_draw") if what == "decode" else (what or when,)
         target = runtime.engine.context if what == "decode" else session.chain
         calls = 0
 

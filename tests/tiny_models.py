@@ -168,19 +168,20 @@ def build(
     shape: Shape | None = None,
     name: str = "tiny",
     split_max_tensors: int = 0,
+    more_tokens: int = 0,
 ) -> Path:
     """Writes a model and returns its path (the first part's, if split).
 
     `quant` is F32, F16, Q8_0, Q4_0 ... (only matrices whose rows are multiples of 32 take it). `metadata`
     adds or overrides keys: bool, int (uint32), float (float32), str, list. `split_max_tensors` above 0 writes
-    `<stem>-00001-of-0000N.gguf` and its siblings.
+    `<stem>-00001-of-0000N.gguf` and its siblings. The vocabulary has `more_tokens` besides those that texts need.
     """
     path = Path(path)
     sizes = shape or _SHAPES[arch]
     architecture = "llama" if arch == "moe" else arch
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     _add_header(writer, architecture, sizes, n_ctx, name)
-    n_vocab = _add_vocabulary(writer, tokenizer)
+    n_vocab = _add_vocabulary(writer, tokenizer, more_tokens)
     templates: list[dict[str, str]] = [
         {"name": key, "template": text} for key, text in (named_templates or {}).items()
     ]
@@ -251,13 +252,15 @@ def _add_header(writer: gguf.GGUFWriter, architecture: str, sizes: Shape, n_ctx:
         writer.add_sliding_window(sizes.n_swa)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: str) -> int:
+def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: str, more: int) -> int:
     writer.add_tokenizer_model(tokenizer)
+    extra = [f"more{number}" for number in range(more)]
+    normal = [int(gguf.TokenType.NORMAL)] * more
     if tokenizer == "gpt2":
         tokens, types, merges = bpe_vocabulary()
         writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list(tokens)
-        writer.add_token_types(types)
+        writer.add_token_list(tokens + extra)
+        writer.add_token_types(types + normal)
         writer.add_token_merges(merges)
         writer.add_bos_token_id(tokens.index("<|im_start|>"))
         writer.add_eos_token_id(tokens.index("<|im_end|>"))
@@ -265,14 +268,14 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: str) -> int:
     else:
         tokens, types, scores = spm_vocabulary()
         writer.add_tokenizer_pre("default")
-        writer.add_token_list(tokens)
-        writer.add_token_types(types)
-        writer.add_token_scores(scores)
+        writer.add_token_list(tokens + extra)
+        writer.add_token_types(types + normal)
+        writer.add_token_scores(scores + [-1000.0] * more)
         writer.add_unk_token_id(0)
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(tokens.index("<|im_end|>"))
         writer.add_add_bos_token(True)
-    return len(tokens)
+    return len(tokens) + more
 
 
 def _override(writer: gguf.GGUFWriter, metadata: Mapping[str, Any]) -> None:

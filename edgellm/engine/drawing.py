@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellm.engine.tape import Tape
+    from edgellm.native.native_draw import NativeDraw
     from edgellm.native.vocabulary import Vocabulary
     from edgellm.sampling.chain import Chain, Draw
     from edgellm.sampling.constraint import Constraint
@@ -54,6 +55,10 @@ class Drawing:
     def unread(self) -> int:
         """How many tokens at the tape's end the reader has not seen: a stage may still take some back."""
         return len(self._held) + len(self._ready)
+
+    def give(self, step: Step) -> None:
+        """Lets the reader have a step that was taken."""
+        self._ready.append(step)
 
     def read(self) -> Step:
         """The next step that was not read yet."""
@@ -102,6 +107,32 @@ class Drawing:
             constraint.consume(draw.token)
         return self._step(draw.token, draw=draw, is_constrained=constraint is not None)
 
+    def prepare(self) -> NativeDraw | None:
+        """What draws the token after the tape in one call, where that can be; what it draws goes to `take`."""
+        if self.constraint is not None or not self._is_told or self._held or self._ready:
+            return None
+        return self.chain.prepare(self.branch, len(self.tape.tokens), trace=self.trace)
+
+    def take(self, token: int) -> Step:
+        """Puts a token that was drawn so on the tape, and tells the chain; no stage can take it back."""
+        chain, tape = self.chain, self.tape
+        draw = chain.drawn(token, self.trace) if self.trace else None
+        piece, is_eog, is_control = self.vocabulary.traits(token)
+        step = Step(
+            token,
+            piece,
+            len(tape.tokens),
+            is_eog,
+            is_control,
+            logprob=draw.logprob if draw is not None else None,
+            distribution=draw.distribution if draw is not None else None,
+        )
+        tape.append(token, SpanKind.TEXT)
+        self._is_told = False
+        chain.accept(token)
+        self._is_told = True
+        return step
+
     def forced_tokens(self) -> Sequence[int]:
         """The tokens that the constraint leaves no choice about."""
         return self.constraint.forced_tokens() if self.constraint is not None else ()
@@ -121,13 +152,13 @@ class Drawing:
     def _step(
         self, token: int, *, draw: Draw | None = None, is_forced: bool = False, is_constrained: bool = False
     ) -> Step:
-        vocabulary = self.vocabulary
+        piece, is_eog, is_control = self.vocabulary.traits(token)
         return Step(
             token=token,
-            piece=vocabulary.piece(token),
+            piece=piece,
             position=len(self.tape),
-            is_eog=vocabulary.is_eog(token),
-            is_control=vocabulary.is_control(token),
+            is_eog=is_eog,
+            is_control=is_control,
             is_forced=is_forced,
             is_constrained=is_constrained,
             logprob=draw.logprob if draw is not None else None,

@@ -111,10 +111,12 @@ class Memory:
 
     def decoded(self, end: int) -> int:
         """It now holds the tape up to `end`; returns how many of these tokens it had held before."""
-        again = max(0, min(self._rebuild_until, end) - self.length)
-        self.rebuilt_tokens += again
-        if end >= self._rebuild_until:
-            self._rebuild_until = 0
+        again = 0
+        if self._rebuild_until:
+            again = max(0, min(self._rebuild_until, end) - self.length)
+            self.rebuilt_tokens += again
+            if end >= self._rebuild_until:
+                self._rebuild_until = 0
         self.length = end
         self.is_unsure = False
         if self._is_kept and self.checkpoints.is_due(end):

@@ -275,7 +275,11 @@ class Session:
                 raise failure
             self.is_waiting = True
             try:
-                self.engine.step()
+                step = self.engine.step_alone(self)
+                if step is not None:
+                    return step
+                if self.is_waiting:
+                    self.engine.step()
             except BaseException:
                 self.is_waiting = False
                 raise
@@ -316,25 +320,20 @@ class Session:
     @property
     def is_simple(self) -> bool:
         """Called by the engine: all that is to be done is to decode the last token and to draw one freely."""
+        memory, context = self.memory, self.engine.context
+        length = len(self.tape.tokens)
         return (
             self._logits is None
-            and self.constraint is None
+            and self.drawing.constraint is None
+            and memory.length == length - 1
+            and length < context.n_ctx
+            and memory.seq is not None
+            and not memory.is_unsure
+            and memory.overlay is context.overlay
             and not self.is_cancelled
-            and not self.memory.is_unsure
-            and self.seq is not None
-            and self.memory.length == len(self.tape.tokens) - 1
-            and self.memory.length + 1 < self.engine.context.n_ctx
-            and self.memory.overlay is self.engine.context.overlay
             and not self._is_closed
             and (self.guesses.speculation is None or not self.guesses.plan())
         )
-
-    def pending_row(self) -> tuple[int, int, int]:
-        """Called by the engine: (token, position, sequence) of the one token that the memory lacks."""
-        assert self.seq is not None
-        self.memory.is_unsure = True
-        self.guesses.begin(1)
-        return self.tape.tokens[-1], self.memory.length, self.seq
 
     def pending_rows(self) -> list[tuple[int, int, int, bool]]:
         """Called by the engine: batch rows for the tokens that the memory lacks, and then for what is guessed."""
@@ -364,6 +363,18 @@ class Session:
         except EdgeError as error:
             self.keep_logits()
             self.fail_step(error)
+
+    def take(self, token: int) -> Step:
+        """Called by the engine: the same for a token that was drawn along with the decode."""
+        position = len(self.tape.tokens)
+        try:
+            step = self.drawing.take(token)
+        except BaseException:
+            self.cut_tape(position)
+            self.drawing.undo()
+            raise
+        self.is_waiting = False
+        return step
 
     def keep_logits(self) -> None:
         """The step can be tried again: its logits must survive other sessions' decodes."""

@@ -15,6 +15,7 @@ from edgellm.load_check import KV_TYPES, WIDE_KV_TYPES
 from edgellm.native.context_error import context_error
 from edgellm.native.devices import devices
 from edgellm.native.library import captured_log, lib
+from edgellm.native.lone_step import LoneStep
 from edgellm.native.overlay import PLAIN
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellm.native.model import Model
+    from edgellm.native.native_draw import NativeDraw
     from edgellm.native.overlay import Overlay
     from edgellm.types import LoadOptions
 
@@ -145,6 +147,8 @@ class Context:
         # A sliding window counts too: what was parked or saved comes back without the cells that had left it.
         self.can_always_cut = not (self._window or model.is_recurrent or model.is_hybrid)
         self._batch = _Batch(llama, self.n_batch, self.n_seq_max)
+        self._lone_step = LoneStep.of(llama, self.pointer, self._batch.value)
+        self.can_draw = self._lone_step is not None
         # None while it is being changed: what the context has then is not known.
         self.overlay: Overlay | None = PLAIN
 
@@ -214,6 +218,14 @@ class Context:
         batch = self._batch
         batch.one(token, position, seq)
         return self._llama_decode(pointer, batch.value) == 0
+
+    def decode_and_draw(self, token: int, position: int, seq: int, draw: NativeDraw) -> int:
+        """`decode_one` and the draw behind it in one call, as `LoneStep.run` gives it. Where `can_draw` is true."""
+        step = self._lone_step
+        assert step is not None
+        if not self.pointer:
+            self._live()
+        return step.call(step.address, draw.address, token, position, seq)
 
     def logits(self, row: int) -> NDArray[np.float32]:
         """Logits (n_vocab,) of a row of the last batch, zero-copy: valid until the next decode."""

@@ -52,7 +52,6 @@ class NativeDraw:
         functions = compiled()
         assert functions is not None, "without compiled code there is nothing to be quick with"
         self._call = functions.sample
-        self._samplers = [sampler for sampler, _ in stretches]
         self._k = k
         members: list[int] = []
         holes: list[bool] = []
@@ -79,17 +78,12 @@ class NativeDraw:
             leaves_holes=ctypes.addressof(self._holes),
             sizes=ctypes.addressof(self._sizes),
         )
-        self._task_at = ctypes.addressof(self._task)
+        self.address = ctypes.addressof(self._task)
 
-    def draw(self, logits: NDArray[np.float32], u: float, trace: int = 0) -> int:
-        """The token that `u` in [0, 1) draws, or -1 where it has to be drawn step by step, which says why.
-
-        logits: (n_vocab,), contiguous. With `trace` the rows at each point are copied, from at least so many.
-        """
+    def prepare(self, u: float, trace: int = 0) -> None:
+        """The next draw is that of `u` in [0, 1). With `trace` the rows at each point are copied, from at least so
+        many."""
         task = self._task
-        for sampler in self._samplers:
-            sampler.check_open()
-        task.logits = self._addresses.of(logits)
         task.u = u
         task.k = self._k if trace < self._k else trace
         if not trace:
@@ -100,7 +94,14 @@ class NativeDraw:
                 self._copies = (ctypes.c_char * (task.room * ROW.itemsize))()
                 self._copies_at = ctypes.addressof(self._copies)
             task.copies = self._copies_at
-        return self._call(self._task_at)
+
+    def draw(self, logits: NDArray[np.float32]) -> int:
+        """The token that is drawn, or -1 where it has to be drawn step by step, which says why.
+
+        logits: (n_vocab,), contiguous.
+        """
+        self._task.logits = self._addresses.of(logits)
+        return self._call(self.address)
 
     @property
     def logit(self) -> float:

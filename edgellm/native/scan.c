@@ -1,6 +1,6 @@
 /* What a drawn token needs of a whole vocabulary, in one pass with nothing allocated: the largest logits, the mass of
- * the softmax, and the draw itself. edgellm/native/scan.py says what each function gives, and does the same with numpy
- * where this file was not compiled.
+ * the softmax, and the draw itself, also in one call with the decode before it. edgellm/native/scan.py says what each
+ * function gives, and does the same with numpy where this file was not compiled.
  *
  * The long loops are written with the vector types of GCC and Clang, which become whatever instructions there are, with
  * sums in an order of their own: the same input gives the same bits on every processor of one kind.
@@ -64,6 +64,23 @@ typedef struct {
     float maximum;
     float logit;          /* of the token that was drawn */
 } draw_task;              /* _Task in native_draw.py */
+
+typedef struct {
+    int32_t n_tokens;
+    int32_t *token;
+    float *embd;
+    int32_t *pos;
+    int32_t *n_seq_id;
+    int32_t **seq_id;
+    int8_t *logits;
+} batch_t; /* llama_batch (llama.h) */
+
+typedef struct {
+    int32_t (*decode)(void *context, batch_t batch);   /* llama_decode */
+    float *(*logits_ith)(void *context, int32_t row);  /* llama_get_logits_ith */
+    void *context;
+    batch_t batch;
+} step_task; /* _Task in lone_step.py */
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
@@ -174,7 +191,7 @@ static float kth_largest(const float *values, int64_t n, int64_t k, float *heap)
     return heap[0];
 }
 
-EXPORT int32_t edgellm_scan_version(void) { return 4; } /* VERSION in scan.py */
+EXPORT int32_t edgellm_scan_version(void) { return 5; } /* VERSION in scan.py */
 
 /* Scratch for one caller at a time: blocks of the vocabulary, twice. */
 EXPORT int64_t edgellm_scratch_floats(int64_t n) { return 2 * (n / BLOCK + 1); }
@@ -316,4 +333,19 @@ EXPORT int32_t edgellm_sample(draw_task *task) {
     int32_t token = edgellm_draw(rows.data, (int64_t)rows.size, task->u);
     if (token >= 0) task->logit = task->logits[token];
     return token;
+}
+
+/* Decodes one token and draws the next: between the two nothing but this runs. -1 as edgellm_sample has it; -2 where it
+ * was not decoded. */
+EXPORT int32_t edgellm_step(step_task *step, draw_task *draw, int32_t token, int32_t position, int32_t sequence) {
+    batch_t *batch = &step->batch;
+    batch->n_tokens = 1;
+    batch->token[0] = token;
+    batch->pos[0] = position;
+    batch->n_seq_id[0] = 1;
+    batch->seq_id[0][0] = sequence;
+    batch->logits[0] = 1;
+    if (step->decode(step->context, *batch) != 0) return -2;
+    draw->logits = step->logits_ith(step->context, 0);
+    return draw->logits != NULL ? edgellm_sample(draw) : -1;
 }

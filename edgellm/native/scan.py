@@ -1,7 +1,7 @@
 """What a draw needs of a whole vocabulary: its largest logits and the mass of its softmax, and the draw from the rows.
 
 Compiled from scan.c when edgellm is installed; where there was no C compiler, numpy gives the same, several times
-slower. All calls keep the GIL, as those in samplers.py do.
+slower. All calls but `step`, which decodes, keep the GIL, as those in samplers.py do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgellm.errors import SamplerError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = 4
+VERSION = 5
 """Goes up whenever scan.c changes what its functions take or give: a library of another version is not used."""
 
 LIBRARY = Path(__file__).with_name("_scan.dll" if os.name == "nt" else "_scan.so")
@@ -55,6 +55,11 @@ class Functions:
         )
         self.sample = library.edgellm_sample
         self.sample.argtypes, self.sample.restype = (ctypes.c_void_p,), ctypes.c_int32
+        self.step = ctypes.CDLL(library._name, handle=library._handle).edgellm_step
+        self.step.argtypes = (
+            ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32,
+        )  # fmt: skip
+        self.step.restype = ctypes.c_int32
         self.highest = library.edgellm_highest
         self.highest.argtypes, self.highest.restype = (ctypes.c_void_p, ctypes.c_int64), ctypes.c_float
         self.probs = library.edgellm_probs

@@ -38,6 +38,7 @@ class Vocabulary:
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
         self._controls: dict[int, bool] = {}
+        self._traits: dict[int, tuple[bytes, bool, bool]] = {}
 
     @property
     def pointer(self) -> Any:
@@ -105,6 +106,13 @@ class Vocabulary:
         known = self._controls.get(token)
         if known is None:
             known = self._controls[token] = bool(self._llama.llama_vocab_is_control(self.pointer, token))
+        return known
+
+    def traits(self, token: int) -> tuple[bytes, bool, bool]:
+        """(`piece`, `is_eog`, `is_control`), looked up at once. Raises ValueError as `piece` does."""
+        known = self._traits.get(token)
+        if known is None:
+            known = self._traits[token] = self.piece(token), self.is_eog(token), self.is_control(token)
         return known
 
     @cached_property

@@ -140,6 +140,7 @@ class Chain:
         is_alone = isinstance(first, NativePart) and len(first.specs) == 1 and self._leading_k > 0
         self._cuts_alone = first if is_alone else None
         self._quick: NativeDraw | None = None
+        self._quick_u = _NAN
         natives = [part for part in self._parts if isinstance(part, NativePart)]
         is_native = len(natives) == len(self._parts) and self._needs_top and self._chooses_by != "stage"
         if is_native and is_compiled():
@@ -178,10 +179,10 @@ class Chain:
         """
         if len(logits) != self.n_vocab:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
-        if self._quick is not None and constraint is None and context.position not in self._bans:
-            drawn = self._sample_quickly(self._quick, logits, context, trace)
-            if drawn is not None:
-                return drawn
+        if constraint is None:
+            quick = self.prepare(context.branch, context.position, context.label, trace=trace)
+            if quick is not None and (token := quick.draw(logits)) >= 0:
+                return self.drawn(token, trace)
         buffer = self._buffer
         taps: list[Snapshot] | None = None
         log_total = 0.0
@@ -227,21 +228,25 @@ class Chain:
             constraint is not None,
         )
 
-    def _sample_quickly(
-        self, quick: NativeDraw, logits: NDArray[np.float32], context: StepContext, trace: int
-    ) -> Draw | None:
-        """The same where nothing but llama.cpp's stages is in the way; None where it has to be done step by step."""
-        is_greedy = self._chooses_by == "greedy"
-        u = (
-            0.0
-            if is_greedy
-            else self._uniforms.at(self.seed, context.branch, context.position, context.label)
-        )
-        token = quick.draw(logits, u, trace)
-        if token < 0:
+    def prepare(self, branch: int, position: int, label: str = "", *, trace: int = 0) -> NativeDraw | None:
+        """What draws this place's token in one call, where nothing but llama.cpp's stages is in the way; else None.
+
+        What it draws, if that is a token, goes to `drawn`.
+        """
+        quick = self._quick
+        if quick is None or position in self._bans:
             return None
-        u = _NAN if is_greedy else u
-        if not trace:
+        self._quick_u = (
+            _NAN if self._chooses_by == "greedy" else self._uniforms.at(self.seed, branch, position, label)
+        )
+        # 0 draws the first row there is: the most probable.
+        quick.prepare(0.0 if self._chooses_by == "greedy" else self._quick_u, trace)
+        return quick
+
+    def drawn(self, token: int, trace: int = 0) -> Draw:
+        """The draw that `prepare` was made for, with the same `trace`."""
+        quick, u = self._quick, self._quick_u
+        if not trace or quick is None:
             return Draw(token, u, self._chooses_by)
         taps, log_total = snapshots_of(quick, self._quick_names, self.n_vocab)
         return Draw(token, u, self._chooses_by, Distribution(taps, trace, u), quick.logit - log_total)
@@ -428,6 +433,8 @@ class Chain:
 
     def close(self) -> None:
         """Free native memory. May be called twice."""
+        # It points into that memory.
+        self._quick = None
         for part in self._parts:
             part.close()
 
