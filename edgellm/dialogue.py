@@ -300,8 +300,8 @@ class Chat:
         session = self.conversation.session
         chain = self.runtime.make_chain(sampler, seed)
         chain.replay(session.tape.tokens)
-        session.chain.close()
-        session.chain = chain
+        before, session.chain = session.chain, chain
+        before.close()
 
     @property
     def adapters(self) -> AdapterSet:

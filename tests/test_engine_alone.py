@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+import edgellm
 from edgellm.engine.engine import Engine
 from edgellm.errors import Cancelled, SamplerError
 from edgellm.native.lone_step import NOT_DECODED, LoneStep
 from edgellm.native.model import Model
+from edgellm.native.samplers import Owned
 from edgellm.native.scan import is_compiled
 from edgellm.sampling.chain import Chain
+from edgellm.sampling.spec import ChainSpec
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
@@ -100,14 +104,13 @@ def test_it_draws_what_is_drawn_step_by_step(
 def test_what_the_compiled_draw_leaves_is_drawn_step_by_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So large a part of a vocabulary is not looked for in one pass.
-    text = f"top_k({engine.vocabulary.size // 2}) | temperature(1.5) | dist(seed=3)"
+    # So many rows of so small a vocabulary are not looked for in one pass.
     drawn = watched(engine, monkeypatch)
-    session = new_session(engine, text)
+    session = new_session(engine, trace=100)
     tokens = [session.step().token for _ in range(10)]
     assert drawn == [-1] * 9
     engine.context.can_draw = False
-    other = new_session(engine, text)
+    other = new_session(engine, trace=100)
     assert [other.step().token for _ in range(10)] == tokens
 
 
@@ -145,10 +148,17 @@ def test_a_lone_session_of_several_that_ask_by_request_is_quick_too(
 def test_a_decode_that_is_refused_goes_the_long_way(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     session = new_session(engine)
     expected = new_session(engine)
-    session.step(), expected.step()
+    assert session.step().token == expected.step().token
     with monkeypatch.context() as patch:
-        patch.setattr(engine.context, "decode_and_draw", lambda *_args: NOT_DECODED)
+        refused: list[object] = []
+
+        def refuse(*args: object) -> int:
+            refused.append(args)
+            return NOT_DECODED
+
+        patch.setattr(engine.context, "decode_and_draw", refuse)
         token = session.step().token
+    assert len(refused) == 1
     assert token == expected.step().token
     assert session.check_memory() and session.kv_length == len(session.tape) - 1
 
@@ -208,12 +218,139 @@ def test_an_end_in_its_midst_leaves_tape_memory_and_draws(
     np.testing.assert_allclose(session.logits(), expected.logits(), atol=0.05, rtol=0.02)
 
 
-def test_a_chain_that_is_closed_says_so(engine: Engine) -> None:
+def test_a_step_that_nobody_was_given_is_taken_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, expected = new_session(engine), new_session(engine)
+    wanted = [expected.step().token for _ in range(3)]
+    assert session.step().token == wanted[0]
+    real = engine.step_alone
+
+    def interrupted(one: Session) -> Step | None:
+        real(one)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "step_alone", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.step()
+    assert len(session.tape) == len(PROMPT) + 1 and session.check_memory()
+    assert [session.step().token for _ in range(2)] == wanted[1:]
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 5), (5, 0), (5, 3)])
+def test_a_trace_that_is_changed_meanwhile_counts_from_the_next_token(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    session = new_session(engine, trace=before)
+    session.step()
+    real = engine.context.decode_and_draw
+
+    def changing(*args: Any) -> int:
+        session.trace = after
+        return real(*args)
+
+    def rows(step: Step) -> int:
+        return len(step.distribution.raw.probs) if step.distribution is not None else 0
+
+    monkeypatch.setattr(engine.context, "decode_and_draw", changing)
+    assert [rows(session.step()) for _ in range(2)] == [before, after]
+
+
+def test_logits_of_another_place_are_not_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Once:
+        """Wants two tokens again, once."""
+
+        def __init__(self) -> None:
+            self.count = 0
+
+        def apply(self, candidates: edgellm.Candidates) -> None:
+            """Changes nothing."""
+
+        def accept(self, token: int) -> edgellm.Rewind | None:
+            """The fourth time."""
+            self.count += 1
+            return edgellm.Rewind(2) if self.count == 8 else None
+
+        def pending(self) -> int:
+            """What may be taken back."""
+            return 2
+
+    stage = edgellm.sampler(Once)
+    session = new_session(engine, ChainSpec.of([stage(), "dist(seed=1)"]))  # type: ignore[operator]
+    real = session.chain.rewind
+
+    def interrupted(tokens: Any) -> None:
+        real(tokens)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.chain, "rewind", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(10):
+                session.step()
+    held = session.held_logits
+    if held is not None:
+        np.testing.assert_allclose(held, replayed(engine, session), atol=0.05, rtol=0.02)
+    assert session.check_memory()
+    np.testing.assert_allclose(session.logits(), replayed(engine, session), atol=0.05, rtol=0.02)
+
+
+def replayed(engine: Engine, session: Session) -> Any:
+    """Logits after its tape, computed from nothing."""
+    fresh = engine.session(Chain("greedy", n_vocab=engine.vocabulary.size))
+    fresh.extend([(token, SpanKind.USER) for token in session.tape.tokens])
+    return fresh.logits().copy()
+
+
+def test_a_step_that_is_given_back_is_read_before_others(engine: Engine) -> None:
     session = new_session(engine)
+    steps = [session.drawing._step(token) for token in (1, 2, 3)]  # pyright: ignore[reportPrivateUsage]
+    session.drawing._ready.extend(steps[1:])  # pyright: ignore[reportPrivateUsage]
+    session.drawing.give(steps[0])
+    assert [session.drawing.read().token for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_chain_that_is_closed_while_it_draws_is_freed_behind_the_draw(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = new_session(engine)
+    session.step()
+    freed: list[int] = []
+    free = Owned.__del__
+    real = engine.context.decode_and_draw
+
+    def closing(*args: Any) -> int:
+        session.chain.close()
+        gc.collect()
+        assert not freed
+        return real(*args)
+
+    def counted(owned: Owned) -> None:
+        freed.append(1)
+        free(owned)
+
+    monkeypatch.setattr(Owned, "__del__", counted)
+    monkeypatch.setattr(engine.context, "decode_and_draw", closing)
+    session.step()
+    assert freed
+
+
+@pytest.mark.parametrize("text", [*CHAINS.values(), "temperature(1.5) | dist(seed=1)"])
+def test_a_chain_that_is_closed_says_so(engine: Engine, text: str) -> None:
+    session = new_session(engine, text)
     session.step()
     session.chain.close()
     with pytest.raises(SamplerError):
         session.step()
+
+
+def test_a_chain_for_another_vocabulary_is_refused(engine: Engine) -> None:
+    session = new_session(engine)
+    other = Chain("greedy", n_vocab=engine.vocabulary.size + 64)
+    with pytest.raises(SamplerError, match="does not fit"):
+        session.chain = other
+    with pytest.raises(SamplerError, match="does not fit"):
+        engine.session(other)
+    assert session.step().position == len(PROMPT)
 
 
 def test_another_batch_than_the_one_it_knows_is_not_used(engine: Engine) -> None:

@@ -32,7 +32,7 @@ class Drawing:
     """
 
     def __init__(self, chain: Chain, tape: Tape, vocabulary: Vocabulary, branch: int) -> None:
-        self.chain = chain
+        self.chain = self._prepared = chain
         self.tape = tape
         self.vocabulary = vocabulary
         self.branch = branch
@@ -57,8 +57,8 @@ class Drawing:
         return len(self._held) + len(self._ready)
 
     def give(self, step: Step) -> None:
-        """Lets the reader have a step that was taken."""
-        self._ready.append(step)
+        """Lets the reader have a step that was taken, before all others."""
+        self._ready.appendleft(step)
 
     def read(self) -> Step:
         """The next step that was not read yet."""
@@ -111,25 +111,16 @@ class Drawing:
         """What draws the token after the tape in one call, where that can be; what it draws goes to `take`."""
         if self.constraint is not None or not self._is_told or self._held or self._ready:
             return None
-        return self.chain.prepare(self.branch, len(self.tape.tokens), trace=self.trace)
+        chain = self._prepared = self.chain
+        return chain.prepare(self.branch, len(self.tape.tokens), trace=self.trace)
 
     def take(self, token: int) -> Step:
         """Puts a token that was drawn so on the tape, and tells the chain; no stage can take it back."""
-        chain, tape = self.chain, self.tape
-        draw = chain.drawn(token, self.trace) if self.trace else None
-        piece, is_eog, is_control = self.vocabulary.traits(token)
-        step = Step(
-            token,
-            piece,
-            len(tape.tokens),
-            is_eog,
-            is_control,
-            logprob=draw.logprob if draw is not None else None,
-            distribution=draw.distribution if draw is not None else None,
-        )
-        tape.append(token, SpanKind.TEXT)
+        # Trace and chain as they were when it was drawn: another thread may have changed them meanwhile.
+        step = self._step(token, draw=self._prepared.drawn(token))
+        self.tape.append(token, SpanKind.TEXT)
         self._is_told = False
-        chain.accept(token)
+        self.chain.accept(token)
         self._is_told = True
         return step
 

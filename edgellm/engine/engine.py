@@ -237,9 +237,19 @@ class Engine:
         A failure is stored in its own session, and raised by that session's `step`.
         """
         waiting = [session for session in self._sessions if session.is_waiting]
-        if len(waiting) == 1 and (step := self.step_alone(waiting[0])) is not None:
-            waiting[0].drawing.give(step)
-            return
+        if len(waiting) == 1:
+            try:
+                step = self.step_alone(waiting[0])
+            except EdgeError as error:
+                waiting[0].fail_step(error)
+                return
+            if step is not None:
+                waiting[0].drawing.give(step)
+                return
+        self.step_together()
+
+    def step_together(self) -> None:
+        """`step` where somebody waits for whom `step_alone` has done nothing."""
         with self.in_use():
             waiting = [session for session in self._sessions if session.is_waiting]
             waiting.sort(key=lambda session: session.memory.last_use)
@@ -268,10 +278,12 @@ class Engine:
         for other in self._sessions:
             if other.is_waiting and other is not session:
                 return None
-        if self._served or not session.is_simple or not self._use.acquire(blocking=False):
+        if self._served or not self._use.acquire(blocking=False):
             return None
         try:
             self._user = threading.get_ident()
+            if not session.is_simple:
+                return None
             context, memory, tokens = self.context, session.memory, session.tape.tokens
             draw = session.drawing.prepare() if context.can_draw else None
             drawn = -1
@@ -305,17 +317,19 @@ class Engine:
             if not is_done:
                 memory.restore()
                 return None
-            self.governor.decoded(taken_s)
-            memory.decoded(position + 1)
-            if guesses is not None:
-                guesses.end()
             try:
+                self.governor.decoded(taken_s)
+                memory.decoded(position + 1)
+                if guesses is not None:
+                    guesses.end()
                 if drawn >= 0:
                     return session.take(drawn)
                 session.hold_logits(context.logits(0))
                 session.finish_step()
             except BaseException:
-                session.hold_logits(context.logits(0).copy() if memory.length == len(tokens) else None)
+                # It can be tried again from the logits that were drawn from, if tape and memory end where they do.
+                is_there = memory.length == len(tokens) == position + 1
+                session.hold_logits(context.logits(0).copy() if is_there else None)
                 raise
             return session.drawing.read() if session.drawing.has_ready else None
         finally:

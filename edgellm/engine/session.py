@@ -10,7 +10,7 @@ from edgellm.engine.guesses import Guesses
 from edgellm.engine.memory import Memory
 from edgellm.engine.prefill import decode_chunk, prefill, prefill_ahead
 from edgellm.engine.tape import Tape
-from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError
+from edgellm.errors import Cancelled, ConfigError, ContextFull, EdgeError, SamplerError
 from edgellm.types import SpanKind
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Session:
         self.tape = tape or Tape()
         self.tape.adapters = overlay.chosen
         self.memory = Memory(engine, self.tape, overlay)
-        self.drawing = Drawing(chain, self.tape, engine.vocabulary, branch)
+        self.drawing = Drawing(self._fitting(chain), self.tape, engine.vocabulary, branch)
         self.guesses = Guesses(engine, self.tape, self.memory, lambda: self.is_cancelled)
         self.is_waiting = False
         self.is_cancelled = False
@@ -132,7 +132,15 @@ class Session:
 
     @chain.setter
     def chain(self, chain: Chain) -> None:
-        self.drawing.chain = chain
+        self.drawing.chain = self._fitting(chain)
+
+    def _fitting(self, chain: Chain) -> Chain:
+        if chain.n_vocab != self.engine.vocabulary.size:
+            raise SamplerError(
+                f"a chain for {chain.n_vocab} tokens does not fit a vocabulary of {self.engine.vocabulary.size}.",
+                hint="Make it with Runtime.make_chain.",
+            )
+        return chain
 
     @property
     def branch(self) -> int:
@@ -274,14 +282,18 @@ class Session:
                 self.is_cancelled = False if isinstance(failure, Cancelled) else self.is_cancelled
                 raise failure
             self.is_waiting = True
+            length = len(self.tape.tokens)
             try:
                 step = self.engine.step_alone(self)
                 if step is not None:
                     return step
                 if self.is_waiting:
-                    self.engine.step()
+                    self.engine.step_together()
             except BaseException:
                 self.is_waiting = False
+                if len(self.tape.tokens) > length and not self.drawing.unread and not self._is_closed:
+                    # It is on the tape and was to be returned.
+                    self.rewind(length)
                 raise
             self.check_open()
         return self.drawing.read()
@@ -371,7 +383,6 @@ class Session:
             step = self.drawing.take(token)
         except BaseException:
             self.cut_tape(position)
-            self.drawing.undo()
             raise
         self.is_waiting = False
         return step

@@ -220,7 +220,7 @@ class Context:
         return self._llama_decode(pointer, batch.value) == 0
 
     def decode_and_draw(self, token: int, position: int, seq: int, draw: NativeDraw) -> int:
-        """`decode_one` and the draw behind it in one call, as `LoneStep.run` gives it. Where `can_draw` is true."""
+        """`decode_one` and the draw behind it in one call, as `LoneStep.call` gives it. Where `can_draw` is true."""
         step = self._lone_step
         assert step is not None
         if not self.pointer:

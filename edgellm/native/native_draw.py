@@ -59,7 +59,8 @@ class NativeDraw:
             members += sampler.member_addresses()
             holes += [False] * (len(members) - len(holes))
             holes[-1] = leaves_holes
-        # All that the task points to is held here.
+        # All that the task points to is held here, also where the chain is closed while it draws.
+        self._owned = [sampler.owned for sampler, _ in stretches]
         self._members = (ctypes.c_void_p * len(members))(*members)
         self._holes = (ctypes.c_bool * len(members))(*holes)
         self._scratch = (ctypes.c_float * functions.scratch_floats(n_vocab))()

@@ -1,6 +1,6 @@
 """llama.cpp's samplers over one numpy array of candidate rows, zero-copy.
 
-All calls into the library go through `ctypes.PyDLL`, which keeps the GIL: a sampler runs for microseconds, and
+All calls from here go through `ctypes.PyDLL`, which keeps the GIL: a sampler runs for microseconds, and
 giving the GIL away beside one busy Python thread costs up to a switch interval (5 ms) each time.
 """
 
@@ -197,6 +197,16 @@ class CandidateBuffer:
         self.is_sorted = is_sorted
 
 
+class Owned:
+    """A llama_sampler that is freed with the last reference to this."""
+
+    def __init__(self, pointer: int, free: Callable[[int], None]) -> None:
+        self._pointer, self._free = pointer, free
+
+    def __del__(self) -> None:
+        self._free(self._pointer)
+
+
 class NativeSampler:
     """Neighbouring llama.cpp samplers in one C chain, which owns them. `names` are their stage names."""
 
@@ -215,16 +225,14 @@ class NativeSampler:
         # Any: an opaque llama_sampler pointer.
         self.names = names
         self._pointer: int | None = _address(pointer)
+        # Who draws with the members' addresses holds this: another thread may close the chain meanwhile.
+        self.owned: Owned | None = Owned(self._pointer, self._calls.free)
         self._members = [_address(self._calls.member(self._pointer, i)) for i in range(len(names))]
 
     def _live(self) -> int:
         if self._pointer is None:
             raise SamplerError(f"sampler {' | '.join(self.names)} is used after close().")
         return self._pointer
-
-    def check_open(self) -> None:
-        """Raises SamplerError after close()."""
-        self._live()
 
     def member_addresses(self) -> list[int]:
         """The members' addresses; they live as long as this is open."""
@@ -257,15 +265,9 @@ class NativeSampler:
         return copy
 
     def close(self) -> None:
-        """Free the native memory. May be called twice."""
-        if self._pointer is not None:
-            pointer, self._pointer = self._pointer, None
-            self._members = []
-            self._calls.free(pointer)
-
-    def __del__(self) -> None:
-        if getattr(self, "_pointer", None) is not None:
-            self.close()
+        """Every use raises from here on; the native memory is freed once nobody draws with it. May be called twice."""
+        self._pointer = self.owned = None
+        self._members = []
 
 
 def _address(pointer: Any) -> int:

@@ -29,6 +29,8 @@ LIBRARY = Path(__file__).with_name("_scan.dll" if os.name == "nt" else "_scan.so
 ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """One candidate row, laid out as llama_token_data."""
 
+_BLOCK = 64  # BLOCK of scan.c
+
 MOST_ROWS = 1024
 """The compiled draw takes at most so many rows."""
 
@@ -89,6 +91,11 @@ def compiled() -> Functions | None:
 def is_compiled() -> bool:
     """False where numpy does the work: nothing was compiled at installation, or for another version."""
     return compiled() is not None
+
+
+def finds_top(k: int, n_vocab: int) -> bool:
+    """Whether the compiled functions look for the `k` largest of so many: edgellm_top leaves the rest to numpy."""
+    return 4 * k <= n_vocab // _BLOCK
 
 
 class Addresses:

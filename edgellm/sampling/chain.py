@@ -14,7 +14,7 @@ from edgellm.distribution import Distribution
 from edgellm.errors import SamplerError
 from edgellm.native.native_draw import NativeDraw
 from edgellm.native.samplers import CandidateBuffer
-from edgellm.native.scan import is_compiled
+from edgellm.native.scan import finds_top, is_compiled
 from edgellm.sampling.candidates import StageContext
 from edgellm.sampling.draw import Uniforms, best, pick
 from edgellm.sampling.parts import NativePart, PythonPart, ReseededPart
@@ -106,6 +106,7 @@ class Chain:
         self._buffer = CandidateBuffer(n_vocab)
         self._tap: Tap | None = None
         self._parts: list[NativePart | ReseededPart | PythonPart] = []
+        self._is_closed = False
         self._build()
         self._forget()
 
@@ -140,10 +141,10 @@ class Chain:
         is_alone = isinstance(first, NativePart) and len(first.specs) == 1 and self._leading_k > 0
         self._cuts_alone = first if is_alone else None
         self._quick: NativeDraw | None = None
-        self._quick_u = _NAN
+        self._quick_u, self._quick_trace = _NAN, 0
         natives = [part for part in self._parts if isinstance(part, NativePart)]
         is_native = len(natives) == len(self._parts) and self._needs_top and self._chooses_by != "stage"
-        if is_native and is_compiled():
+        if is_native and is_compiled() and finds_top(self._leading_k or 1, self.n_vocab):
             self._quick_names = [spec.name for part in natives for spec in part.specs]
             stretches = [(part.sampler, part.leaves_holes) for part in natives]
             self._quick = NativeDraw(stretches, self.n_vocab, self._leading_k or 1)
@@ -177,12 +178,14 @@ class Chain:
         `constraint` its mask comes before all stages; telling it of the token is the caller's. Raises
         SamplerError where a stage misbehaves; nothing of the tape's state has changed then.
         """
+        if self._is_closed:
+            raise SamplerError("the sampler chain is closed.")
         if len(logits) != self.n_vocab:
             raise SamplerError(f"{len(logits)} logits for a vocabulary of {self.n_vocab}.")
         if constraint is None:
             quick = self.prepare(context.branch, context.position, context.label, trace=trace)
             if quick is not None and (token := quick.draw(logits)) >= 0:
-                return self.drawn(token, trace)
+                return self.drawn(token)
         buffer = self._buffer
         taps: list[Snapshot] | None = None
         log_total = 0.0
@@ -239,13 +242,14 @@ class Chain:
         self._quick_u = (
             _NAN if self._chooses_by == "greedy" else self._uniforms.at(self.seed, branch, position, label)
         )
+        self._quick_trace = trace
         # 0 draws the first row there is: the most probable.
         quick.prepare(0.0 if self._chooses_by == "greedy" else self._quick_u, trace)
         return quick
 
-    def drawn(self, token: int, trace: int = 0) -> Draw:
-        """The draw that `prepare` was made for, with the same `trace`."""
-        quick, u = self._quick, self._quick_u
+    def drawn(self, token: int) -> Draw:
+        """The draw that `prepare` was made for."""
+        quick, u, trace = self._quick, self._quick_u, self._quick_trace
         if not trace or quick is None:
             return Draw(token, u, self._chooses_by)
         taps, log_total = snapshots_of(quick, self._quick_names, self.n_vocab)
@@ -414,6 +418,7 @@ class Chain:
         twin._vocabulary, twin._buffer, twin._tap = self._vocabulary, self._buffer, self._tap
         twin._choosing, twin._chooses_by = self._choosing, self._chooses_by
         twin._leading_k, twin._needs_top = self._leading_k, self._needs_top
+        twin._is_closed = False
         twin._parts = []
         for part in self._parts:
             if isinstance(part, NativePart):
@@ -433,7 +438,7 @@ class Chain:
 
     def close(self) -> None:
         """Free native memory. May be called twice."""
-        # It points into that memory.
+        self._is_closed = True
         self._quick = None
         for part in self._parts:
             part.close()

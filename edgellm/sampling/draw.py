@@ -51,8 +51,9 @@ class Uniforms:
             return uniform(seed, branch, position, label)
         place = position - self._start
         if not 0 <= place < len(self._made) or branch != self._branch or seed != self._seed:
-            self._seed, self._branch, self._start, place = seed, branch, position, 0
-            self._made = tuple(uniform(seed, branch, position + ahead) for ahead in range(_AHEAD))
+            made = tuple(uniform(seed, branch, position + ahead) for ahead in range(_AHEAD))
+            # Behind the last thing that a Ctrl-C could end.
+            self._seed, self._branch, self._start, self._made, place = seed, branch, position, made, 0
         return self._made[place]
 
 
