@@ -16,10 +16,10 @@ from edgellm.errors import ConfigError
 SMALL = ("--rounds", "2", "--prefill", "48", "--decode", "8")
 PEER = """#!/bin/sh
 echo "$@" >> {log}
-cat <<END
-[{{"build_commit": "abc", "n_prompt": 48, "n_gen": 0, "avg_ts": 0.5}},
- {{"build_commit": "abc", "n_prompt": 0, "n_gen": 8, "avg_ts": 0.25}}]
-END
+case "$*" in
+*"-n 0 "*) echo '[{{"build_commit": "abc", "avg_ts": 0.5}}]' ;;
+*"-p 0 "*) echo '[{{"build_commit": "abc", "avg_ts": 0.25}}]' ;;
+esac
 """
 
 
@@ -104,7 +104,9 @@ def test_a_peer_runs_on_the_same_model_and_settings(model: Path, tmp_path: Path)
     assert against["prefill_ratio"] > 1 and against["decode_ratio"] > 1
     assert against["decode_tok_s"] == 0.25
     calls = log.read_text(encoding="utf-8").splitlines()
-    assert calls == [f"-m {model} -p 48 -n 8 -t 1 -ub 512 -ctk f16 -ctv f16 -r 1 -o json"] * 2
+    settings = "-t 1 -ub 512 -ctk f16 -ctv f16 -r 1 -o json"
+    # Each of two rounds has one of prefill; decodes are short, and more of them are measured.
+    assert calls == [f"-m {model} -p 48 -n 0 {settings}"] * 2 + [f"-m {model} -p 0 -n 8 {settings}"] * 6
     assert "against llama-bench (abc)" in cli("bench", "-m", model, *SMALL, "--against", peer).out
 
 
@@ -128,8 +130,9 @@ def test_a_peer_that_fails_is_told_with_its_last_word(model: Path, tmp_path: Pat
     outcome = cli("bench", "-m", model, *SMALL, "--against", peer)
     assert (outcome.code, outcome.out) == (1, "")
     assert "unknown model" in outcome.err
-    with pytest.raises(StopIteration):
-        read_peer("[]")
+    for text in ("[]", "{}", "no JSON", '[{"avg_ts": 1}, {"avg_ts": 2}]'):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            read_peer(text)
 
 
 def test_a_file_that_is_no_earlier_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ _SCHEMA = {
 }
 _SAMPLES = 200
 _WARM_DECODE = 4  # tokens decoded before anything is measured
+# Beside a peer: they take a fraction of a prefill's time, and half of a pair's noise goes with four times as many.
+_DECODES_A_ROUND = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,30 @@ def run_bench(
     figures: list[Figure] = []
     left_out: dict[str, str] = {}
     say("prefill and decode ...")
-    ours, theirs, joules = _speeds(runtime, size, peer)
-    prefill, decode = ([pair[index] for pair in ours] for index in (0, 1))
+    _warm_up(runtime, size)
+    prefill, their_prefill = _rounds(
+        lambda: _prefill_round(runtime, size.prefill, is_beside=peer is not None),
+        partial(_peer_run, runtime, peer, prefill=size.prefill) if peer is not None else None,
+        size.rounds,
+    )
+    meter = EnergyMeter()
+    joules: list[float] = []
+
+    def decode_round() -> float:
+        meter.start()
+        speed = _decode_tok_s(runtime, size.decode)
+        joules.append(meter.stop() / size.decode)
+        return speed
+
+    decode, their_decode = _rounds(
+        decode_round,
+        partial(_peer_run, runtime, peer, decode=size.decode) if peer is not None else None,
+        size.rounds * (_DECODES_A_ROUND if peer is not None else 1),
+    )
     figures.append(Figure("prefill", statistics.median(prefill), "tokens/s", True))
     figures.append(Figure("decode", statistics.median(decode), "tokens/s", True))
-    if joules is not None:
-        figures.append(Figure("energy of a token", joules, "J"))
+    if meter.is_there:
+        figures.append(Figure("energy of a token", statistics.median(joules), "J"))
     for title, part in (
         ("sampler", _sampler),
         ("constraint", _constraint),
@@ -120,13 +141,13 @@ def run_bench(
             say(f"{title}: left out, {error.message}")
     figures.append(Figure("memory", resident_bytes() / 1e6, "MB"))
     against: dict[str, Any] = {}
-    if theirs:
+    if their_prefill:
         against = {
-            "build": theirs[0].build,
-            "prefill_ratio": round(_ratio(prefill, [run.prefill_tok_s for run in theirs]), 4),
-            "decode_ratio": round(_ratio(decode, [run.decode_tok_s for run in theirs]), 4),
-            "prefill_tok_s": round(statistics.median(run.prefill_tok_s for run in theirs), 2),
-            "decode_tok_s": round(statistics.median(run.decode_tok_s for run in theirs), 2),
+            "build": their_prefill[0].build,
+            "prefill_ratio": round(_ratio(prefill, their_prefill), 4),
+            "decode_ratio": round(_ratio(decode, their_decode), 4),
+            "prefill_tok_s": round(statistics.median(run.tok_s for run in their_prefill), 2),
+            "decode_tok_s": round(statistics.median(run.tok_s for run in their_decode), 2),
         }
     return Bench(
         model=runtime.name,
@@ -143,50 +164,49 @@ def run_bench(
     )
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+def _ratio(ours: list[float], theirs: list[PeerSpeed]) -> float:
+    return statistics.median(speed / run.tok_s for speed, run in zip(ours, theirs, strict=True))
 
 
-def _speeds(
-    runtime: Runtime, size: BenchSize, peer: Path | None
-) -> tuple[list[tuple[float, float]], list[PeerSpeed], float | None]:
-    """(prefill, decode) tokens a second of each round, the peer's in alternation, joules a token decoded."""
-    meter = EnergyMeter()
-    ours: list[tuple[float, float]] = []
-    theirs: list[PeerSpeed] = []
-    joules: list[float] = []
-
-    def we() -> None:
-        if peer is not None:
-            # llama-bench runs its prompt once unmeasured: while it ran, our caches went cold.
-            _prefill_tok_s(runtime, size.prefill)
-        prefill = _prefill_tok_s(runtime, size.prefill)
-        meter.start()
-        decode = _decode_tok_s(runtime, size.decode)
-        joules.append(meter.stop() / size.decode)
-        ours.append((prefill, decode))
-
-    def they() -> None:
-        if peer is not None:
-            options = runtime.options
-            theirs.append(
-                run_peer(
-                    peer,
-                    runtime.model.path,
-                    prefill=size.prefill,
-                    decode=size.decode,
-                    threads=runtime.engine.context.n_threads,
-                    ubatch=options.n_ubatch,
-                    kv_type=options.kv_type_k,
-                )
-            )
-
+def _warm_up(runtime: Runtime, size: BenchSize) -> None:
+    """The first computations of a context are slower: they allocate."""
     _prefill_tok_s(runtime, min(64, size.prefill))
     _decode_tok_s(runtime, _WARM_DECODE)
-    for index in range(size.rounds):
-        for arm in (we, they) if index % 2 == 0 else (they, we):
-            arm()
-    return ours, theirs, statistics.median(joules) if meter.is_there else None
+
+
+def _rounds(
+    ours: Callable[[], float], theirs: Callable[[], PeerSpeed] | None, count: int
+) -> tuple[list[float], list[PeerSpeed]]:
+    """Tokens a second of each round, and the peer's run beside each, in alternation: who begins changes."""
+    speeds: list[float] = []
+    runs: list[PeerSpeed] = []
+    for index in range(count):
+        if theirs is not None and index % 2:
+            runs.append(theirs())
+        speeds.append(ours())
+        if theirs is not None and not index % 2:
+            runs.append(theirs())
+    return speeds, runs
+
+
+def _prefill_round(runtime: Runtime, count: int, *, is_beside: bool) -> float:
+    if is_beside:
+        # llama-bench runs its prompt once unmeasured: while it ran, our caches went cold.
+        _prefill_tok_s(runtime, count)
+    return _prefill_tok_s(runtime, count)
+
+
+def _peer_run(runtime: Runtime, peer: Path, *, prefill: int = 0, decode: int = 0) -> PeerSpeed:
+    options = runtime.options
+    return run_peer(
+        peer,
+        runtime.model.path,
+        prefill=prefill,
+        decode=decode,
+        threads=runtime.engine.context.n_threads,
+        ubatch=options.n_ubatch,
+        kv_type=options.kv_type_k,
+    )
 
 
 def _tokens(runtime: Runtime, count: int) -> list[int]:

@@ -20,8 +20,7 @@ _TIMEOUT_S = 1800.0
 class PeerSpeed:
     """Tokens a second that llama-bench measured, and the build that it says it is."""
 
-    prefill_tok_s: float
-    decode_tok_s: float
+    tok_s: float
     build: str
 
 
@@ -47,7 +46,10 @@ def find_peer(given: str) -> Path:
 def run_peer(
     program: Path, model: Path, *, prefill: int, decode: int, threads: int, ubatch: int, kv_type: str
 ) -> PeerSpeed:
-    """One run, weights loaded anew. Raises ConfigError where it fails or says what cannot be read."""
+    """One run of prefill or of decode, the other 0, weights loaded anew.
+
+    Raises ConfigError where it fails or says what cannot be read.
+    """
     words = [str(program), "-m", str(model), "-p", str(prefill), "-n", str(decode), "-t", str(threads)]
     words += ["-ub", str(ubatch), "-ctk", kv_type, "-ctv", kv_type, "-r", "1", "-o", "json"]
     try:
@@ -57,7 +59,7 @@ def run_peer(
         raise ConfigError(f"{program} cannot be run: {error}.", hint="Build it: make llama-bench.") from error
     try:
         return read_peer(done.stdout)
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+    except (ValueError, KeyError, TypeError) as error:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ConfigError(
             f"{program} failed on {model.name}: {last}", hint="Run it yourself, or leave --against out."
@@ -65,8 +67,6 @@ def run_peer(
 
 
 def read_peer(text: str) -> PeerSpeed:
-    """Its JSON. Raises ValueError, KeyError, StopIteration for anything else."""
-    runs = json.loads(text)
-    prefill = next(run for run in runs if run["n_prompt"] and not run["n_gen"])
-    decode = next(run for run in runs if run["n_gen"] and not run["n_prompt"])
-    return PeerSpeed(float(prefill["avg_ts"]), float(decode["avg_ts"]), str(decode.get("build_commit", "")))
+    """Its JSON, of one test. Raises ValueError, KeyError, TypeError for anything else."""
+    (run,) = json.loads(text)
+    return PeerSpeed(float(run["avg_ts"]), str(run.get("build_commit", "")))
