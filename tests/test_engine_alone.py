@@ -16,7 +16,6 @@ from edgellm.native.model import Model
 from edgellm.native.samplers import Owned
 from edgellm.native.scan import is_compiled
 from edgellm.sampling.chain import Chain
-from edgellm.sampling.spec import ChainSpec
 from edgellm.types import LoadOptions, SpanKind
 
 if TYPE_CHECKING:
@@ -53,8 +52,8 @@ def engine(model: Model) -> Iterator[Engine]:
     engine.close()
 
 
-def new_session(engine: Engine, text: str = CHAINS["dist"], trace: int = 0) -> Session:
-    chain = Chain(text, n_vocab=engine.vocabulary.size, vocabulary=engine.vocabulary)
+def new_session(engine: Engine, chain_like: Any = CHAINS["dist"], trace: int = 0) -> Session:
+    chain = Chain(chain_like, n_vocab=engine.vocabulary.size, vocabulary=engine.vocabulary)
     session = engine.session(chain)
     # Draws are those of the branch, and each session has one of its own.
     session.branch = 0
@@ -256,6 +255,7 @@ def test_a_trace_that_is_changed_meanwhile_counts_from_the_next_token(
 
 
 def test_logits_of_another_place_are_not_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    @edgellm.sampler
     class Once:
         """Wants two tokens again, once."""
 
@@ -266,7 +266,7 @@ def test_logits_of_another_place_are_not_kept(engine: Engine, monkeypatch: pytes
             """Changes nothing."""
 
         def accept(self, token: int) -> edgellm.Rewind | None:
-            """The fourth time."""
+            """At the fourth token drawn, behind the four of the prompt."""
             self.count += 1
             return edgellm.Rewind(2) if self.count == 8 else None
 
@@ -274,8 +274,7 @@ def test_logits_of_another_place_are_not_kept(engine: Engine, monkeypatch: pytes
             """What may be taken back."""
             return 2
 
-    stage = edgellm.sampler(Once)
-    session = new_session(engine, ChainSpec.of([stage(), "dist(seed=1)"]))  # type: ignore[operator]
+    session = new_session(engine, [Once(), "dist(seed=1)"])
     real = session.chain.rewind
 
     def interrupted(tokens: Any) -> None:

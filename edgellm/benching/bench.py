@@ -33,7 +33,7 @@ _SCHEMA = {
 }
 _SAMPLES = 200
 _WARM_DECODE = 4  # tokens decoded before anything is measured
-# Beside a peer: they take a fraction of a prefill's time, and half of a pair's noise goes with four times as many.
+# Beside a peer, whose runs have noise of their own: a decode takes a third of a prefill's time.
 _DECODES_A_ROUND = 3
 
 

@@ -273,7 +273,7 @@ class Engine:
         """The next token of the only session that waits for one, with as little around the decode as can be: a decode
         leaves the caches cold, and each function that is called in between takes 3 µs.
 
-        None where something is not as it mostly is: `step` deals with that, if the session still waits.
+        None where something is not as it mostly is: `step_together` deals with that, if the session still waits.
         """
         for other in self._sessions:
             if other.is_waiting and other is not session:

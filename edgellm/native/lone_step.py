@@ -10,7 +10,6 @@ from edgellm.native.scan import compiled
 NOT_DECODED = -2
 """What is drawn where llama_decode refused, failed or was aborted."""
 
-
 _NAMES = ("n_tokens", "token", "embd", "pos", "n_seq_id", "seq_id", "logits")
 
 
