@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from edgellm.toolbox.tool import tool
 from edgellm.types import SpanKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from edgellm.runtime import Runtime
 
@@ -91,81 +92,142 @@ class BenchSize:
 
 
 def run_bench(
-    runtime: Runtime,
+    load: Callable[[], Runtime],
     size: BenchSize,
     *,
     peer: Path | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Bench:
-    """Measures everything on a loaded model. What needs a chat template, or a larger context, is left out where there
-    is none, and said. Raises what the parts raise.
+    """Measures everything on the model that `load` loads: once, and for each round beside a peer once more. What needs
+    a chat template, or a larger context, is left out where there is none, and said. Raises what the parts raise.
     """
     figures: list[Figure] = []
     left_out: dict[str, str] = {}
-    say("prefill and decode ...")
-    _warm_up(runtime, size)
-    prefill, their_prefill = _rounds(
-        lambda: _prefill_round(runtime, size.prefill, is_beside=peer is not None),
-        partial(_peer_run, runtime, peer, prefill=size.prefill) if peer is not None else None,
-        size.rounds,
-    )
     meter = EnergyMeter()
     joules: list[float] = []
 
-    def decode_round() -> float:
+    def decode(runtime: Runtime) -> float:
         meter.start()
         speed = _decode_tok_s(runtime, size.decode)
         joules.append(meter.stop() / size.decode)
         return speed
 
-    decode, their_decode = _rounds(
-        decode_round,
-        partial(_peer_run, runtime, peer, decode=size.decode) if peer is not None else None,
-        size.rounds * (_DECODES_A_ROUND if peer is not None else 1),
-    )
-    figures.append(Figure("prefill", statistics.median(prefill), "tokens/s", True))
-    figures.append(Figure("decode", statistics.median(decode), "tokens/s", True))
-    if meter.is_there:
-        figures.append(Figure("energy of a token", statistics.median(joules), "J"))
-    for title, part in (
-        ("sampler", _sampler),
-        ("constraint", _constraint),
-        ("turn", _turn),
-        ("resume", _resume),
-    ):
-        say(f"{title} ...")
-        try:
-            figures += list(part(runtime))
-        except (ContextFull, TemplateError) as error:
-            left_out[title] = error.message
-            say(f"{title}: left out, {error.message}")
-    figures.append(Figure("memory", resident_bytes() / 1e6, "MB"))
-    against: dict[str, Any] = {}
-    if their_prefill:
-        against = {
-            "build": their_prefill[0].build,
-            "prefill_ratio": round(_ratio(prefill, their_prefill), 4),
-            "decode_ratio": round(_ratio(decode, their_decode), 4),
-            "prefill_tok_s": round(statistics.median(run.tok_s for run in their_prefill), 2),
-            "decode_tok_s": round(statistics.median(run.tok_s for run in their_decode), 2),
-        }
-    return Bench(
-        model=runtime.name,
-        model_bytes=runtime.model.size_bytes,
-        threads=runtime.engine.context.n_threads,
-        prefill_tokens=size.prefill,
-        decode_tokens=size.decode,
-        n_ctx=runtime.n_ctx,
-        kv_type=runtime.options.kv_type_k,
-        rounds=size.rounds,
-        figures=tuple(figures),
-        against=against,
-        left_out=left_out,
-    )
+    say("prefill and decode ...")
+    prefills = decodes = None
+    if peer is not None:
+        with _quiet(load) as runtime:
+            theirs = partial(
+                run_peer,
+                peer,
+                runtime.model.path,
+                threads=runtime.engine.context.n_threads,
+                ubatch=runtime.options.n_ubatch,
+                kv_type=runtime.options.kv_type_k,
+            )
+        prefills = _pairs(
+            partial(_fresh, load, size, partial(_prefill_cold, count=size.prefill)),
+            partial(theirs, prefill=size.prefill, decode=0),
+            size.rounds,
+        )
+        decodes = _pairs(
+            partial(_fresh, load, size, decode),
+            partial(theirs, prefill=0, decode=size.decode),
+            size.rounds * _DECODES_A_ROUND,
+        )
+    with _quiet(load) as runtime:
+        _warm_up(runtime, size)
+        ours = (
+            prefills.ours if prefills else [_prefill_tok_s(runtime, size.prefill) for _ in range(size.rounds)]
+        )
+        figures.append(Figure("prefill", statistics.median(ours), "tokens/s", True))
+        ours = decodes.ours if decodes else [decode(runtime) for _ in range(size.rounds)]
+        figures.append(Figure("decode", statistics.median(ours), "tokens/s", True))
+        if meter.is_there:
+            figures.append(Figure("energy of a token", statistics.median(joules), "J"))
+        for title, part in (
+            ("sampler", _sampler),
+            ("constraint", _constraint),
+            ("turn", _turn),
+            ("resume", _resume),
+        ):
+            say(f"{title} ...")
+            try:
+                figures += list(part(runtime))
+            except (ContextFull, TemplateError) as error:
+                left_out[title] = error.message
+                say(f"{title}: left out, {error.message}")
+        figures.append(Figure("memory", resident_bytes() / 1e6, "MB"))
+        return Bench(
+            model=runtime.name,
+            model_bytes=runtime.model.size_bytes,
+            threads=runtime.engine.context.n_threads,
+            prefill_tokens=size.prefill,
+            decode_tokens=size.decode,
+            n_ctx=runtime.n_ctx,
+            kv_type=runtime.options.kv_type_k,
+            rounds=size.rounds,
+            figures=tuple(figures),
+            against=_against(prefills, decodes) if prefills and decodes else {},
+            left_out=left_out,
+        )
 
 
-def _ratio(ours: list[float], theirs: list[PeerSpeed]) -> float:
-    return statistics.median(speed / run.tok_s for speed, run in zip(ours, theirs, strict=True))
+@contextmanager
+def _quiet(load: Callable[[], Runtime]) -> Generator[Runtime]:
+    with load() as runtime:
+        # What is measured must not change while it is.
+        runtime.engine.governor.is_active = False
+        yield runtime
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Tokens a second of each round, and the peer's run beside each."""
+
+    ours: list[float]
+    theirs: list[PeerSpeed]
+
+    @property
+    def ratio(self) -> float:
+        """Our speed over the peer's: the median of the pairs."""
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return round(statistics.median(speed / run.tok_s for speed, run in pairs), 4)
+
+    @property
+    def peer_tok_s(self) -> float:
+        """The peer's speed."""
+        return round(statistics.median(run.tok_s for run in self.theirs), 2)
+
+
+def _pairs(ours: Callable[[], float], theirs: Callable[[], PeerSpeed], count: int) -> _Pairs:
+    """Rounds in alternation: who begins changes."""
+    pairs = _Pairs([], [])
+    for index in range(count):
+        if index % 2:
+            pairs.theirs.append(theirs())
+        pairs.ours.append(ours())
+        if not index % 2:
+            pairs.theirs.append(theirs())
+    return pairs
+
+
+def _against(prefills: _Pairs, decodes: _Pairs) -> dict[str, Any]:
+    return {
+        "build": prefills.theirs[0].build,
+        "prefill_ratio": prefills.ratio,
+        "decode_ratio": decodes.ratio,
+        "prefill_tok_s": prefills.peer_tok_s,
+        "decode_tok_s": decodes.peer_tok_s,
+    }
+
+
+def _fresh(load: Callable[[], Runtime], size: BenchSize, measure: Callable[[Runtime], float]) -> float:
+    """One round on a model of its own. Where a context's memory comes to lie makes 1 % of its speed, for as long as it
+    lives: the peer's lies somewhere else in each run, and so must ours.
+    """
+    with _quiet(load) as runtime:
+        _warm_up(runtime, size)
+        return measure(runtime)
 
 
 def _warm_up(runtime: Runtime, size: BenchSize) -> None:
@@ -174,39 +236,10 @@ def _warm_up(runtime: Runtime, size: BenchSize) -> None:
     _decode_tok_s(runtime, _WARM_DECODE)
 
 
-def _rounds(
-    ours: Callable[[], float], theirs: Callable[[], PeerSpeed] | None, count: int
-) -> tuple[list[float], list[PeerSpeed]]:
-    """Tokens a second of each round, and the peer's run beside each, in alternation: who begins changes."""
-    speeds: list[float] = []
-    runs: list[PeerSpeed] = []
-    for index in range(count):
-        if theirs is not None and index % 2:
-            runs.append(theirs())
-        speeds.append(ours())
-        if theirs is not None and not index % 2:
-            runs.append(theirs())
-    return speeds, runs
-
-
-def _prefill_round(runtime: Runtime, count: int, *, is_beside: bool) -> float:
-    if is_beside:
-        # llama-bench runs its prompt once unmeasured: while it ran, our caches went cold.
-        _prefill_tok_s(runtime, count)
+def _prefill_cold(runtime: Runtime, count: int) -> float:
+    # llama-bench runs its prompt once unmeasured: while it ran, our caches went cold.
+    _prefill_tok_s(runtime, count)
     return _prefill_tok_s(runtime, count)
-
-
-def _peer_run(runtime: Runtime, peer: Path, *, prefill: int = 0, decode: int = 0) -> PeerSpeed:
-    options = runtime.options
-    return run_peer(
-        peer,
-        runtime.model.path,
-        prefill=prefill,
-        decode=decode,
-        threads=runtime.engine.context.n_threads,
-        ubatch=options.n_ubatch,
-        kv_type=options.kv_type_k,
-    )
 
 
 def _tokens(runtime: Runtime, count: int) -> list[int]:

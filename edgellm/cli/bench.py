@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,10 +114,7 @@ def run(args: Namespace) -> int:
     earlier = _read(args.compare) if args.compare is not None else None
     peer = find_peer(args.against) if args.against is not None else None
     args.ctx = args.ctx or max(_CTX, args.prefill + 256, args.decode + 256)
-    with open_runtime(args) as runtime:
-        # What is measured must not change while it is.
-        runtime.engine.governor.is_active = False
-        bench = run_bench(runtime, size, peer=peer, say=say)
+    bench = run_bench(partial(open_runtime, args), size, peer=peer, say=say)
     if earlier is not None:
         _tell_differences(earlier.file, earlier.differences(bench))
     if args.json:
