@@ -12,7 +12,7 @@ BESIDE := -n 2 --dist loadfile
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(STAMP): pyproject.toml hatch_build.py edgellm/native/scan.c
+$(STAMP): pyproject.toml hatch_build.py edgellm/native/scan.c edgellm/native/barrier.c
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import llama_cpp' 2>/dev/null || \
 		echo "Building llama.cpp from source: about 10 minutes on two cores, once; pip's wheel cache keeps it."

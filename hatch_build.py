@@ -1,4 +1,5 @@
-"""Compiles edgellm/native/scan.c while edgellm is installed. Where that cannot be done, numpy does its work, slower."""
+"""Compiles the C files of edgellm/native while edgellm is installed. Where that cannot be done, others do their work,
+slower: numpy that of scan.c, libgomp that of barrier.c."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
 FOLDER = Path(__file__).parent / "edgellm" / "native"
-SOURCE = FOLDER / "scan.c"
 IS_WINDOWS = os.name == "nt"
-NAME = "_scan.dll" if IS_WINDOWS else "_scan.so"
+# barrier.c is about libgomp, and about the libraries of Linux.
+STEMS = ("scan", "barrier") if sys.platform == "linux" else ("scan",)
+STAND_INS = {"scan": "numpy", "barrier": "libgomp"}
 # Sums keep their order and nothing is fused: fast maths would make what a compiler likes of the exponential.
 FLAGS = (
     "-O3",
@@ -29,7 +31,7 @@ FLAGS = (
     "-shared",
     *(() if IS_WINDOWS else ("-fPIC",)),
 )
-LIBRARIES = () if IS_WINDOWS else ("-lm",)
+LIBRARIES = () if IS_WINDOWS else ("-lm", "-ldl") if sys.platform == "linux" else ("-lm",)
 # GCC for Windows puts vectors of 32 bytes on a stack that it aligns to 16: the program ends where they are touched.
 TUNINGS = ((),) if IS_WINDOWS else (("-march=native",), ("-mcpu=native",), ())
 
@@ -43,12 +45,18 @@ def compilers() -> list[list[str]]:
     return [[name] for name in dict.fromkeys([*built_with, "cc", "gcc", "clang"]) if shutil.which(name)]
 
 
-def compile_scan(made: Path) -> str:
-    """Compiles into `made`, for the processor at hand unless EDGELLM_PORTABLE is set; gives "", or why it could not."""
+def library_name(stem: str) -> str:
+    """The compiled library of a C file."""
+    return f"_{stem}.dll" if IS_WINDOWS else f"_{stem}.so"
+
+
+def compile_file(stem: str, made: Path) -> str:
+    """Compiles a C file into `made`, for the processor at hand unless EDGELLM_PORTABLE is set; gives "", or why it
+    could not."""
     reason = "there is no C compiler"
     for compiler in compilers():
         for tuning in TUNINGS[-1:] if os.environ.get("EDGELLM_PORTABLE") else TUNINGS:
-            command = [*compiler, *FLAGS, *tuning, "-o", str(made), str(SOURCE), *LIBRARIES]
+            command = [*compiler, *FLAGS, *tuning, "-o", str(made), str(FOLDER / f"{stem}.c"), *LIBRARIES]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
             except OSError as error:
@@ -66,31 +74,36 @@ def platform_tag() -> str:
     return next(plain)
 
 
-class ScanBuildHook(BuildHookInterface[Any]):
+class CompilingBuildHook(BuildHookInterface[Any]):
     """Runs before the wheel is put together, and before an editable installation."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Adds the library to the wheel, which then is for this platform alone; beside the source only for an editable
-        installation, which reads it there."""
+        """Adds the libraries to the wheel, which then is for this platform alone; beside the sources only for an
+        editable installation, which reads them there."""
         self._folder = tempfile.TemporaryDirectory()
-        made = Path(self._folder.name) / NAME
-        reason = compile_scan(made)
-        if not reason and version == "editable":
-            try:
-                # By way of a file beside it: who has the old one open keeps it.
-                beside = FOLDER / f"{NAME}.{os.getpid()}"
-                shutil.copyfile(made, beside)
-                beside.replace(FOLDER / NAME)
-            except OSError as error:
-                reason = f"{FOLDER}: {error.strerror or error}"
-        if reason:
-            print(f"edgellm: scan.c was not compiled ({reason}); numpy does its work.", file=sys.stderr)
-            return
-        if version != "editable":
-            build_data["force_include"][str(made)] = f"edgellm/native/{NAME}"
-        build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{platform_tag()}"
+        for stem in STEMS:
+            name = library_name(stem)
+            made = Path(self._folder.name) / name
+            reason = compile_file(stem, made)
+            if not reason and version == "editable":
+                try:
+                    # By way of a file beside it: who has the old one open keeps it.
+                    beside = FOLDER / f"{name}.{os.getpid()}"
+                    shutil.copyfile(made, beside)
+                    beside.replace(FOLDER / name)
+                except OSError as error:
+                    reason = f"{FOLDER}: {error.strerror or error}"
+            if reason:
+                print(
+                    f"edgellm: {stem}.c was not compiled ({reason}); {STAND_INS[stem]} does its work.",
+                    file=sys.stderr,
+                )
+                continue
+            if version != "editable":
+                build_data["force_include"][str(made)] = f"edgellm/native/{name}"
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{platform_tag()}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """The library is in the wheel."""
+        """The libraries are in the wheel."""
         self._folder.cleanup()

@@ -35,7 +35,8 @@ class DoctorReport:
     """All that was found. `versions` maps packages to versions, "" where one is missing.
 
     `features` are the instruction sets and build features that llama.cpp reports; `devices` its devices in words.
-    `vocabulary_scan`: "compiled", or "numpy" where there was no C compiler.
+    `vocabulary_scan`: "compiled", or "numpy" where there was no C compiler. `barrier`: "edgellm's" or "llama.cpp's",
+    where its threads wait for each other.
     """
 
     versions: dict[str, str]
@@ -46,6 +47,7 @@ class DoctorReport:
     features: tuple[str, ...] = ()
     wait_policy: str = ""
     vocabulary_scan: str = ""
+    barrier: str = ""
     cores: int = 0
     usable_cores: int = 0
     memory: MemoryInfo = field(default_factory=MemoryInfo)
@@ -119,6 +121,7 @@ def _check_versions(versions: dict[str, str], problems: list[Problem]) -> None:
 
 
 def _library(problems: list[Problem]) -> dict[str, Any]:
+    from edgellm.native import barrier
     from edgellm.native.devices import backends, devices
     from edgellm.native.library import system_info, wait_policy
     from edgellm.native.scan import is_compiled
@@ -149,11 +152,12 @@ def _library(problems: list[Problem]) -> dict[str, Any]:
         # As the loaded library has read it.
         "wait_policy": wait_policy(),
         "vocabulary_scan": "compiled" if is_compiled() else "numpy",
+        "barrier": "edgellm's" if barrier.is_installed else "llama.cpp's",
     }
 
 
 def _cores(problems: list[Problem]) -> dict[str, Any]:
-    from edgellm.native.context import usable_cores
+    from edgellm.machine import usable_cores
 
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
         problems.append(

@@ -37,6 +37,13 @@ class MemoryInfo:
     room_bytes: int | None = None
 
 
+def usable_cores() -> int:
+    """Cores this process may use (affinity mask where the system has one)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def memory(root: Path = _ROOT) -> MemoryInfo:
     """Memory of this machine as it is now. `root` stands in for / in tests."""
     total = available = 0

@@ -85,7 +85,8 @@ def _print(report: DoctorReport) -> None:
         ("features", ", ".join(report.features) or "unknown"),
         (
             "threads",
-            f"{report.usable_cores} of {report.cores} cores usable, wait policy {report.wait_policy}",
+            f"{report.usable_cores} of {report.cores} cores usable, wait policy {report.wait_policy},"
+            f" {report.barrier} barrier",
         ),
         (
             "scan",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from edgellm.errors import ConfigError, DecodeError, SessionError
 from edgellm.load_check import KV_TYPES, WIDE_KV_TYPES
+from edgellm.machine import usable_cores
 from edgellm.native.context_error import context_error
 from edgellm.native.devices import devices
 from edgellm.native.library import captured_log, lib
@@ -72,13 +72,6 @@ def settled(options: LoadOptions) -> LoadOptions:
         kv_type_k=DEFAULT_KV_TYPE if options.kv_type_k == "auto" else options.kv_type_k,
         kv_type_v=DEFAULT_KV_TYPE if options.kv_type_v == "auto" else options.kv_type_v,
     )
-
-
-def usable_cores() -> int:
-    """Cores this process may use (affinity mask where the system has one)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Context:

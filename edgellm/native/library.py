@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import ConfigError
+from edgellm.native.barrier import SPIN_COUNT, install
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -27,9 +28,6 @@ _log: deque[tuple[int, str]] = deque(maxlen=_LOG_LINES_KEPT)
 _logged = 0  # lines ever logged
 _is_dropping = False  # the line being continued was left out
 
-SPIN_COUNT = "2000"
-"""Turns that a thread of libgomp waits before it sleeps, where the user has not said how threads wait."""
-
 
 def wait_policy() -> str:
     """How llama.cpp's threads wait for each other: as the user has set it, else as it is set when the library loads.
@@ -39,7 +37,7 @@ def wait_policy() -> str:
     policy = os.environ.get("OMP_WAIT_POLICY")
     if policy:
         return policy.lower()
-    spins = os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT if policy is None else "")
+    spins = os.environ.get("GOMP_SPINCOUNT", str(SPIN_COUNT) if policy is None else "")
     return f"spin {spins}" if spins else "libgomp's own"
 
 
@@ -60,7 +58,7 @@ def _load() -> ModuleType:
     # libgomp reads this once, when it is loaded. Waiters that spin for long take the core from a busy neighbour, and
     # from the thread they wait for; those that sleep at once pay for being woken, hundreds of times a token.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
     try:
         import llama_cpp.llama_cpp as module
     except ImportError as error:
@@ -78,6 +76,7 @@ def _load() -> ModuleType:
     _callback = module.llama_log_callback(_keep_log_line)
     module.llama_log_set(_callback, ctypes.c_void_p(0))
     module.llama_backend_init()
+    install(module)
     return module
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.errors import Cancelled, ConfigError, ModelCorrupt, ModelNotFound
+from edgellm.machine import usable_cores
 from edgellm.models.gguf_info import split_names
-from edgellm.native.context import usable_cores
 from edgellm.native.importance import ImportanceMatrix
 
 if TYPE_CHECKING:

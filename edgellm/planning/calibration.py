@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import EdgeError
 from edgellm.folders import cache_dir
-from edgellm.machine import IDLE_CORES, Neighbours
+from edgellm.machine import IDLE_CORES, Neighbours, usable_cores
 from edgellm.models.gguf_file import TENSOR_TYPES
 from edgellm.native import devices
-from edgellm.native.context import Context, usable_cores
+from edgellm.native.context import Context
 from edgellm.native.library import wait_policy
 from edgellm.native.model import Model
 from edgellm.types import LoadOptions

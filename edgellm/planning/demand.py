@@ -60,7 +60,7 @@ class Machine:
 
 def this_machine(devices: tuple[str, ...] = ()) -> Machine:
     """This machine as it is now; `devices` are the GPUs that may be used (all of them, where none is named)."""
-    from edgellm.native.context import usable_cores
+    from edgellm.machine import usable_cores
     from edgellm.native.devices import devices as all_devices
 
     found = memory()
