@@ -151,6 +151,16 @@ def test_a_call_that_is_cut_off_is_not_given_out(wire_format: WireFormat) -> Non
 
 
 @ALL
+def test_the_beginning_of_an_end_is_no_text(wire_format: WireFormat) -> None:
+    """Where the output ends inside the mark that ends a whole call."""
+    raw = wire_format.render_call(ToolCall("", "get_weather", PLAIN))
+    for end in range(len(raw)):
+        parser, _ = read(wire_format, [raw[:end]], tools=TOOLS)
+        if parser.calls:
+            assert parser.text.strip() == "", raw[:end]
+
+
+@ALL
 def test_plain_text_stays(wire_format: WireFormat) -> None:
     text = 'Well, 2 < 3 and [a](b), {"x": 1}, f(x), to=you. <tool> `code` [1, 2]'
     parser, events = read(wire_format, [text], tools=TOOLS)

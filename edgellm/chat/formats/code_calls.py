@@ -83,7 +83,7 @@ class PythonCalls(WireFormat):
                 yield from source.skip_space()
             if is_listed and (yield from source.one_of(("]",))):
                 break
-            if closes and (yield from source.one_of(closes)):
+            if (closes and (yield from source.one_of(closes))) or (count and source.is_begun):
                 return
             following = yield from source.peek(1)
             if count and not (following and (is_listed or (yield from self.goes_on(source)))):

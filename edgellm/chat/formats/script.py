@@ -33,10 +33,11 @@ class Fault(ValueError):
 class Source:
     """The text that has come and was not taken yet, and the signals told so far."""
 
-    __slots__ = ("_control", "_is_ended", "_recorded", "_signals", "_text")
+    __slots__ = ("_beginning", "_control", "_is_ended", "_recorded", "_signals", "_text")
 
     def __init__(self) -> None:
         self._text = ""
+        self._beginning = ""
         self._control = ""
         self._is_ended = False
         self._recorded: list[str] | None = None
@@ -55,6 +56,18 @@ class Source:
     def is_ended(self) -> bool:
         """No more text will come."""
         return self._is_ended
+
+    @property
+    def is_begun(self) -> bool:
+        """The output has ended, and what is left of it is the beginning of a mark that was looked for."""
+        return bool(self._text) and self._text == self._beginning
+
+    def _look_for(self, texts: Sequence[str]) -> bool:
+        """Whether what has come may grow to one of `texts`."""
+        may_grow = any(len(text) > len(self._text) and text.startswith(self._text) for text in texts)
+        if may_grow and self._is_ended:
+            self._beginning = self._text
+        return may_grow
 
     def more(self) -> Generator[None, None, None]:
         """Wait for more text. Raises Ended at the end of the output."""
@@ -90,8 +103,7 @@ class Source:
         """Takes and gives the longest of `texts` that comes next; "" (and takes nothing) where none does."""
         while True:
             found = max((text for text in texts if self._text.startswith(text)), key=len, default="")
-            may_grow = any(len(text) > len(self._text) and text.startswith(self._text) for text in texts)
-            if not may_grow or self._is_ended:
+            if not self._look_for(texts) or self._is_ended:
                 self._text = self._text[len(found) :]
                 return found
             yield from self.more()
@@ -101,9 +113,10 @@ class Source:
         while True:
             if any(self._text.startswith(text) for text in texts):
                 return True
+            may_grow = self._look_for(texts)
             if self._is_ended:
                 return not self._text
-            if not any(text.startswith(self._text) for text in texts):
+            if not may_grow:
                 return False
             yield from self.more()
 
@@ -256,7 +269,8 @@ Script = Callable[[Source], Generator[None, None, None]]
 class Scripted:
     """Runs `script` as a reader. It may tell several `Complete`; `is_open` is true until it returns.
 
-    A script that returns without a `Closed`, `Enter` or `NotACall` of its own has `Closed` the section.
+    A script that returns without a `Closed`, `Enter` or `NotACall` of its own has `Closed` the section. Where the
+    output ends inside a mark behind a call, that belongs to it.
     Raises nothing: a `Fault` becomes `NotACall`, an end in the middle too.
     """
 
@@ -264,7 +278,7 @@ class Scripted:
         self._source = Source()
         self._run = script(self._source)
         self._is_open = True
-        self._waiting: list[Signal] = []
+        self._has_call = False
 
     @property
     def is_open(self) -> bool:
@@ -286,12 +300,19 @@ class Scripted:
         try:
             next(self._run)
             signals = source.drain()
+            self._has_call = self._has_call or any(isinstance(signal, Complete) for signal in signals)
         except StopIteration:
             self._is_open = False
             signals = source.drain()
             last = signals[-1] if signals else None
-            is_read = isinstance(last, Complete) and last.unread == source.rest
-            if not is_read and not isinstance(last, (NotACall, Closed, Enter)):
+            if isinstance(last, (NotACall, Enter)):
+                pass
+            elif source.is_begun and (self._has_call or isinstance(last, Complete)):
+                signals = [signal for signal in signals if not isinstance(signal, Closed)]
+                signals.append(Closed())
+            elif not isinstance(last, Closed) and not (
+                isinstance(last, Complete) and last.unread == source.rest
+            ):
                 signals.append(Closed(source.rest))
         except Ended:
             self._is_open = False
