@@ -68,7 +68,7 @@ def test_table_of_templates_is_current() -> None:
     assert written() == table(Path(os.environ["EDGELLM_TEMPLATES"]))
 
 
-DATE = re.compile(r"\d{4}-\d\d-\d\d|\d\d [A-Z][a-z]{2} \d{4}|\d\d:\d\d:\d\d")
+DATE = re.compile(r"星期.|\d{4}-\d\d-\d\d|\d\d [A-Z][a-z]{2} \d{4}|\d\d:\d\d:\d\d")
 PARTS = re.compile(r"^===== (\w).*?=====\n(.*?)(?=^===== \w |\Z)", re.DOTALL | re.MULTILINE)
 
 
