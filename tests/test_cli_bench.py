@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_harness import cli
 
 from edgellm.benching.energy import EnergyMeter
 from edgellm.benching.peer import find_peer, read_peer
+from edgellm.cli import bench as cli_bench
+from edgellm.cli.opening import open_runtime
 from edgellm.errors import ConfigError
 
 SMALL = ("--rounds", "2", "--prefill", "48", "--decode", "8")
@@ -94,8 +97,16 @@ def test_a_context_that_holds_no_round_is_refused_before_anything_is_loaded(
     assert "resume" in json.loads(outcome.out)["left_out"]
 
 
-def test_a_peer_runs_on_the_same_model_and_settings(model: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
+def test_a_peer_runs_on_the_same_model_and_settings_in_pairs_of_a_load(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, loads = tmp_path / "log", list[Any]()
+
+    def counted(args: Any) -> Any:
+        loads.append(args)
+        return open_runtime(args)
+
+    monkeypatch.setattr(cli_bench, "open_runtime", counted)
     peer = program(tmp_path / "llama-bench", PEER.format(log=log))
     outcome = cli("bench", "-m", model, *SMALL, "--threads", "1", "--against", peer, "--json")
     assert outcome.code == 0, outcome.err
@@ -107,6 +118,8 @@ def test_a_peer_runs_on_the_same_model_and_settings(model: Path, tmp_path: Path)
     settings = "-t 1 -ub 512 -ctk f16 -ctv f16 -r 1 -o json"
     # Each of two rounds has one of prefill; decodes are short, and more of them are measured.
     assert calls == [f"-m {model} -p 48 -n 0 {settings}"] * 2 + [f"-m {model} -p 0 -n 8 {settings}"] * 6
+    # The first load says what the peer is told, the last measures the rest.
+    assert len(loads) == 1 + 2 + 6 + 1
     assert "against llama-bench (abc)" in cli("bench", "-m", model, *SMALL, "--against", peer).out
 
 
@@ -123,6 +136,22 @@ def test_llama_bench_is_looked_for_where_make_puts_it(
     assert find_peer("llama-bench") == on_path
     with pytest.raises(ConfigError, match="no program"):
         find_peer(str(tmp_path / "none"))
+
+
+def test_a_model_that_is_loaded_in_another_way_meanwhile_is_not_compared(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = iter(["f16", "f16", "f32"])
+
+    def other(args: Any) -> Any:
+        args.kv_type = next(kinds)
+        return open_runtime(args)
+
+    monkeypatch.setattr(cli_bench, "open_runtime", other)
+    peer = program(tmp_path / "llama-bench", PEER.format(log=tmp_path / "log"))
+    outcome = cli("bench", "-m", model, *SMALL, "--threads", "1", "--against", peer)
+    assert outcome.code != 0
+    assert "'kv_type': 'f32'" in outcome.err and "--kv-type" in outcome.err
 
 
 def test_a_peer_that_fails_is_told_with_its_last_word(model: Path, tmp_path: Path) -> None:

@@ -46,6 +46,34 @@ int meet(int threads, int rounds) {
     return wrong;
 }
 """
+# How often its threads would look: within a team, within teams of a team, and outside.
+TURNS = """
+#include <omp.h>
+typedef unsigned (*turns_t)(void);
+unsigned within(int threads, turns_t turns) {
+    unsigned seen = 0;
+    #pragma omp parallel num_threads(threads)
+    {
+        #pragma omp barrier
+        #pragma omp single
+        seen = omp_get_num_threads() == threads ? turns() : 0;
+    }
+    return seen;
+}
+unsigned nested(turns_t turns) {
+    unsigned seen = 0;
+    omp_set_max_active_levels(2);
+    #pragma omp parallel num_threads(2)
+    {
+        int self = omp_get_thread_num();
+        #pragma omp barrier
+        unsigned inner = self == 0 ? within(2, turns) : 0;
+        #pragma omp barrier
+        if (self == 0) seen = inner;
+    }
+    return seen;
+}
+"""
 # A libgomp of one thread, under another name, that counts.
 COUNTING = """
 int barriers = 0, regions = 0;
@@ -60,7 +88,8 @@ int omp_get_num_threads(void) { return 1; }
 CALLING = """
 void GOMP_parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
 void GOMP_barrier(void);
-static void body(void *data) { ++*(int *)data; GOMP_barrier(); }
+int omp_get_num_threads(void);
+static void body(void *data) { *(int *)data += omp_get_num_threads(); GOMP_barrier(); }
 int call(void) { int calls = 0; GOMP_parallel(body, &calls, 1, 0); return calls; }
 void alone(void) { GOMP_barrier(); }
 """
@@ -112,10 +141,12 @@ def test_llamas_threads_meet_there() -> None:
         ({"GOMP_SPINCOUNT": "7"}, 7),
         ({"GOMP_SPINCOUNT": " 20K "}, 20_000),
         ({"GOMP_SPINCOUNT": "3m", "OMP_WAIT_POLICY": "passive"}, 3_000_000),
-        ({"GOMP_SPINCOUNT": "infinity"}, 2**62),
-        ({"GOMP_SPINCOUNT": "9" * 30}, 2**62),
+        ({"GOMP_SPINCOUNT": "infinity"}, 2**32 - 1),
+        ({"GOMP_SPINCOUNT": "30g"}, 2**32 - 1),
+        ({"GOMP_SPINCOUNT": "9" * 30}, None),
+        ({"GOMP_SPINCOUNT": ""}, None),
         ({"OMP_WAIT_POLICY": "PASSIVE"}, 0),
-        ({"OMP_WAIT_POLICY": "active"}, 2**62),
+        ({"OMP_WAIT_POLICY": "active"}, 2**32 - 1),
         ({"OMP_WAIT_POLICY": ""}, None),
         ({"OMP_WAIT_POLICY": "lazy"}, None),
         ({"GOMP_SPINCOUNT": "many"}, None),
@@ -123,7 +154,9 @@ def test_llamas_threads_meet_there() -> None:
         ({"GOMP_SPINCOUNT": "k"}, None),
     ],
 )
-def test_turns_are_those_that_libgomp_would_take(given: dict[str, str], spins: int | None) -> None:
+def test_turns_are_those_that_libgomp_would_take_or_it_is_left_alone(
+    given: dict[str, str], spins: int | None
+) -> None:
     assert barrier.spins_of(given) == spins
 
 
@@ -150,7 +183,7 @@ def test_nobody_goes_on_before_all_have_come(tmp_path: Path, threads: int, spins
 @pytest.mark.parametrize(
     "flags",
     [("-Wl,-z,lazy",), ("-Wl,-z,now,-z,relro",), ("-fno-plt", "-Wl,-z,now,-z,relro"), ("-Wl,-z,norelro",)],
-    ids=["lazy", "sealed", "without a table of calls", "open"],
+    ids=["open to others", "sealed", "without a table of calls", "never sealed"],
 )
 def test_calls_come_to_it_however_a_library_was_linked(tmp_path: Path, flags: tuple[str, ...]) -> None:
     compiled(tmp_path, "libgomp-1a2b", COUNTING, "-Wl,-soname,libgomp-1a2b.so")
@@ -166,6 +199,49 @@ def test_calls_come_to_it_however_a_library_was_linked(tmp_path: Path, flags: tu
     )
     # Regions are libgomp's as before; its barrier is that of who is in none.
     assert in_a_process(code) == "(1, 1) [1, 1] [2, 1] [2, 2]"
+
+
+def test_where_calls_were_not_looked_up_yet_nothing_is_changed(tmp_path: Path) -> None:
+    compiled(tmp_path, "libgomp-1a2b", COUNTING, "-Wl,-soname,libgomp-1a2b.so")
+    where = (f"-L{tmp_path}", "-l:libgomp-1a2b.so", f"-Wl,-rpath,{tmp_path}")
+    library = compiled(tmp_path, "calling", CALLING, "-Wl,-z,lazy", *where)
+    code = INSTALLED + (
+        "import os\n"
+        "dlopen = ctypes.CDLL(None).dlopen\n"
+        "dlopen.argtypes, dlopen.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p\n"
+        f"handle = dlopen({str(library)!r}.encode(), os.RTLD_LAZY)\n"
+        f"calling = ctypes.CDLL({str(library)!r}, handle=handle)\n"
+        "before = install(calling.call, 1, 1)\n"
+        "calling.call(); print(before, install(calling.call, 1, 1), calling.call())"
+    )
+    assert in_a_process(code) == "0 1 1"
+
+
+def test_another_libgomp_that_came_first_goes_on_being_used(tmp_path: Path) -> None:
+    """Half of the calls to one and half to the other is nobody's team."""
+    compiled(tmp_path, "libgomp-1a2b", COUNTING, "-Wl,-soname,libgomp-1a2b.so")
+    meeting = compiled(tmp_path, "meeting", MEETING, "-fopenmp")
+    code = INSTALLED + (
+        f"gomp = ctypes.CDLL({str(tmp_path / 'libgomp-1a2b.so')!r}, mode=ctypes.RTLD_GLOBAL)\n"
+        f"meet = ctypes.CDLL({str(meeting)!r}).meet\n"
+        "def regions(): return ctypes.c_int.in_dll(gomp, 'regions').value\n"
+        "done = install(meet, 10, 2), regions(); meet(1, 5); print(*done, regions())"
+    )
+    # One region more of the one that counts, though the library was linked with the system's.
+    assert in_a_process(code) == "1 0 1"
+
+
+def test_where_more_threads_work_than_there_are_cores_they_look_less_often(tmp_path: Path) -> None:
+    library = compiled(tmp_path, "turns", TURNS, "-fopenmp")
+    code = INSTALLED + (
+        f"library = ctypes.CDLL({str(library)!r})\n"
+        "turns = ctypes.cast(barrier.compiled().edgellm_barrier_turns, ctypes.c_void_p)\n"
+        "done = install(library.within, 5000, 2)\n"
+        "print(done, barrier.compiled().edgellm_barrier_turns(), library.within(2, turns), library.within(3, turns),\n"
+        "      library.nested(turns), library.within(2, turns))\n"
+        "install(library.within, 30, 1); print(library.within(3, turns))"
+    )
+    assert in_a_process(code).split() == ["1", "5000", "5000", "100", "100", "5000", "30"]
 
 
 def test_a_library_without_libgomp_and_one_with_another_stay_as_they_are(tmp_path: Path) -> None:

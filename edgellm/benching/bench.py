@@ -15,7 +15,7 @@ import numpy as np
 
 from edgellm.benching.energy import EnergyMeter
 from edgellm.benching.peer import PeerSpeed, run_peer
-from edgellm.errors import ContextFull, TemplateError
+from edgellm.errors import ConfigError, ContextFull, TemplateError
 from edgellm.events import TextDelta, ToolFinished, TurnFinished
 from edgellm.machine import resident_bytes
 from edgellm.toolbox.tool import tool
@@ -98,8 +98,9 @@ def run_bench(
     peer: Path | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Bench:
-    """Measures everything on the model that `load` loads: once, and for each round beside a peer once more. What needs
-    a chat template, or a larger context, is left out where there is none, and said. Raises what the parts raise.
+    """Measures everything on the model that `load` loads: once, and beside a peer anew for each pair. What needs a chat
+    template, or a larger context, is left out where there is none, and said. Raises what the parts raise, and
+    ConfigError where a later load chooses other settings than the first.
     """
     figures: list[Figure] = []
     left_out: dict[str, str] = {}
@@ -116,21 +117,16 @@ def run_bench(
     prefills = decodes = None
     if peer is not None:
         with _quiet(load) as runtime:
-            theirs = partial(
-                run_peer,
-                peer,
-                runtime.model.path,
-                threads=runtime.engine.context.n_threads,
-                ubatch=runtime.options.n_ubatch,
-                kv_type=runtime.options.kv_type_k,
-            )
+            settings = _settings(runtime)
+            theirs = partial(run_peer, peer, runtime.model.path, **settings)
+        fresh = partial(_fresh, load, size, settings)
         prefills = _pairs(
-            partial(_fresh, load, size, partial(_prefill_cold, count=size.prefill)),
+            partial(fresh, partial(_prefill_cold, count=size.prefill)),
             partial(theirs, prefill=size.prefill, decode=0),
             size.rounds,
         )
         decodes = _pairs(
-            partial(_fresh, load, size, decode),
+            partial(fresh, decode),
             partial(theirs, prefill=0, decode=size.decode),
             size.rounds * _DECODES_A_ROUND,
         )
@@ -221,11 +217,29 @@ def _against(prefills: _Pairs, decodes: _Pairs) -> dict[str, Any]:
     }
 
 
-def _fresh(load: Callable[[], Runtime], size: BenchSize, measure: Callable[[Runtime], float]) -> float:
+def _settings(runtime: Runtime) -> dict[str, Any]:
+    """What a peer is told, so that both do the same."""
+    options = runtime.options
+    threads = runtime.engine.context.n_threads
+    return {"threads": threads, "ubatch": options.n_ubatch, "kv_type": options.kv_type_k}
+
+
+def _fresh(
+    load: Callable[[], Runtime],
+    size: BenchSize,
+    settings: dict[str, Any],
+    measure: Callable[[Runtime], float],
+) -> float:
     """One round on a model of its own. Where a context's memory comes to lie makes 1 % of its speed, for as long as it
     lives: the peer's lies somewhere else in each run, and so must ours.
     """
     with _quiet(load) as runtime:
+        if _settings(runtime) != settings:
+            raise ConfigError(
+                f"the model was loaded with {_settings(runtime)}, and before with {settings}: memory or cores are"
+                " not what they were.",
+                hint="Say which: --threads, --kv-type.",
+            )
         _warm_up(runtime, size)
         return measure(runtime)
 

@@ -53,7 +53,7 @@ def run_peer(
     words = [str(program), "-m", str(model), "-p", str(prefill), "-n", str(decode), "-t", str(threads)]
     words += ["-ub", str(ubatch), "-ctk", kv_type, "-ctv", kv_type, "-r", "1", "-o", "json"]
     try:
-        # The environment is ours, wait policy included: both let their threads wait in the same way.
+        # The environment is ours, wait policy included: threads of both look as often before they sleep.
         done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{program} cannot be run: {error}.", hint="Build it: make llama-bench.") from error

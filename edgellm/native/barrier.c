@@ -3,11 +3,12 @@
  * ggml's threads meet after every node of a graph, some 500 times a token. At each meeting the last one to come calls
  * the kernel in libgomp to wake the others, though they mostly have not gone to sleep yet; here it looks first whether
  * one sleeps. The pointers through which ggml's library calls GOMP_parallel and GOMP_barrier are set to the two
- * functions below: threads and their teams stay libgomp's, and no other library of the process is touched.
+ * functions below, which call those they led to before: threads and their teams stay libgomp's, and no other library of
+ * the process is touched.
  */
 
 #define _GNU_SOURCE
-#include <dlfcn.h>
+#include <errno.h>
 #include <link.h>
 #include <linux/futex.h>
 #include <stdatomic.h>
@@ -20,7 +21,7 @@
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
-#define CROWDED_SPINS 100 /* libgomp's own number where there are more threads than cores */
+#define CROWDED_SPINS 100 /* as libgomp has it where there are more threads than cores */
 
 #if defined(__x86_64__) || defined(__i386__)
 #define RELAX() __builtin_ia32_pause()
@@ -40,7 +41,7 @@ typedef void (*parallel_t)(void (*function)(void *), void *data, unsigned thread
 typedef void (*barrier_t)(void);
 typedef int (*count_t)(void);
 
-/* One parallel region. What the threads write lies in cache lines of its own. */
+/* One parallel region. What is written at each meeting lies in cache lines of its own. */
 typedef struct {
     void (*function)(void *);
     void *data;
@@ -50,34 +51,48 @@ typedef struct {
     atomic_uint sleepers;
 } team_t;
 
-static parallel_t libgomp_parallel;
-static barrier_t libgomp_barrier;
-static count_t libgomp_size;
-static _Atomic int64_t spins; /* turns that a thread looks whether the others have come, before it sleeps */
+static parallel_t their_parallel;
+static barrier_t their_barrier;
+static count_t their_size;
+static atomic_uint spins; /* turns that a thread looks whether the others have come, before it sleeps */
 static atomic_uint cores;
+static atomic_uint members; /* of all teams that are at work */
 static __thread team_t *mine;
 
 static void member(void *argument) {
     team_t *team = argument, *outer = mine;
     /* All store the same number, and each before it comes to a barrier. */
-    atomic_store_explicit(&team->size, (unsigned)libgomp_size(), memory_order_relaxed);
+    atomic_store_explicit(&team->size, (unsigned)their_size(), memory_order_relaxed);
+    atomic_fetch_add_explicit(&members, 1, memory_order_relaxed);
     mine = team;
     team->function(team->data);
     mine = outer;
+    atomic_fetch_sub_explicit(&members, 1, memory_order_relaxed);
 }
 
 static void parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags) {
     team_t team = {.function = function, .data = data};
-    /* libgomp returns when all members have: nobody looks at the team any more. */
-    libgomp_parallel(member, &team, threads, flags);
+    /* Who has come here has read the pointer to it; what was set before that pointer is read behind it. */
+    atomic_thread_fence(memory_order_acquire);
+    /* It returns when all members have: nobody looks at the team any more. */
+    their_parallel(member, &team, threads, flags);
+}
+
+/* Turns that a thread would take now. */
+EXPORT uint32_t edgellm_barrier_turns(void) {
+    unsigned turns = atomic_load_explicit(&spins, memory_order_relaxed);
+    bool is_crowded = atomic_load_explicit(&members, memory_order_relaxed) > atomic_load_explicit(&cores, memory_order_relaxed);
+    return is_crowded && turns > CROWDED_SPINS ? CROWDED_SPINS : turns;
 }
 
 static void barrier(void) {
     team_t *team = mine;
     if (team == NULL) { /* a region that began before ours was installed */
-        libgomp_barrier();
+        atomic_thread_fence(memory_order_acquire);
+        their_barrier();
         return;
     }
+    int error = errno;
     unsigned size = atomic_load_explicit(&team->size, memory_order_relaxed);
     unsigned meeting = atomic_load_explicit(&team->meetings, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == size) {
@@ -86,11 +101,11 @@ static void barrier(void) {
         atomic_store(&team->meetings, meeting + 1);
         if (atomic_load(&team->sleepers) != 0)
             syscall(SYS_futex, &team->meetings, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+        errno = error;
         return;
     }
-    int64_t turns = atomic_load_explicit(&spins, memory_order_relaxed);
-    if (size > atomic_load_explicit(&cores, memory_order_relaxed) && turns > CROWDED_SPINS) turns = CROWDED_SPINS;
-    for (int64_t turn = 0; turn < turns; turn++) {
+    unsigned turns = edgellm_barrier_turns();
+    for (unsigned turn = 0; turn < turns; turn++) {
         if (atomic_load_explicit(&team->meetings, memory_order_acquire) != meeting) return;
         RELAX();
     }
@@ -98,6 +113,7 @@ static void barrier(void) {
     while (atomic_load(&team->meetings) == meeting)
         syscall(SYS_futex, &team->meetings, FUTEX_WAIT_PRIVATE, meeting, NULL, NULL, 0);
     atomic_fetch_sub(&team->sleepers, 1);
+    errno = error;
 }
 
 /* -- putting it in its place ------------------------------------------------------------------------------------- */
@@ -105,6 +121,7 @@ static void barrier(void) {
 typedef struct {
     uintptr_t inside; /* an address of the object that is looked for */
     uintptr_t base;
+    uintptr_t start, end; /* of all that is loaded of it */
     const ElfW(Dyn) *dynamic;
     uintptr_t sealed, sealed_end; /* what the loader has made read-only (PT_GNU_RELRO) */
 } object_t;
@@ -113,11 +130,15 @@ static int is_object(struct dl_phdr_info *info, size_t size, void *argument) {
     (void)size;
     object_t *object = argument;
     bool is_here = false;
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), dynamic = 0, sealed = 0, sealed_end = 0;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), dynamic = 0, sealed = 0, sealed_end = 0, first = UINTPTR_MAX, last = 0;
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const ElfW(Phdr) *part = &info->dlpi_phdr[i];
         uintptr_t start = info->dlpi_addr + part->p_vaddr;
-        if (part->p_type == PT_LOAD && object->inside - start < part->p_memsz) is_here = true;
+        if (part->p_type == PT_LOAD) {
+            is_here = is_here || object->inside - start < part->p_memsz;
+            first = start < first ? start : first;
+            last = start + part->p_memsz > last ? start + part->p_memsz : last;
+        }
         if (part->p_type == PT_DYNAMIC) dynamic = start;
         if (part->p_type == PT_GNU_RELRO) {
             sealed = start & ~(page - 1);
@@ -126,6 +147,8 @@ static int is_object(struct dl_phdr_info *info, size_t size, void *argument) {
     }
     if (!is_here || dynamic == 0) return 0;
     object->base = info->dlpi_addr;
+    object->start = first;
+    object->end = last;
     object->dynamic = (const ElfW(Dyn) *)dynamic;
     object->sealed = sealed;
     object->sealed_end = sealed_end;
@@ -166,13 +189,10 @@ static void **slot_of(const object_t *object, const char *name) {
     return slot;
 }
 
-/* The libgomp that the object was linked with, whatever a wheel has named it. */
-static void *libgomp_of(const object_t *object) {
-    const char *names = (const char *)pointed(object, entry(object, DT_STRTAB));
-    for (const ElfW(Dyn) *at = object->dynamic; at->d_tag != DT_NULL; at++)
-        if (at->d_tag == DT_NEEDED && strncmp(names + at->d_un.d_val, "libgomp", 7) == 0)
-            return dlopen(names + at->d_un.d_val, RTLD_LAZY | RTLD_NOLOAD);
-    return NULL;
+/* Where a pointer of the object leads, which is outside of it; NULL where nothing has been looked up yet, or nothing is. */
+static void *bound(const object_t *object, void **slot) {
+    void *function = slot != NULL ? __atomic_load_n(slot, __ATOMIC_ACQUIRE) : NULL;
+    return (uintptr_t)function - object->start < object->end - object->start ? NULL : function;
 }
 
 static bool set(const object_t *object, void **slot, void *function) {
@@ -189,23 +209,23 @@ EXPORT int32_t edgellm_barrier_version(void) { return 1; } /* VERSION in barrier
 /* Lets the object that `inside` lies in use this barrier from its next parallel region on. `turns`: how often a thread
  * looks before it sleeps; `usable`: cores. 1 where it does, 0 where it keeps the barrier it has: another OpenMP, or
  * none, or it cannot be reached. Not for two threads at once. Again: other turns and cores. */
-EXPORT int32_t edgellm_barrier_install(const void *inside, int64_t turns, uint32_t usable) {
+EXPORT int32_t edgellm_barrier_install(const void *inside, uint32_t turns, uint32_t usable) {
     object_t object = {.inside = (uintptr_t)inside};
     if (dl_iterate_phdr(is_object, &object) != 1) return 0;
     void **parallel_slot = slot_of(&object, "GOMP_parallel"), **barrier_slot = slot_of(&object, "GOMP_barrier");
-    void *libgomp = libgomp_of(&object);
-    if (parallel_slot == NULL || barrier_slot == NULL || libgomp == NULL) return 0;
-    parallel_t known_parallel = (parallel_t)dlsym(libgomp, "GOMP_parallel");
-    barrier_t known_barrier = (barrier_t)dlsym(libgomp, "GOMP_barrier");
-    count_t known_size = (count_t)dlsym(libgomp, "omp_get_num_threads");
-    if (known_parallel == NULL || known_barrier == NULL || known_size == NULL) return 0;
-    /* Of two libgomps in the process only one can have these teams. */
-    if (libgomp_parallel != NULL && libgomp_parallel != known_parallel) return 0;
-    libgomp_parallel = known_parallel;
-    libgomp_barrier = known_barrier;
-    libgomp_size = known_size;
+    /* Not what the object was linked with counts, but what the loader has found: another libgomp may have come first. */
+    void *bound_parallel = bound(&object, parallel_slot), *bound_barrier = bound(&object, barrier_slot);
+    void *bound_size = bound(&object, slot_of(&object, "omp_get_num_threads"));
+    if (bound_parallel == NULL || bound_barrier == NULL || bound_size == NULL) return 0;
+    if (bound_parallel != (void *)parallel) {
+        /* Of two libgomps in the process only one can have these teams. */
+        if (their_parallel != NULL && (void *)their_parallel != bound_parallel) return 0;
+        their_parallel = (parallel_t)bound_parallel;
+        their_barrier = (barrier_t)bound_barrier;
+        their_size = (count_t)bound_size;
+    }
     atomic_store(&spins, turns);
     atomic_store(&cores, usable);
-    /* In this order: without a team of ours the barrier is libgomp's. */
+    /* In this order: without a team of ours the barrier is theirs. */
     return set(&object, barrier_slot, (void *)barrier) && set(&object, parallel_slot, (void *)parallel);
 }

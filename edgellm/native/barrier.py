@@ -22,7 +22,7 @@ LIBRARY = Path(__file__).with_name("_barrier.so")
 SPIN_COUNT = 2000
 """Turns that a thread waits before it sleeps, where the user has not said how threads wait."""
 
-_FOREVER = 2**62
+_MOST = 2**32 - 1  # minutes
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}  # of GOMP_SPINCOUNT (libgomp's manual)
 
 is_installed = False
@@ -31,17 +31,20 @@ is_installed = False
 
 def spins_of(environment: Mapping[str, str]) -> int | None:
     """Turns that a thread waits before it sleeps, as OMP_WAIT_POLICY and GOMP_SPINCOUNT say; None where libgomp is to
-    be left as it is, or would not understand what they say."""
+    be left as it is: one is set to nothing, or says what cannot be read here."""
     policy = environment.get("OMP_WAIT_POLICY")
-    given = environment.get("GOMP_SPINCOUNT", "").strip().lower()
-    if given:
-        if given in ("infinite", "infinity"):
-            return _FOREVER
-        number, unit = (given[:-1], _UNITS[given[-1]]) if given[-1] in _UNITS else (given, 1)
-        return min(int(number) * unit, _FOREVER) if number.isascii() and number.isdecimal() else None
+    given = environment.get("GOMP_SPINCOUNT")
+    if given is not None:
+        words = given.strip().lower()
+        if words in ("infinite", "infinity"):
+            return _MOST
+        number, unit = (words[:-1], _UNITS[words[-1]]) if words[-1:] in _UNITS else (words, 1)
+        if not (number.isascii() and number.isdecimal()) or int(number) >= 2**64:
+            return None
+        return min(int(number) * unit, _MOST)
     if policy is None:
         return SPIN_COUNT
-    return {"passive": 0, "active": _FOREVER}.get(policy.strip().lower())
+    return {"passive": 0, "active": _MOST}.get(policy.strip().lower())
 
 
 def install(llama: Any) -> None:  # Any: it has no types
@@ -67,7 +70,7 @@ def compiled() -> ctypes.CDLL | None:
     """The compiled library, or None where there is none."""
     try:
         library = ctypes.CDLL(str(LIBRARY))
-        library.edgellm_barrier_install.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32)
+        library.edgellm_barrier_install.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32)
         library.edgellm_barrier_install.restype = ctypes.c_int32
         return library if library.edgellm_barrier_version() == VERSION else None
     except (OSError, AttributeError):
