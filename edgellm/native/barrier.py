@@ -22,7 +22,7 @@ LIBRARY = Path(__file__).with_name("_barrier.so")
 SPIN_COUNT = 2000
 """Turns that a thread waits before it sleeps, where the user has not said how threads wait."""
 
-_MOST = 2**32 - 1  # minutes
+_MOST = 2**32 - 1  # over a minute
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}  # of GOMP_SPINCOUNT (libgomp's manual)
 
 is_installed = False
@@ -31,7 +31,7 @@ is_installed = False
 
 def spins_of(environment: Mapping[str, str]) -> int | None:
     """Turns that a thread waits before it sleeps, as OMP_WAIT_POLICY and GOMP_SPINCOUNT say; None where libgomp is to
-    be left as it is: one is set to nothing, or says what cannot be read here."""
+    be left as it is: the one that counts is set to nothing, or says what cannot be read here."""
     policy = environment.get("OMP_WAIT_POLICY")
     given = environment.get("GOMP_SPINCOUNT")
     if given is not None:
@@ -39,7 +39,7 @@ def spins_of(environment: Mapping[str, str]) -> int | None:
         if words in ("infinite", "infinity"):
             return _MOST
         number, unit = (words[:-1], _UNITS[words[-1]]) if words[-1:] in _UNITS else (words, 1)
-        if not (number.isascii() and number.isdecimal()) or int(number) >= 2**64:
+        if not (number.isascii() and number.isdecimal()) or len(number) > 20 or int(number) >= 2**64:
             return None
         return min(int(number) * unit, _MOST)
     if policy is None:
