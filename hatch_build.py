@@ -31,7 +31,7 @@ FLAGS = (
     "-shared",
     *(() if IS_WINDOWS else ("-fPIC",)),
 )
-LIBRARIES = () if IS_WINDOWS else ("-lm", "-ldl") if sys.platform == "linux" else ("-lm",)
+LIBRARIES = () if IS_WINDOWS else ("-lm",)
 # GCC for Windows puts vectors of 32 bytes on a stack that it aligns to 16: the program ends where they are touched.
 TUNINGS = ((),) if IS_WINDOWS else (("-march=native",), ("-mcpu=native",), ())
 

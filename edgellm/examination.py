@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edgellm.errors import EdgeError
-from edgellm.machine import MemoryInfo, memory
+from edgellm.machine import MemoryInfo, memory, usable_cores
 
 TESTED_SERIES = "0.3.36"
 """The llama-cpp-python series this version is tested with."""
@@ -157,8 +157,6 @@ def _library(problems: list[Problem]) -> dict[str, Any]:
 
 
 def _cores(problems: list[Problem]) -> dict[str, Any]:
-    from edgellm.machine import usable_cores
-
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
         problems.append(
             Problem(

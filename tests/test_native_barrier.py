@@ -105,6 +105,17 @@ def compiled(folder: Path, name: str, code: str, *flags: str) -> Path:
     return made
 
 
+def counting_libgomp(folder: Path) -> Path:
+    return compiled(folder, "libgomp-1a2b", COUNTING, "-Wl,-soname,libgomp-1a2b.so")
+
+
+def calling_it(folder: Path, *flags: str) -> tuple[Path, Path]:
+    """A library that calls the counting libgomp, linked with `flags`, and that libgomp."""
+    gomp = counting_libgomp(folder)
+    where = (f"-L{folder}", f"-l:{gomp.name}", f"-Wl,-rpath,{folder}")
+    return compiled(folder, "calling", CALLING, *flags, *where), gomp
+
+
 def in_a_process(code: str, environment: Mapping[str, str] | None = None) -> str:
     """What a process says whose libgomp has not been used before; the barrier is put into one of it alone."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
@@ -188,11 +199,9 @@ def test_nobody_goes_on_before_all_have_come(tmp_path: Path, threads: int, spins
     ids=["open to others", "sealed", "without a table of calls", "never sealed"],
 )
 def test_calls_come_to_it_however_a_library_was_linked(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    compiled(tmp_path, "libgomp-1a2b", COUNTING, "-Wl,-soname,libgomp-1a2b.so")
-    where = (f"-L{tmp_path}", "-l:libgomp-1a2b.so", f"-Wl,-rpath,{tmp_path}")
-    library = compiled(tmp_path, "calling", CALLING, *flags, *where)
+    library, gomp = calling_it(tmp_path, *flags)
     code = INSTALLED + (
-        f"calling, gomp = ctypes.CDLL({str(library)!r}), ctypes.CDLL({str(tmp_path / 'libgomp-1a2b.so')!r})\n"
+        f"calling, gomp = ctypes.CDLL({str(library)!r}), ctypes.CDLL({str(gomp)!r})\n"
         "def counts(): return [ctypes.c_int.in_dll(gomp, name).value for name in ('regions', 'barriers')]\n"
         "calling.call(); before = counts()\n"
         "done = install(calling.call, 10, 1), install(calling.call, 20, 1)\n"
@@ -204,9 +213,7 @@ def test_calls_come_to_it_however_a_library_was_linked(tmp_path: Path, flags: tu
 
 
 def test_where_calls_were_not_looked_up_yet_nothing_is_changed(tmp_path: Path) -> None:
-    compiled(tmp_path, "libgomp-1a2b", COUNTING, "-Wl,-soname,libgomp-1a2b.so")
-    where = (f"-L{tmp_path}", "-l:libgomp-1a2b.so", f"-Wl,-rpath,{tmp_path}")
-    library = compiled(tmp_path, "calling", CALLING, "-Wl,-z,lazy", *where)
+    library, _ = calling_it(tmp_path, "-Wl,-z,lazy")
     code = INSTALLED + (
         "import os\n"
         "dlopen = ctypes.CDLL(None).dlopen\n"
@@ -221,10 +228,10 @@ def test_where_calls_were_not_looked_up_yet_nothing_is_changed(tmp_path: Path) -
 
 def test_another_libgomp_that_came_first_goes_on_being_used(tmp_path: Path) -> None:
     """Half of the calls to one and half to the other is nobody's team."""
-    compiled(tmp_path, "libgomp-1a2b", COUNTING, "-Wl,-soname,libgomp-1a2b.so")
+    gomp = counting_libgomp(tmp_path)
     meeting = compiled(tmp_path, "meeting", MEETING, "-fopenmp")
     code = INSTALLED + (
-        f"gomp = ctypes.CDLL({str(tmp_path / 'libgomp-1a2b.so')!r}, mode=ctypes.RTLD_GLOBAL)\n"
+        f"gomp = ctypes.CDLL({str(gomp)!r}, mode=ctypes.RTLD_GLOBAL)\n"
         f"meet = ctypes.CDLL({str(meeting)!r}).meet\n"
         "def regions(): return ctypes.c_int.in_dll(gomp, 'regions').value\n"
         "done = install(meet, 10, 2), regions(); meet(1, 5); print(*done, regions())"
@@ -249,9 +256,7 @@ def test_where_more_threads_work_than_there_are_cores_they_look_less_often(tmp_p
 def test_a_library_without_libgomp_and_one_with_another_stay_as_they_are(tmp_path: Path) -> None:
     plain = compiled(tmp_path, "plain", "int call(void) { return 5; }")
     meeting = compiled(tmp_path, "meeting", MEETING, "-fopenmp")
-    compiled(tmp_path, "libgomp-1a2b", COUNTING, "-Wl,-soname,libgomp-1a2b.so")
-    where = (f"-L{tmp_path}", "-l:libgomp-1a2b.so", f"-Wl,-rpath,{tmp_path}")
-    other = compiled(tmp_path, "calling", CALLING, *where)
+    other, _ = calling_it(tmp_path)
     code = INSTALLED + (
         f"plain, meeting, other = (ctypes.CDLL(path) for path in {[str(plain), str(meeting), str(other)]})\n"
         "print(install(plain.call, 1, 1), install(ctypes.c_void_p(16), 1, 1), install(meeting.meet, 1, 1),\n"

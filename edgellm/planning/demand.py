@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgellm.machine import memory
+from edgellm.machine import memory, usable_cores
 from edgellm.planning.placement import layers_on_gpu, placed_weights
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class Machine:
 
 def this_machine(devices: tuple[str, ...] = ()) -> Machine:
     """This machine as it is now; `devices` are the GPUs that may be used (all of them, where none is named)."""
-    from edgellm.machine import usable_cores
     from edgellm.native.devices import devices as all_devices
 
     found = memory()
